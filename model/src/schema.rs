@@ -1,0 +1,173 @@
+//! Schemas: what a block may hold, and what a change to it costs.
+//!
+//! A schema tells the planner all it needs, so that planning calls no provider.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Type, Value};
+
+/// What a change to an attribute costs, cheapest first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// The machine goes on running.
+    #[default]
+    InPlace,
+    /// The machine is shut down and started again.
+    PowerCycle,
+    /// The machine is moved to another size: minutes of downtime, the disk is kept.
+    Resize,
+    /// The disk is written anew: a new enrollment and new grants, the address is kept.
+    Rebuild,
+    /// Another machine takes its place.
+    Replace,
+}
+
+/// Who sets an attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The configuration must.
+    Required,
+    /// The configuration may; absent means the default, or `null`.
+    Optional,
+    /// The configuration may; absent means that the provider chooses.
+    OptionalComputed,
+    /// The provider alone.
+    Computed,
+}
+
+/// One attribute of a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attribute {
+    /// The type that a value is converted to.
+    pub ty: Type,
+    /// Who sets it.
+    pub role: Role,
+    /// What a change costs.
+    #[serde(default)]
+    pub change: Change,
+    /// Whether its value is never shown or stored in clear.
+    #[serde(default)]
+    pub sensitive: bool,
+    /// What an absent optional attribute means.
+    #[serde(default)]
+    pub default: Option<Value>,
+    /// One sentence for people.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// How often a nested block may stand, and how it is seen in the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Nesting {
+    /// At most once; the value is an object or `null`.
+    Single,
+    /// Any number; the value is a list of objects.
+    List,
+    /// Any number, each with one label; the value is a map of objects.
+    Labelled,
+}
+
+/// A block within a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NestedBlock {
+    /// How often it may stand.
+    pub nesting: Nesting,
+    /// What it holds.
+    pub block: Block,
+    /// What adding or removing the block costs.
+    #[serde(default)]
+    pub change: Change,
+}
+
+/// What a block may hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// Attributes by name.
+    pub attributes: BTreeMap<String, Attribute>,
+    /// Nested blocks by keyword.
+    #[serde(default)]
+    pub blocks: BTreeMap<String, NestedBlock>,
+}
+
+/// All that gobs knows of a provider before it calls it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderSchema {
+    /// The provider's name: `dummy`, `linode`.
+    pub name: String,
+    /// What its `provider` block may hold.
+    pub settings: Block,
+    /// What a `machine` block of this provider may hold beside gobs' own arguments.
+    pub machine: Block,
+    /// How long a list may not yet show what exists: absence counts only after that.
+    pub list_lag: Duration,
+}
+
+impl Attribute {
+    /// Returns an attribute that the configuration must set.
+    pub fn required(ty: Type, change: Change, description: &str) -> Self {
+        Self::new(ty, Role::Required, change, description)
+    }
+
+    /// Returns an attribute that the configuration may set.
+    pub fn optional(ty: Type, change: Change, description: &str) -> Self {
+        Self::new(ty, Role::Optional, change, description)
+    }
+
+    /// Returns an attribute that only the provider sets.
+    pub fn computed(ty: Type, description: &str) -> Self {
+        Self::new(ty, Role::Computed, Change::InPlace, description)
+    }
+
+    /// Returns an attribute that the provider chooses where the configuration does not.
+    pub fn optional_computed(ty: Type, change: Change, description: &str) -> Self {
+        Self::new(ty, Role::OptionalComputed, change, description)
+    }
+
+    /// Returns this attribute with what its absence means.
+    #[must_use]
+    pub fn with_default(mut self, value: impl Into<Value>) -> Self {
+        self.default = Some(value.into());
+        self
+    }
+
+    /// Returns this attribute, never shown or stored in clear.
+    #[must_use]
+    pub fn secret(mut self) -> Self {
+        self.sensitive = true;
+        self
+    }
+
+    fn new(ty: Type, role: Role, change: Change, description: &str) -> Self {
+        let description = description.into();
+        Self {
+            ty,
+            role,
+            change,
+            sensitive: false,
+            default: None,
+            description,
+        }
+    }
+}
+
+impl Block {
+    /// Returns a block of these attributes.
+    pub fn of<const N: usize>(attributes: [(&str, Attribute); N]) -> Self {
+        let attributes = attributes
+            .into_iter()
+            .map(|(name, it)| (name.to_owned(), it))
+            .collect();
+        Self {
+            attributes,
+            blocks: BTreeMap::new(),
+        }
+    }
+}

@@ -1,1 +1,117 @@
-//! providers/contract
+//! The contract between gobs and a provider.
+//!
+//! A provider makes machines and takes them away. It decides nothing: the planner compares what
+//! is declared with what was asked last, by the [`ProviderSchema`] alone, and the provider is
+//! told what to do. Whatever it does must be findable afterwards by the [`Token`] it was given.
+
+mod error;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use gobs_model::{Address, Change, Known, ProviderSchema};
+use serde::{Deserialize, Serialize};
+
+pub use error::Error;
+
+/// What makes a machine findable after a crash: minted by gobs for each create, durable before
+/// the provider is asked, and kept by the provider with the machine (a tag, a label, a file).
+///
+/// 26 characters of lower-case base32; not a secret.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Token(pub String);
+
+/// A machine as its provider sees it now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The provider's own identifier; never reused for another machine.
+    pub id: String,
+    /// Every attribute of the schema that the provider can see: what was set, as the provider
+    /// has it, and what it computed.
+    pub attributes: Known,
+}
+
+/// What a machine's agent gets to start with: handed to the provider as opaque text.
+///
+/// It holds a one-time secret, so it is never logged and its memory is wiped by whoever made it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserData(pub String);
+
+/// What to create.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// By which the machine can be found from now on.
+    pub token: Token,
+    /// The declaration that it comes from; for labels and messages.
+    pub address: Address,
+    /// The attributes asked for, complete by the schema; nothing computed.
+    pub wanted: Known,
+    /// For the machine's agent, where it has one.
+    pub user_data: Option<UserData>,
+}
+
+/// What to change.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpdateRequest {
+    /// Marks this change, so that a repeat can be told from a second change.
+    pub token: Token,
+    /// The declaration that it comes from.
+    pub address: Address,
+    /// The machine as it was last seen.
+    pub before: Observed,
+    /// What was asked last.
+    pub was_wanted: Known,
+    /// What is asked now.
+    pub wanted: Known,
+    /// The costliest change that the plan announced; the provider does nothing costlier.
+    pub change: Change,
+    /// For the fresh agent, where `change` is [`Change::Rebuild`].
+    pub user_data: Option<UserData>,
+}
+
+/// Told while a call goes on.
+pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Makes machines and takes them away.
+///
+/// Every verb is safe to run twice. A verb whose answer was lost returns [`Error::InDoubt`];
+/// gobs then looks with `find` or `read` and never repeats blindly.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// Returns what gobs must know to plan; the same for as long as the process runs.
+    fn schema(&self) -> &ProviderSchema;
+
+    /// Takes the settings of the `provider` block; called once, before any verb.
+    async fn configure(&self, settings: &Known) -> Result<(), Error>;
+
+    /// Returns whether machines are rows only, without agents or effects (after `configure`).
+    fn is_simulated(&self) -> bool {
+        false
+    }
+
+    /// Creates a machine; returns when the provider says that it exists, not when it has booted.
+    async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error>;
+
+    /// Returns the machine that was created under this token, if the provider shows one.
+    ///
+    /// Absence means something only after the schema's `list_lag`.
+    async fn find(&self, token: &Token) -> Result<Option<Observed>, Error>;
+
+    /// Returns the machine as it is now; nothing when it is gone for good.
+    async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error>;
+
+    /// Changes a machine.
+    async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error>;
+
+    /// Deletes a machine; one that is gone already is a success.
+    async fn delete(&self, last: &Observed, progress: Progress) -> Result<(), Error>;
+
+    /// Returns every machine that carries a gobs token, with it; for `doctor` and for strays.
+    async fn list(&self) -> Result<Vec<(Token, Observed)>, Error>;
+}
+
+impl std::fmt::Debug for UserData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UserData(…)")
+    }
+}

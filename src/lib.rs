@@ -1,1 +1,3 @@
-//! gobs
+//! gobs: declares machines and the bindings between their services, and makes them so.
+
+pub mod apply;

@@ -1,1 +1,22 @@
-//! ocapn
+//! OCapN: live references to objects of other peers, called as if they were here.
+//!
+//! `passable` is the data model and `syrup` its encoding, `captp` one session without I/O, `vat`
+//! the objects and sessions of one peer. A driver (`peer`) brings sockets and tasks.
+
+#![expect(dead_code, reason = "the vat is laid out before its dispatch")]
+
+pub mod captp;
+mod locator;
+mod passable;
+
+mod vat;
+
+pub use captp::SessionId;
+pub use captp::broken::Broken;
+pub use captp::promise::{Promise, Reference, Resolver};
+pub use locator::{LocatorError, PeerId, PeerLocator, Sturdyref, Swissnum};
+pub use passable::{ErrorValue, Integer, Opaque, Passable, Struct, Symbol, Tagged};
+pub use vat::{
+    Answer, Dialect, Direction, Greet, Limits, Object, Opening, Output, Over, Turn, Vat, VatEvent,
+    VatOptions,
+};

@@ -1,0 +1,336 @@
+//! Local objects and their turns, the bootstrap object, and the sessions of one peer.
+//!
+//! A [`Vat`] does no I/O. A driver opens a session for each connection, gives the vat the bytes
+//! that arrive ([`Vat::receive`]), writes the bytes it has to send ([`Vat::transmit`]), and obeys
+//! its events ([`Vat::next_event`]). Turns run one at a time in the order of arrival, outside of
+//! every lock, on whichever of those calls finds them waiting.
+
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use crate::captp::broken::Broken;
+use crate::captp::promise::{Kind, Node, Promise, Reference, Resolver, Route, State};
+use crate::captp::{Place, SessionId};
+use crate::locator::{PeerId, PeerLocator, Swissnum};
+use crate::passable::Passable;
+
+/// An object that takes messages.
+pub trait Object: Send + Sync + 'static {
+    /// Takes one message: one turn. Turns run in order of arrival; [`Answer::Later`] suspends
+    /// the answer, not the turns that follow.
+    fn deliver(&self, turn: &Turn, args: Vec<Passable>) -> Answer;
+}
+
+/// What a turn answers.
+pub enum Answer {
+    /// At once.
+    Now(Result<Passable, Broken>),
+    /// When the future is done; the driver spawns it.
+    Later(BoxFuture<'static, Result<Passable, Broken>>),
+}
+
+impl Answer {
+    /// Returns the answer with this value.
+    pub fn value(value: impl Into<Passable>) -> Self {
+        Self::Now(Ok(value.into()))
+    }
+
+    /// Returns the answer that breaks with a code for programs and a text for people.
+    pub fn broken(code: &str, message: impl Into<String>) -> Self {
+        Self::Now(Err(Broken::new(code, message)))
+    }
+
+    /// Returns the answer that this future will have.
+    pub fn later(answer: impl Future<Output = Result<Passable, Broken>> + Send + 'static) -> Self {
+        Self::Later(Box::pin(answer))
+    }
+}
+
+impl From<Result<Passable, Broken>> for Answer {
+    fn from(result: Result<Passable, Broken>) -> Self {
+        Self::Now(result)
+    }
+}
+
+/// The circumstances of one turn.
+pub struct Turn {
+    vat: Vat,
+    from: Option<Arc<PeerId>>,
+}
+
+impl Turn {
+    /// Returns the peer whose message this is; `None` for one sent in this vat.
+    pub fn peer(&self) -> Option<&PeerId> {
+        self.from.as_deref()
+    }
+
+    /// Returns the vat, to export objects and to make promises.
+    pub fn vat(&self) -> &Vat {
+        &self.vat
+    }
+}
+
+/// The objects and sessions of one peer. Clones are the same vat.
+#[derive(Clone)]
+pub struct Vat(Arc<Shared>);
+
+/// What a vat needs to know of its peer.
+#[derive(Clone, Debug)]
+pub struct VatOptions {
+    /// Where this peer can be reached; sessions announce it.
+    pub location: PeerLocator,
+    /// What a peer may use.
+    pub limits: Limits,
+}
+
+/// What one peer may use of this vat. At a limit the session is aborted, or where only one call
+/// is concerned, that call breaks.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of one message. Default 16 MiB; a larger one aborts.
+    pub message_size_max: usize,
+    /// Nesting of one message. Default 64; a deeper one aborts.
+    pub depth_max: usize,
+    /// Values in one message. Default 1,000,000; more abort.
+    pub values_max: usize,
+    /// Objects and promises of ours that the peer holds, resolvers of our calls included.
+    /// Default 1,000,000; at the limit a call of ours breaks, and an answer breaks.
+    pub exports_max: usize,
+    /// Objects of the peer that we hold. Default 1,000,000; more abort.
+    pub imports_max: usize,
+    /// Answers that the peer has not collected. Default 1,000,000; more abort.
+    pub answers_max: usize,
+    /// Gifts waiting for their receiver, and receivers waiting for their gift, together.
+    /// Default 1,024; more break.
+    pub gifts_max: usize,
+    /// Messages waiting in one promise. Default 100,000; more break.
+    pub queue_max: usize,
+    /// Bytes waiting to be sent. Default 256 MiB: own calls break from half of it on, and at
+    /// the whole the peer is one that does not read, and its session is aborted.
+    pub output_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_size_max: 16 << 20,
+            depth_max: 64,
+            values_max: 1_000_000,
+            exports_max: 1_000_000,
+            imports_max: 1_000_000,
+            answers_max: 1_000_000,
+            gifts_max: 1_024,
+            queue_max: 100_000,
+            output_max: 256 << 20,
+        }
+    }
+}
+
+/// What a session speaks; every dialect is understood when it is received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// The public suite's main branch of 2026-02-17: `op:deliver-only`, singular GC labels.
+    D1,
+    /// The drafts since 2026-02-25, Goblins 0.18 and Endo 1.1.
+    #[default]
+    D2,
+}
+
+/// Who made the connection.
+#[derive(Clone, Debug)]
+pub enum Direction {
+    /// The peer did.
+    Inbound,
+    /// We did, to this peer; another one that answers is refused.
+    Outbound(PeerLocator),
+}
+
+/// When our start-session is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Greet {
+    /// At once, as the public suite wants it and as a dialler must.
+    #[default]
+    AtOnce,
+    /// After the peer's. For inbound connections of authenticated netlayers: it lets both
+    /// sides of crossed hellos see the same order.
+    AfterPeer,
+}
+
+/// A connection that becomes a session.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// Fresh randomness, never used before: the session's keypair and gift numbers come of it.
+    pub seed: [u8; 32],
+    /// Who made the connection.
+    pub direction: Direction,
+    /// What the netlayer knows of the other end. With `authenticated` set, a start-session that
+    /// names another designator is refused; otherwise only the address is used.
+    pub peer: Option<PeerId>,
+    /// What is spoken.
+    pub dialect: Dialect,
+    /// When our start-session is sent.
+    pub greet: Greet,
+}
+
+/// Bytes to be sent.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Whole messages, one after the other.
+    pub bytes: Bytes,
+    /// Where each message ends in `bytes`, for netlayers that frame each.
+    pub ends: Vec<usize>,
+}
+
+/// The session is over: what is left to send may be sent, then the connection is to be closed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("session over: {reason}")]
+pub struct Over {
+    /// Why.
+    pub reason: String,
+}
+
+/// What the driver is asked to do, or told.
+pub enum VatEvent {
+    /// Spawn this future: it computes an answer.
+    Spawn(BoxFuture<'static, ()>),
+    /// Find the object of a swissnum. Dropping the resolver is the answer for an unknown one.
+    Fetch {
+        /// The number asked for.
+        swissnum: Swissnum,
+        /// Who asks.
+        from: PeerId,
+        /// Takes the object. Every refusal reads the same, whatever it is broken with.
+        answer: Resolver,
+    },
+    /// Connect to this peer and open a session: something was handed over from there. Failure is
+    /// told by [`Vat::dial_failed`]; success needs no word.
+    Dial(PeerLocator),
+    /// A session is up.
+    Up(SessionId, PeerId),
+    /// A session that was up is over.
+    Down(SessionId, PeerId, String),
+}
+
+pub(crate) enum Dropped {
+    Object(Arc<dyn Object>),
+    Import(Place),
+    Promise(Route, Box<State>),
+}
+
+#[derive(Default)]
+pub(crate) struct Shared {}
+
+impl Shared {
+    pub(crate) fn dropped(&self, dropped: Dropped) {
+        crate::captp::drop_flat(dropped);
+    }
+
+    pub(crate) fn call(&self, _to: &Reference, _args: Vec<Passable>) -> Promise {
+        Promise(Node::broken(&Weak::new(), Broken::severed("no session")))
+    }
+
+    pub(crate) fn send(&self, _to: &Reference, _args: Vec<Passable>) {}
+
+    pub(crate) fn settle(&self, _promise: Reference, _result: Result<Passable, Broken>) {}
+
+    pub(crate) fn listen(&self, _promise: &Reference) {}
+}
+
+impl Vat {
+    /// Returns a vat without sessions.
+    pub fn new(_options: VatOptions) -> Self {
+        Self(Arc::default())
+    }
+
+    /// Sets where this peer can be reached, for the sessions opened from now on.
+    pub fn set_location(&self, _location: PeerLocator) {}
+
+    /// Returns a new reference to `object`.
+    pub fn export(&self, object: impl Object) -> Reference {
+        Node::new(
+            &Arc::downgrade(&self.0),
+            Kind::Object(Some(Arc::new(object))),
+        )
+    }
+
+    /// Returns a promise and the right to resolve it.
+    pub fn promise(&self) -> (Promise, Resolver) {
+        let promise = Node::promise(&Arc::downgrade(&self.0), Route::Here);
+        (Promise(promise.clone()), Resolver::new(promise))
+    }
+
+    /// Opens a session on a new connection.
+    pub fn open(&self, _opening: Opening) -> SessionId {
+        SessionId { slot: 0, serial: 0 }
+    }
+
+    /// Takes bytes that arrived, cut anywhere, and runs the turns they cause.
+    pub fn receive(&self, _session: SessionId, _bytes: &[u8]) -> Result<(), Over> {
+        Err(Over {
+            reason: "not open".into(),
+        })
+    }
+
+    /// Waits for bytes to send; `None` when the session is over and its last bytes were taken.
+    pub fn poll_transmit(
+        &self,
+        _session: SessionId,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Output>> {
+        Poll::Ready(None)
+    }
+
+    /// Waits for bytes to send; `None` when the session is over and its last bytes were taken.
+    pub async fn transmit(&self, session: SessionId) -> Option<Output> {
+        std::future::poll_fn(|cx| self.poll_transmit(session, cx)).await
+    }
+
+    /// Returns the number of bytes that wait to be taken by [`Vat::transmit`].
+    pub fn backlog(&self, _session: SessionId) -> usize {
+        0
+    }
+
+    /// Tells that the connection is gone: its promises break. Does nothing when it was over.
+    pub fn closed(&self, _session: SessionId, _reason: &str) {}
+
+    /// Ends a session from our side: sends the reason, breaks its promises.
+    pub fn abort(&self, _session: SessionId, _reason: &str) {}
+
+    /// Waits for the next event; runs the turns that local calls caused. One task loops on it.
+    pub fn poll_event(&self, _cx: &mut Context<'_>) -> Poll<VatEvent> {
+        Poll::Pending
+    }
+
+    /// Waits for the next event; runs the turns that local calls caused. One task loops on it.
+    pub async fn next_event(&self) -> VatEvent {
+        std::future::poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    /// Tells that a peer that [`VatEvent::Dial`] named cannot be reached.
+    pub fn dial_failed(&self, _peer: &PeerLocator, _reason: &str) {}
+
+    /// Returns the session that is up with this peer.
+    pub fn session_with(&self, _transport: &str, _designator: &str) -> Option<SessionId> {
+        None
+    }
+
+    /// Returns the peer's bootstrap object while the session is up.
+    pub fn bootstrap(&self, _session: SessionId) -> Option<Reference> {
+        None
+    }
+
+    /// Asks the peer for the object of a swissnum.
+    pub fn fetch(&self, session: SessionId, swissnum: &Swissnum) -> Promise {
+        let _ = swissnum;
+        match self.bootstrap(session) {
+            Some(bootstrap) => bootstrap.call("fetch", []),
+            None => Promise(Node::broken(
+                &Weak::new(),
+                Broken::severed("no such session"),
+            )),
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! gobs: declares machines and the bindings between their services, and makes them so.
+//! gobs: declarative machines and the bindings between their services.
 
 pub mod apply;
+pub mod cli;
 pub mod plan;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `gobs` program.
+
+fn main() -> std::process::ExitCode {
+    gobs::cli::run()
+}

@@ -1,0 +1,197 @@
+//! The command line: alone prints, prompts, and reads the environment. A file a command.
+//!
+//! A command is its arguments (clap's derive, the help as doc comments) and a `run` of a few
+//! lines that calls the library and shows what came back through [`view`].
+
+mod argv;
+pub mod exit;
+mod log;
+mod terminal;
+mod version;
+pub mod view;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use gobs_model::Diagnostic;
+
+use terminal::Terminal;
+
+/// Runs the command line of this process; returns its exit code, one of [`exit`].
+pub fn run() -> ExitCode {
+    run_with(std::env::args_os().collect(), &|name| {
+        std::env::var_os(name)
+    })
+    .into()
+}
+
+/// Declares machines and the bindings between their services, and makes them so
+#[derive(Debug, Parser)]
+#[command(
+    name = "gobs",
+    version,
+    propagate_version = false,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 failed or not approved; 2 changes are waiting \
+    (plan --detailed-exitcode); 3 something needs a person (status); 64 wrong usage.\n\
+    Terraform's single-dash long flags (-auto-approve, -var 'a=b') work too."
+)]
+struct Gobs {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Works in this directory
+    #[arg(short = 'C', long, value_name = "DIR", global = true)]
+    chdir: Option<PathBuf>,
+    /// When to use colour
+    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
+    color: Color,
+    /// Uses no colour, as --color=never
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Color {
+    /// On a terminal, unless NO_COLOR is set, and where CLICOLOR_FORCE is
+    Auto,
+    /// Into files and pipes too
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Version(version::Version),
+}
+
+impl Command {
+    fn run(self, context: &mut Context) -> Outcome {
+        match self {
+            Self::Version(it) => it.run(context),
+        }
+    }
+}
+
+/// What every command needs.
+struct Context {
+    terminal: Terminal,
+}
+
+/// How a command ended: one of [`exit`], or what is wrong; the latter exits with
+/// [`exit::FAILED`].
+type Outcome = Result<u8, Failure>;
+
+/// Why a command could not do what it was asked.
+#[derive(Debug)]
+struct Failure(Vec<Diagnostic>);
+
+impl From<Diagnostic> for Failure {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self(vec![diagnostic])
+    }
+}
+
+impl From<Box<Diagnostic>> for Failure {
+    fn from(diagnostic: Box<Diagnostic>) -> Self {
+        Self(vec![*diagnostic])
+    }
+}
+
+impl From<Vec<Diagnostic>> for Failure {
+    fn from(diagnostics: Vec<Diagnostic>) -> Self {
+        Self(diagnostics)
+    }
+}
+
+/// Returns the definition of the whole command line.
+fn command() -> clap::Command {
+    Gobs::command()
+}
+
+fn run_with(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
+    // Before clap parses, since its own errors are coloured too.
+    if args
+        .iter()
+        .any(|arg| arg == "--no-color" || arg == "-no-color")
+    {
+        anstream::ColorChoice::Never.write_global();
+    }
+    let args = match argv::normalise(args, &command(), env) {
+        Ok(args) => args,
+        Err(error) => {
+            let error = Diagnostic::error("Bad arguments in the environment", format!("{error}."));
+            Terminal::new().diagnose(&[error]);
+            return exit::USAGE;
+        }
+    };
+    let parsed = command()
+        .try_get_matches_from(args)
+        .and_then(|matches| Gobs::from_arg_matches(&matches));
+    let gobs = match parsed {
+        Ok(gobs) => gobs,
+        Err(error) => {
+            // Where help cannot be written, nobody reads it.
+            let _ = error.print();
+            return if error.use_stderr() {
+                exit::USAGE
+            } else {
+                exit::DONE
+            };
+        }
+    };
+    gobs.global.choose_color();
+    let mut context = Context {
+        terminal: Terminal::new(),
+    };
+    let outcome = gobs
+        .global
+        .enter(env)
+        .and_then(|()| gobs.command.run(&mut context));
+    let code = outcome.unwrap_or_else(|Failure(diagnostics)| {
+        context.terminal.diagnose(&diagnostics);
+        exit::FAILED
+    });
+    match context.terminal.failure() {
+        Some(error) if code == exit::DONE => {
+            let error = Diagnostic::error("Output was lost", format!("Writing failed: {error}."));
+            context.terminal.diagnose(&[error]);
+            exit::FAILED
+        }
+        _ => code,
+    }
+}
+
+impl Global {
+    fn choose_color(&self) {
+        let choice = match self.color {
+            _ if self.no_color => anstream::ColorChoice::Never,
+            Color::Auto => anstream::ColorChoice::Auto,
+            Color::Always => anstream::ColorChoice::Always,
+            Color::Never => anstream::ColorChoice::Never,
+        };
+        choice.write_global();
+    }
+
+    /// Starts the log where the caller stands, then goes to the project's directory.
+    fn enter(&self, env: &dyn Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
+        log::start(env)?;
+        let Some(directory) = &self.chdir else {
+            return Ok(());
+        };
+        std::env::set_current_dir(directory).map_err(|error| {
+            let detail = format!("{} cannot be entered: {error}.", directory.display());
+            Diagnostic::error("No such project directory", detail).into()
+        })
+    }
+}

@@ -1,0 +1,5 @@
+//! What people see. Everything here is a pure function to text with colours in it; the
+//! [`Terminal`](super::terminal::Terminal) takes the colours away where they are not wanted.
+
+pub mod diagnostic;
+mod text;

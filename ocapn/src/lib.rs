@@ -6,17 +6,17 @@
 #![expect(dead_code, reason = "the vat is laid out before its dispatch")]
 
 pub mod captp;
+mod identity;
 mod locator;
+pub mod netlayer;
 mod passable;
-
 mod vat;
 
 pub use captp::SessionId;
 pub use captp::broken::Broken;
 pub use captp::promise::{Promise, Reference, Resolver};
+pub use identity::Identity;
 pub use locator::{LocatorError, PeerId, PeerLocator, Sturdyref, Swissnum};
+pub use netlayer::tls_rpk::{IncomingStream, StreamDialer, TlsRpk, TlsRpkOptions};
+pub use netlayer::{DialError, Netlayer};
 pub use passable::{ErrorValue, Integer, Opaque, Passable, Struct, Symbol, Tagged};
-pub use vat::{
-    Answer, Dialect, Direction, Greet, Limits, Object, Opening, Output, Over, Turn, Vat, VatEvent,
-    VatOptions,
-};

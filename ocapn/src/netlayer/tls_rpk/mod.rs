@@ -1,0 +1,429 @@
+//! `tls-rpk`: TLS 1.3 over TCP, with raw Ed25519 public keys at both ends (RFC 7250).
+//!
+//! The designator is the key. The dialler pins the key of the locator that it dials, and fails
+//! before any byte of CapTP when another key is shown; the listener lets any Ed25519 key in, under
+//! a quota, and leaves it to whoever is asked for something to look at the key. There are no
+//! tickets, no resumption, no early data and no server name on the wire.
+//!
+//! One port serves several protocols, told apart by ALPN: [`CAPTP_ALPN`] for CapTP, whose messages
+//! travel in frames with a big-endian 32-bit length (a frame of length 0 is the keepalive), and one
+//! more of the owner's choice for plain byte streams (see [`StreamDialer`]).
+//!
+//! A refusal by the listener reaches the dialler only at its first read: a connection that was
+//! dialled is good once something has been read from it, not before.
+
+mod verify;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::framing::{FrameLimits, FramedIncoming, FramedOutgoing, Framing};
+use super::quota::{Place, Quota};
+use super::{
+    ACCEPT_PAUSE, CONNECT_TIMEOUT, Connection, DialError, Netlayer, address_text, connect_tcp,
+    first_success,
+};
+use crate::identity::{Identity, designator_of, key_of_designator, key_of_spki};
+use crate::locator::{PeerId, PeerLocator};
+
+/// The transport's name in locators.
+pub const TRANSPORT: &str = "tls-rpk";
+
+/// The ALPN of a connection that carries CapTP.
+pub const CAPTP_ALPN: &[u8] = b"ocapn/1";
+
+/// Connections that have proved a key and wait to be taken up. Beyond it their handshakes hold on
+/// to their places under the quota, so that the quota bounds them too.
+const ACCEPTED_MAX: usize = 64;
+
+/// What a [`TlsRpk`] may be told beyond its key and its port.
+#[derive(Clone, Debug)]
+pub struct TlsRpkOptions {
+    /// The addresses that the locator gives to others, best first. Default: the bound address, or
+    /// none where the port is bound on all addresses at once.
+    pub advertise: Vec<(String, u16)>,
+    /// The ALPN of plain byte streams, and where those that others open go. Default: none. A
+    /// stream that finds the channel full waits for the rest of its handshake's time.
+    pub stream_protocol: Option<(Vec<u8>, mpsc::Sender<IncomingStream>)>,
+    /// How many connections may be in their handshake. Default 512, about 10 MiB. More are closed
+    /// at once.
+    pub handshakes_max: usize,
+    /// How many of them may come from one address (IPv6: from one /64). Default 128: a host full of
+    /// peers may start them all at once.
+    pub handshakes_per_address_max: usize,
+    /// How long a handshake may take, at either end. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// How long one address may take to accept a connection. Default 10 s.
+    pub connect_timeout: Duration,
+    /// After how much silence of ours a keepalive is sent. Default 15 s.
+    pub keepalive: Duration,
+    /// After how much silence the peer is taken for dead. Default 45 s: three keepalives lost.
+    pub dead_after: Duration,
+    /// The largest message that is accepted, in bytes. Default 16 MiB.
+    pub frame_bytes_max: usize,
+}
+
+impl Default for TlsRpkOptions {
+    fn default() -> Self {
+        Self {
+            advertise: Vec::new(),
+            stream_protocol: None,
+            handshakes_max: 512,
+            handshakes_per_address_max: 128,
+            handshake_timeout: Duration::from_secs(10),
+            connect_timeout: CONNECT_TIMEOUT,
+            keepalive: Duration::from_secs(15),
+            dead_after: Duration::from_secs(45),
+            frame_bytes_max: 16 << 20,
+        }
+    }
+}
+
+/// A byte stream that another peer opened.
+#[derive(Debug)]
+pub struct IncomingStream {
+    /// Who opened it; always authenticated.
+    pub peer: PeerId,
+    /// The stream itself.
+    pub stream: TlsStream<TcpStream>,
+}
+
+/// The netlayer `tls-rpk`.
+pub struct TlsRpk {
+    dialer: StreamDialer,
+    captp: Arc<rustls::ClientConfig>,
+    locator: PeerLocator,
+    local_address: Option<SocketAddr>,
+    accepted: Mutex<mpsc::Receiver<Connection>>,
+    closed: watch::Sender<bool>,
+    limits: FrameLimits,
+}
+
+impl TlsRpk {
+    /// Binds the port and starts to listen.
+    ///
+    /// # Errors
+    /// When the port cannot be bound, or the key cannot be used.
+    pub async fn bind(
+        identity: Identity,
+        listen: SocketAddr,
+        options: TlsRpkOptions,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        let mut advertise = options.advertise.clone();
+        if advertise.is_empty() && !address.ip().is_unspecified() {
+            advertise.push((address.ip().to_string(), address.port()));
+        }
+        let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
+        let netlayer = Self::new(identity, Some(address), &advertise, accepted, &options)?;
+        let alpns = std::iter::once(CAPTP_ALPN.to_vec())
+            .chain(options.stream_protocol.iter().map(|(alpn, _)| alpn.clone()))
+            .collect();
+        let config =
+            verify::server_config(&netlayer.dialer.identity, alpns).map_err(io::Error::other)?;
+        let door = Arc::new(Door {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            quota: Arc::new(Quota::new(
+                options.handshakes_max,
+                options.handshakes_per_address_max,
+            )),
+            handshake_timeout: options.handshake_timeout,
+            limits: netlayer.limits,
+            sessions: sender,
+            streams: options.stream_protocol,
+        });
+        tokio::spawn(door.listen(listener, netlayer.closed.subscribe()));
+        Ok(netlayer)
+    }
+
+    /// Returns a netlayer that dials and never listens; its locator has no addresses.
+    ///
+    /// # Errors
+    /// When the key cannot be used.
+    pub fn dial_only(identity: Identity, options: TlsRpkOptions) -> io::Result<Self> {
+        let (_, accepted) = mpsc::channel(1);
+        Self::new(identity, None, &options.advertise, accepted, &options)
+    }
+
+    fn new(
+        identity: Identity,
+        local_address: Option<SocketAddr>,
+        advertise: &[(String, u16)],
+        accepted: mpsc::Receiver<Connection>,
+        options: &TlsRpkOptions,
+    ) -> io::Result<Self> {
+        let captp = verify::client_config(&identity, CAPTP_ALPN).map_err(io::Error::other)?;
+        let locator = PeerLocator::new(TRANSPORT, identity.designator())
+            .with_addresses(advertise.iter().cloned());
+        Ok(Self {
+            dialer: StreamDialer {
+                identity,
+                connect_timeout: options.connect_timeout,
+                handshake_timeout: options.handshake_timeout,
+            },
+            captp: Arc::new(captp),
+            locator,
+            local_address,
+            accepted: Mutex::new(accepted),
+            closed: watch::Sender::new(false),
+            limits: FrameLimits {
+                frame_bytes_max: options.frame_bytes_max,
+                keepalive: Some(options.keepalive),
+                dead_after: Some(options.dead_after),
+            },
+        })
+    }
+
+    /// Returns the bound address; `None` for a peer that only dials.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_address
+    }
+
+    /// Returns a dialler of plain byte streams, which lives on its own.
+    pub fn stream_dialer(&self) -> StreamDialer {
+        self.dialer.clone()
+    }
+}
+
+impl Netlayer for TlsRpk {
+    fn transport(&self) -> &str {
+        TRANSPORT
+    }
+
+    fn locator(&self) -> PeerLocator {
+        self.locator.clone()
+    }
+
+    fn dial<'a>(&'a self, to: &'a PeerLocator) -> BoxFuture<'a, Result<Connection, DialError>> {
+        async move {
+            let stream = self.dialer.dial_with(to, &self.captp).await?;
+            Ok(connection(
+                stream,
+                &to.designator.to_ascii_lowercase(),
+                self.limits,
+            ))
+        }
+        .boxed()
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Option<Connection>> {
+        async move {
+            let mut closed = self.closed.subscribe();
+            let next = async {
+                match self.accepted.lock().await.recv().await {
+                    Some(connection) => connection,
+                    // The listener is gone, or was never there: only closing ends the wait.
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => None,
+                connection = next => Some(connection),
+            }
+        }
+        .boxed()
+    }
+
+    fn close(&self) {
+        self.closed.send_replace(true);
+    }
+}
+
+impl Drop for TlsRpk {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for TlsRpk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsRpk")
+            .field("identity", &self.dialer.identity)
+            .field("local_address", &self.local_address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens byte streams of their own to peers of `tls-rpk`, with the same proof of both ends.
+///
+/// What a stream is for is said inside it, under an ALPN that both ends have agreed on. Cheap to
+/// clone.
+#[derive(Clone, Debug)]
+pub struct StreamDialer {
+    identity: Identity,
+    connect_timeout: Duration,
+    handshake_timeout: Duration,
+}
+
+impl StreamDialer {
+    /// Opens a stream to the peer that `to` names, trying its addresses in turn.
+    ///
+    /// # Errors
+    /// When no address leads to the peer. A refusal by the other end (its quota, or an ALPN that it
+    /// does not know) may also come as an error of the first read.
+    pub async fn dial(
+        &self,
+        to: &PeerLocator,
+        alpn: &[u8],
+    ) -> Result<TlsStream<TcpStream>, DialError> {
+        let config = verify::client_config(&self.identity, alpn).map_err(|error| {
+            DialError::Unreachable {
+                address: to.designator.clone(),
+                source: io::Error::other(error),
+            }
+        })?;
+        self.dial_with(to, &Arc::new(config)).await
+    }
+
+    async fn dial_with(
+        &self,
+        to: &PeerLocator,
+        config: &Arc<rustls::ClientConfig>,
+    ) -> Result<TlsStream<TcpStream>, DialError> {
+        if to.transport != TRANSPORT {
+            return Err(DialError::Transport(to.transport.clone()));
+        }
+        let pin = key_of_designator(&to.designator)
+            .and_then(|key| ServerName::try_from(designator_of(&key)).ok())
+            .ok_or_else(|| DialError::Designator(to.designator.clone()))?;
+        first_success(to.addresses(), |host, port| {
+            let connector = TlsConnector::from(Arc::clone(config));
+            let pin = pin.clone();
+            async move {
+                let tcp = connect_tcp(&host, port, self.connect_timeout).await?;
+                let stream = timeout(self.handshake_timeout, connector.connect(pin, tcp))
+                    .await
+                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                    .map_err(|error| handshake_error(address_text(&host, port), error))?;
+                // rustls checks the answer against our offer, but lets a listener answer nothing.
+                if stream.get_ref().1.alpn_protocol()
+                    != config.alpn_protocols.first().map(Vec::as_slice)
+                {
+                    let source = io::Error::other("the listener chose no protocol");
+                    return Err(DialError::Unreachable {
+                        address: address_text(&host, port),
+                        source,
+                    });
+                }
+                Ok(stream.into())
+            }
+        })
+        .await
+    }
+}
+
+/// What stands behind the port.
+struct Door {
+    acceptor: TlsAcceptor,
+    quota: Arc<Quota>,
+    handshake_timeout: Duration,
+    limits: FrameLimits,
+    sessions: mpsc::Sender<Connection>,
+    streams: Option<(Vec<u8>, mpsc::Sender<IncomingStream>)>,
+}
+
+impl Door {
+    async fn listen(self: Arc<Self>, listener: TcpListener, mut closed: watch::Receiver<bool>) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((tcp, address)) => match self.quota.take(Some(address.ip())) {
+                    Some(place) => {
+                        tokio::spawn(Arc::clone(&self).admit(tcp, address, place));
+                    }
+                    None => tracing::debug!(%address, "connection refused: too many handshakes"),
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes one connection through its handshake and to whom it is for. The place is held
+    /// until it has been taken up.
+    async fn admit(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, _place: Place) {
+        let deadline = Instant::now() + self.handshake_timeout;
+        let admitted = timeout_at(deadline, async {
+            tcp.set_nodelay(true)?;
+            let stream = self.acceptor.accept(tcp).await?;
+            self.route(stream.into(), address).await
+        });
+        match admitted.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%address, %error, "connection refused"),
+            Err(_) => tracing::debug!(%address, "connection refused: the handshake took too long"),
+        }
+    }
+
+    async fn route(&self, stream: TlsStream<TcpStream>, address: SocketAddr) -> io::Result<()> {
+        let gone = || io::Error::other("nobody takes connections any more");
+        let (_, tls) = stream.get_ref();
+        let designator = tls
+            .peer_certificates()
+            .and_then(|keys| key_of_spki(keys.first()?))
+            .map(|key| designator_of(&key))
+            .ok_or_else(|| io::Error::other("no key was shown"))?;
+        match (tls.alpn_protocol(), &self.streams) {
+            (Some(CAPTP_ALPN), _) => {
+                let connection = connection(stream, &designator, self.limits);
+                self.sessions.send(connection).await.map_err(|_| gone())
+            }
+            (Some(alpn), Some((streams_alpn, streams))) if alpn == streams_alpn => {
+                let peer = PeerId {
+                    transport: TRANSPORT.to_owned(),
+                    designator,
+                    authenticated: true,
+                    address: Some(address),
+                };
+                streams
+                    .send(IncomingStream { peer, stream })
+                    .await
+                    .map_err(|_| gone())
+            }
+            _ => Err(io::Error::other("no protocol was chosen")),
+        }
+    }
+}
+
+fn connection(stream: TlsStream<TcpStream>, designator: &str, limits: FrameLimits) -> Connection {
+    let address = stream.get_ref().0.peer_addr().ok();
+    let (read, write) = tokio::io::split(stream);
+    Connection {
+        proven: Some(designator.to_owned()),
+        address,
+        incoming: Box::new(FramedIncoming::new(read, Framing::Length32, limits)),
+        outgoing: Box::new(FramedOutgoing::new(write, Framing::Length32, limits)),
+    }
+}
+
+/// Tells a wrong key from all other ways in which a handshake fails.
+fn handshake_error(address: String, error: io::Error) -> DialError {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(_)) => DialError::WrongPeer(address),
+        _ => DialError::Unreachable {
+            address,
+            source: error,
+        },
+    }
+}

@@ -10,6 +10,7 @@ mod identity;
 mod locator;
 pub mod netlayer;
 mod passable;
+mod peer;
 mod vat;
 
 pub use captp::SessionId;
@@ -20,3 +21,8 @@ pub use locator::{LocatorError, PeerId, PeerLocator, Sturdyref, Swissnum};
 pub use netlayer::tls_rpk::{IncomingStream, StreamDialer, TlsRpk, TlsRpkOptions};
 pub use netlayer::{DialError, Netlayer};
 pub use passable::{ErrorValue, Integer, Opaque, Passable, Struct, Symbol, Tagged};
+pub use peer::{ConnectError, EnlivenError, Peer, PeerBuilder, SessionEvent, SturdyrefTable};
+pub use vat::{
+    Answer, Dialect, Direction, Greet, Limits, Object, Opening, Output, Over, Turn, Vat, VatEvent,
+    VatOptions,
+};

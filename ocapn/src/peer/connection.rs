@@ -1,0 +1,122 @@
+//! One connection: bytes from the netlayer to the vat, and back.
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::captp::SessionId;
+use crate::netlayer::{Connection, Incoming, Outgoing};
+use crate::vat::{Output, Vat};
+
+/// Bytes that may wait to be sent before we stop reading from that peer. Whoever calls and does
+/// not take the answers is held up by this long before the vat's own limit ends the session.
+const BACKLOG_BYTES_MAX: usize = 4 << 20;
+
+/// How long an ended connection is kept for the last words to cross: closing a socket with
+/// unread bytes in it would reset the connection and lose what we just said.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Carries bytes both ways until the connection or the session is over, and returns why it ended.
+pub(super) async fn serve(vat: &Vat, session: SessionId, connection: Connection) -> String {
+    let Connection {
+        mut incoming,
+        mut outgoing,
+        ..
+    } = connection;
+    let sent = Notify::new();
+    let reason = {
+        let read = receive(vat, session, incoming.as_mut(), &sent);
+        let mut write = pin!(transmit(vat, session, outgoing.as_mut(), &sent));
+        tokio::select! {
+            reason = read => {
+                vat.closed(session, &reason);
+                // What was said last (why the session is aborted, say) is still sent.
+                let _ = timeout(LINGER, write).await;
+                reason
+            }
+            written = &mut write => {
+                let reason = match written {
+                    Ok(()) => "the session was ended".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                vat.closed(session, &reason);
+                reason
+            }
+        }
+    };
+    let discard = async {
+        let mut ignored = Vec::new();
+        while let Ok(true) = incoming.read(&mut ignored).await {
+            ignored.clear();
+        }
+    };
+    // Past the time, the peer goes without its last word.
+    let _ = timeout(LINGER, discard).await;
+    reason
+}
+
+/// Reads until the connection or the session is over, and returns why.
+async fn receive(
+    vat: &Vat,
+    session: SessionId,
+    incoming: &mut dyn Incoming,
+    sent: &Notify,
+) -> String {
+    let mut chunks = Vec::new();
+    loop {
+        match incoming.read(&mut chunks).await {
+            Ok(true) => {}
+            Ok(false) => return "the peer closed the connection".to_owned(),
+            Err(error) => return error.to_string(),
+        }
+        for chunk in chunks.drain(..) {
+            if let Err(over) = vat.receive(session, &chunk) {
+                return over.reason;
+            }
+        }
+        while vat.backlog(session) > BACKLOG_BYTES_MAX {
+            sent.notified().await;
+        }
+    }
+}
+
+/// Writes until the session is over.
+async fn transmit(
+    vat: &Vat,
+    session: SessionId,
+    outgoing: &mut dyn Outgoing,
+    sent: &Notify,
+) -> io::Result<()> {
+    let mut messages = Vec::new();
+    loop {
+        match within(outgoing.keepalive(), vat.transmit(session)).await {
+            Some(Some(output)) => split(output, &mut messages),
+            Some(None) => return outgoing.close().await,
+            // Silent for too long: no messages is a sign of life.
+            None => {}
+        }
+        outgoing.write(&mut messages).await?;
+        sent.notify_one();
+    }
+}
+
+/// Returns what the future gives, or nothing if the time is over before.
+async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => timeout(limit, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+fn split(output: Output, messages: &mut Vec<Bytes>) {
+    let mut start = 0;
+    for end in output.ends {
+        messages.push(output.bytes.slice(start..end));
+        start = end;
+    }
+}

@@ -1,0 +1,476 @@
+//! What the tasks of one peer share: its vat, its connections, its dials under way.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use super::connection::serve;
+use super::{ConnectError, SessionEvent, SturdyrefTable};
+use crate::captp::SessionId;
+use crate::captp::promise::Resolver;
+use crate::locator::{PeerId, PeerLocator, Swissnum};
+use crate::netlayer::quota::{Place, Quota};
+use crate::netlayer::{Connection, Netlayer};
+use crate::vat::{Dialect, Direction, Greet, Limits, Opening, Vat, VatEvent, VatOptions};
+
+/// Connections from others that are not sessions yet; more are closed at once.
+const SETUPS_MAX: usize = 512;
+
+/// The same for one address: a host full of peers may start them all at once.
+const SETUPS_PER_ADDRESS_MAX: usize = 256;
+
+/// Connections of all kinds from others; more are closed at once. Each costs about 20 KiB when
+/// idle.
+const INBOUND_MAX: usize = 8192;
+
+/// Session events that a slow receiver may fall behind by before it loses the oldest.
+const EVENTS_MAX: usize = 1024;
+
+/// Fetches that are looked up at a time, each perhaps with a durable write; more wait.
+const FETCHES_AT_ONCE_MAX: usize = 256;
+
+/// Refused fetches after which a session is ended: nobody guesses swissnums, so whoever asks for
+/// so many unknown ones only makes work.
+const REFUSALS_MAX: usize = 100;
+
+/// How long after a lost dial the peer's own connection is waited for: of two crossed dials one is
+/// given up, and the end that gives up may learn of it before the other connection stands.
+const CROSSING_GRACE: Duration = Duration::from_secs(1);
+
+/// How long closing waits for the last words to reach the other peers.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a peer may be told beyond its netlayer.
+pub(super) struct Settings {
+    pub(super) sturdyrefs: Arc<dyn SturdyrefTable>,
+    pub(super) limits: Limits,
+    pub(super) dialect: Dialect,
+    pub(super) setup_timeout: Duration,
+}
+
+pub(super) struct Core {
+    pub(super) vat: Vat,
+    pub(super) locator: PeerLocator,
+    pub(super) settings: Settings,
+    pub(super) events: broadcast::Sender<SessionEvent>,
+    netlayer: Box<dyn Netlayer>,
+    registry: Mutex<Registry>,
+    /// Marked whenever a session comes or a connection goes.
+    changed: watch::Sender<()>,
+    closing: watch::Sender<bool>,
+    setups: Arc<Quota>,
+    inbound: Arc<Quota>,
+    fetches: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct Registry {
+    /// The sessions that are up, by transport and designator.
+    up: HashMap<(String, String), (SessionId, PeerId)>,
+    /// Every connection that is served.
+    connections: HashMap<SessionId, Link>,
+    dials: HashMap<(String, String), Dial>,
+    /// Refused fetches of the sessions that are up.
+    refusals: HashMap<(String, String), usize>,
+}
+
+struct Link {
+    task: Option<AbortHandle>,
+    /// Told when the session is up.
+    up: Option<oneshot::Sender<()>>,
+}
+
+/// A dial under way, which all who want the peer wait for.
+#[derive(Clone)]
+struct Dial {
+    to: PeerLocator,
+    outcome: watch::Receiver<Option<Result<PeerId, ConnectError>>>,
+}
+
+impl Core {
+    pub(super) fn new(netlayer: Box<dyn Netlayer>, settings: Settings) -> Arc<Self> {
+        let locator = netlayer.locator();
+        let limits = settings.limits.clone();
+        Arc::new(Self {
+            vat: Vat::new(VatOptions {
+                location: locator.clone(),
+                limits,
+            }),
+            locator,
+            settings,
+            events: broadcast::Sender::new(EVENTS_MAX),
+            netlayer,
+            registry: Mutex::default(),
+            changed: watch::Sender::new(()),
+            closing: watch::Sender::new(false),
+            setups: Arc::new(Quota::new(SETUPS_MAX, SETUPS_PER_ADDRESS_MAX)),
+            inbound: Arc::new(Quota::new(INBOUND_MAX, INBOUND_MAX)),
+            fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE_MAX)),
+        })
+    }
+
+    pub(super) fn start(self: &Arc<Self>) {
+        tokio::spawn(Arc::clone(self).accept_connections());
+        tokio::spawn(Arc::clone(self).serve_vat());
+    }
+
+    /// Takes connections from others until the peer closes.
+    async fn accept_connections(self: Arc<Self>) {
+        while let Some(connection) = self.netlayer.accept().await {
+            let address = connection.address.map(|address| address.ip());
+            match (self.setups.take(address), self.inbound.take(address)) {
+                (Some(setup), Some(place)) => {
+                    let opened =
+                        self.open(connection, Direction::Inbound, vec![setup], Some(place));
+                    if let Err(error) = opened {
+                        tracing::warn!(%error, "cannot take a connection");
+                    }
+                }
+                _ => tracing::debug!(?address, "connection refused: too many"),
+            }
+        }
+    }
+
+    /// Does what the vat asks for, until the peer is closed and its last connection gone.
+    async fn serve_vat(self: Arc<Self>) {
+        let mut tasks = JoinSet::new();
+        let mut changed = self.changed.subscribe();
+        loop {
+            if *self.closing.borrow() && self.registry().connections.is_empty() {
+                return;
+            }
+            let event = tokio::select! {
+                event = self.vat.next_event() => event,
+                Some(_) = tasks.join_next() => continue,
+                _ = changed.changed() => continue,
+            };
+            match event {
+                VatEvent::Spawn(task) => {
+                    tasks.spawn(task);
+                }
+                VatEvent::Fetch {
+                    swissnum,
+                    from,
+                    answer,
+                } => {
+                    tasks.spawn(Arc::clone(&self).fetch(swissnum, from, answer));
+                }
+                VatEvent::Dial(to) => {
+                    let core = Arc::clone(&self);
+                    tasks.spawn(async move {
+                        if let Err(error) = core.connect(&to).await {
+                            core.vat.dial_failed(&to, &error.to_string());
+                        }
+                    });
+                }
+                VatEvent::Up(session, peer) => self.session_up(session, peer),
+                VatEvent::Down(session, peer, reason) => self.session_down(session, peer, reason),
+            }
+        }
+    }
+
+    async fn fetch(self: Arc<Self>, swissnum: Swissnum, from: PeerId, answer: Resolver) {
+        let Ok(_place) = self.fetches.acquire().await else {
+            return;
+        };
+        let bytes = Bytes::copy_from_slice(swissnum.reveal());
+        if let Some(object) = self.settings.sturdyrefs.fetch(bytes, &from).await {
+            return answer.fulfill(object);
+        }
+        tracing::debug!(peer = from.designator, "fetch refused");
+        drop(answer);
+        let key = (from.transport, from.designator);
+        let mut registry = self.registry();
+        let Some((session, _)) = registry.up.get(&key) else {
+            return;
+        };
+        let session = *session;
+        let refusals = registry.refusals.entry(key).or_default();
+        *refusals += 1;
+        if *refusals >= REFUSALS_MAX {
+            drop(registry);
+            self.vat.abort(session, "too many refused fetches");
+        }
+    }
+
+    fn session_up(&self, session: SessionId, peer: PeerId) {
+        let mut registry = self.registry();
+        if let Some(up) = registry
+            .connections
+            .get_mut(&session)
+            .and_then(|link| link.up.take())
+        {
+            // Nobody is left to be told when the connection's setup has just been given up.
+            let _ = up.send(());
+        }
+        registry
+            .up
+            .insert(key_of_peer(&peer), (session, peer.clone()));
+        drop(registry);
+        self.tell(SessionEvent::Up(peer));
+    }
+
+    fn session_down(&self, session: SessionId, peer: PeerId, reason: String) {
+        let mut registry = self.registry();
+        let key = key_of_peer(&peer);
+        if registry.up.get(&key).is_some_and(|(up, _)| *up == session) {
+            registry.up.remove(&key);
+            registry.refusals.remove(&key);
+        }
+        drop(registry);
+        self.tell(SessionEvent::Down(peer, reason));
+    }
+
+    fn tell(&self, event: SessionEvent) {
+        // An event that nobody listens to is no error.
+        let _ = self.events.send(event);
+        self.changed.send_replace(());
+    }
+
+    /// Makes a session of a connection and starts to serve it. `setup` is let go of when the
+    /// session is up, `place` when the connection ends.
+    fn open(
+        self: &Arc<Self>,
+        connection: Connection,
+        direction: Direction,
+        setup: Vec<Place>,
+        place: Option<Place>,
+    ) -> Result<JoinHandle<String>, ConnectError> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)
+            .map_err(|error| ConnectError::Refused(format!("no randomness: {error}")))?;
+        let authenticated = connection.proven.is_some();
+        let peer = PeerId {
+            transport: self.netlayer.transport().to_owned(),
+            designator: connection.proven.clone().unwrap_or_default(),
+            authenticated,
+            address: connection.address,
+        };
+        let greet = match direction {
+            Direction::Inbound if authenticated => Greet::AfterPeer,
+            _ => Greet::AtOnce,
+        };
+        let dialect = self.settings.dialect;
+        let session = self.vat.open(Opening {
+            seed,
+            direction,
+            peer: Some(peer),
+            dialect,
+            greet,
+        });
+
+        let (up, is_up) = oneshot::channel();
+        self.registry().connections.insert(
+            session,
+            Link {
+                task: None,
+                up: Some(up),
+            },
+        );
+        let served = Served {
+            core: Arc::clone(self),
+            session,
+        };
+        let task = tokio::spawn(async move {
+            let _place = place;
+            serve(&served.core.vat, served.session, connection).await
+        });
+        if let Some(link) = self.registry().connections.get_mut(&session) {
+            link.task = Some(task.abort_handle());
+        }
+        let (vat, limit) = (self.vat.clone(), self.settings.setup_timeout);
+        tokio::spawn(async move {
+            if timeout(limit, is_up).await.is_err() {
+                vat.abort(session, "the session did not begin in time");
+            }
+            drop(setup);
+        });
+        // A peer that closed meanwhile did not see this connection among those to end.
+        if *self.closing.borrow() {
+            self.vat.abort(session, CLOSING);
+        }
+        Ok(task)
+    }
+
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        to: &PeerLocator,
+    ) -> Result<PeerId, ConnectError> {
+        if to.same_peer(&self.locator) {
+            return Err(ConnectError::Itself);
+        }
+        let mut changed = self.changed.subscribe();
+        loop {
+            if let Some(peer) = self.peer_at(to) {
+                return Ok(peer);
+            }
+            if *self.closing.borrow() {
+                return Err(ConnectError::Closed);
+            }
+            let mut dial = self.dial(to);
+            let outcome = loop {
+                tokio::select! {
+                    outcome = dial.outcome.wait_for(Option::is_some) => {
+                        break outcome.ok().and_then(|outcome| outcome.clone());
+                    }
+                    _ = changed.changed() => if let Some(peer) = self.peer_at(to) {
+                        return Ok(peer);
+                    }
+                }
+            };
+            match outcome {
+                Some(Ok(_)) => {}
+                // Somebody else's dial tried other addresses than ours would.
+                Some(Err(_)) if dial.to != *to => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(ConnectError::Closed),
+            }
+        }
+    }
+
+    /// Returns the dial of this peer that is under way, or a new one.
+    fn dial(self: &Arc<Self>, to: &PeerLocator) -> Dial {
+        let key = (to.transport.clone(), to.designator.clone());
+        let mut registry = self.registry();
+        if let Some(dial) = registry.dials.get(&key) {
+            return dial.clone();
+        }
+        let (sender, outcome) = watch::channel(None);
+        let dial = Dial {
+            to: to.clone(),
+            outcome,
+        };
+        registry.dials.insert(key.clone(), dial.clone());
+        let (core, to) = (Arc::clone(self), to.clone());
+        tokio::spawn(async move {
+            let outcome = core.dial_once(&to).await;
+            core.registry().dials.remove(&key);
+            sender.send_replace(Some(outcome));
+        });
+        dial
+    }
+
+    async fn dial_once(self: &Arc<Self>, to: &PeerLocator) -> Result<PeerId, ConnectError> {
+        let mut closing = self.closing.subscribe();
+        let connection = tokio::select! {
+            dialled = self.netlayer.dial(to) => {
+                dialled.map_err(|error| ConnectError::Dial(Arc::new(error)))?
+            }
+            _ = closing.wait_for(|closing| *closing) => return Err(ConnectError::Closed),
+        };
+        let served = self.open(
+            connection,
+            Direction::Outbound(to.clone()),
+            Vec::new(),
+            None,
+        )?;
+        let reason = tokio::select! {
+            peer = self.wait_for_peer(to) => return Ok(peer),
+            reason = served => reason.unwrap_or_else(|_| CLOSING.to_owned()),
+        };
+        match timeout(CROSSING_GRACE, self.wait_for_peer(to)).await {
+            Ok(peer) => Ok(peer),
+            Err(_) => Err(ConnectError::Refused(reason)),
+        }
+    }
+
+    async fn wait_for_peer(&self, to: &PeerLocator) -> PeerId {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if let Some(peer) = self.peer_at(to) {
+                return peer;
+            }
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn peer_at(&self, to: &PeerLocator) -> Option<PeerId> {
+        let key = (to.transport.clone(), to.designator.clone());
+        self.registry().up.get(&key).map(|(_, peer)| peer.clone())
+    }
+
+    pub(super) fn session_with(&self, to: &PeerLocator) -> Option<SessionId> {
+        self.vat.session_with(&to.transport, &to.designator)
+    }
+
+    pub(super) fn sessions(&self) -> Vec<PeerId> {
+        self.registry()
+            .up
+            .values()
+            .map(|(_, peer)| peer.clone())
+            .collect()
+    }
+
+    pub(super) fn has_session(&self, designator: &str) -> bool {
+        self.vat
+            .session_with(self.netlayer.transport(), designator)
+            .is_some()
+    }
+
+    pub(super) fn disconnect(&self, designator: &str, reason: &str) {
+        if let Some(session) = self.vat.session_with(self.netlayer.transport(), designator) {
+            self.vat.abort(session, reason);
+        }
+    }
+
+    /// Stops listening and ends all sessions, without waiting for it.
+    pub(super) fn begin_close(&self) {
+        self.closing.send_replace(true);
+        self.netlayer.close();
+        let sessions: Vec<_> = self.registry().connections.keys().copied().collect();
+        for session in sessions {
+            self.vat.abort(session, CLOSING);
+        }
+        self.changed.send_replace(());
+    }
+
+    pub(super) async fn close(&self) {
+        self.begin_close();
+        let mut changed = self.changed.subscribe();
+        let all_ended = async {
+            while !self.registry().connections.is_empty() && changed.changed().await.is_ok() {}
+        };
+        if timeout(CLOSE_TIMEOUT, all_ended).await.is_err() {
+            let links: Vec<_> = self.registry().connections.drain().collect();
+            links
+                .into_iter()
+                .filter_map(|(_, link)| link.task)
+                .for_each(|task| task.abort());
+            self.changed.send_replace(());
+        }
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a session ends when its peer closes.
+const CLOSING: &str = "the peer is closing";
+
+/// A connection that is served; takes it off the books when its task ends, however it does.
+struct Served {
+    core: Arc<Core>,
+    session: SessionId,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.core
+            .vat
+            .closed(self.session, "the connection was given up");
+        self.core.registry().connections.remove(&self.session);
+        self.core.changed.send_replace(());
+    }
+}
+
+fn key_of_peer(peer: &PeerId) -> (String, String) {
+    (peer.transport.clone(), peer.designator.clone())
+}

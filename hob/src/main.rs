@@ -1,1 +1,2 @@
+//! The agent as a program of its own.
 fn main() {}

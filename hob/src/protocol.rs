@@ -1,0 +1,932 @@
+//! The messages that both halves know: the boss with its presences, and the agents on machines.
+//!
+//! A call is `[method-symbol, data, references…]`. The data of each message is one of the structs
+//! below; it travels as a struct of strings, numbers, lists and structs ([`to_passable`],
+//! [`from_passable`]). Live references and sturdyrefs are arguments of their own, never data.
+//! Fields that a reader does not know are ignored where a later version may add them, and refused
+//! where ignoring them would widen a right ([`Attenuate`]) or drop a wish ([`ServiceSpec`],
+//! [`Expose`]).
+//!
+//! | on | method | arguments | answer |
+//! |---|---|---|---|
+//! | server presence | `register` | [`Register`], client presence, its sturdyref | [`Registered`], sturdyref of the presence: [`RegisterReply`] |
+//! | client presence | `offer` | [`Offer`] | null |
+//! | | `withdraw` | [`Withdraw`] | null |
+//! | | `grant` | [`Grant`] | [`Granted`] |
+//! | | `revoke` | [`Generation`] | null, once nothing flows any more |
+//! | | `register-binding` | [`Registration`], the grant, its sturdyref | [`Held`] |
+//! | | `unregister-binding` | [`Generation`] | null |
+//! | | `check-binding` | [`Generation`] | [`Check`] |
+//! | | `list-bindings` | | list of [`BindingStatus`] |
+//! | | `get-binding` | name | the grant |
+//! | | `status` | | [`HobStatus`] |
+//! | grant | `describe` | | [`Described`] |
+//! | | `open` | | a one-time ticket of [`TICKET_SIZE`] bytes |
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ocapn::{Broken, PeerLocator, Reference, Sturdyref};
+use ocapn::{Passable, Struct};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// The version of these messages. A presence and a hob that differ refuse `register`.
+pub const PROTOCOL: u32 = 1;
+
+/// The names of the methods.
+pub mod method {
+    /// On the server presence: the hob says who it is.
+    pub const REGISTER: &str = "register";
+    /// On the client presence: a service of the machine may be granted from now on.
+    pub const OFFER: &str = "offer";
+    /// On the client presence: the opposite of [`OFFER`].
+    pub const WITHDRAW: &str = "withdraw";
+    /// On the client presence of the exporter: makes a grant.
+    pub const GRANT: &str = "grant";
+    /// On the client presence of the exporter: ends a generation and all before it.
+    pub const REVOKE: &str = "revoke";
+    /// On the client presence of the importer: takes a grant under a name.
+    pub const REGISTER_BINDING: &str = "register-binding";
+    /// On the client presence of the importer: gives a name up.
+    pub const UNREGISTER_BINDING: &str = "unregister-binding";
+    /// On the client presence of the importer: whether the service answers through the binding.
+    pub const CHECK_BINDING: &str = "check-binding";
+    /// On the client presence: the bindings that the machine holds.
+    pub const LIST_BINDINGS: &str = "list-bindings";
+    /// On the client presence: the capability under a name.
+    pub const GET_BINDING: &str = "get-binding";
+    /// On the client presence: everything an operator may want to see.
+    pub const STATUS: &str = "status";
+    /// On a grant: what it is.
+    pub const DESCRIBE: &str = "describe";
+    /// On a grant: one more stream to the service.
+    pub const OPEN: &str = "open";
+}
+
+/// The codes that a refused call breaks with ([`Broken::code`]).
+pub mod code {
+    /// The message is none of this protocol.
+    pub const MALFORMED: &str = "malformed";
+    /// The caller is not the one this object answers.
+    pub const NOT_YOURS: &str = "not-yours";
+    /// The other half speaks another version.
+    pub const VERSION: &str = "version";
+    /// The hob's state is older than what the boss has seen of it: a copied disk.
+    pub const STALE: &str = "stale";
+    /// No such service, binding or generation here.
+    pub const UNKNOWN: &str = "unknown";
+    /// The generation is revoked, or a later one is known.
+    pub const REVOKED: &str = "revoked";
+    /// The name is held by another binding.
+    pub const TAKEN: &str = "taken";
+    /// The socket or port cannot be listened on.
+    pub const EXPOSE: &str = "expose";
+    /// The other machine or its service does not answer. Worth another try.
+    pub const UNREACHABLE: &str = "unreachable";
+    /// A limit is reached, such as `connections_max`. Worth another try.
+    pub const BUSY: &str = "busy";
+    /// The machine could not write its state: nothing was changed.
+    pub const STORE: &str = "store";
+}
+
+/// Why a message is none of this protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct Malformed {
+    /// Which message.
+    pub what: &'static str,
+    /// What is wrong with it. Holds no value of the message, which may be secret.
+    pub why: String,
+}
+
+impl From<Malformed> for Broken {
+    fn from(malformed: Malformed) -> Self {
+        Self::new(code::MALFORMED, malformed.to_string())
+    }
+}
+
+// ---- user data -------------------------------------------------------------------------------
+
+/// What a machine is given to find its boss with: one JSON text, readable by anyone on the
+/// machine until the hob has erased its copy, and worthless after the claim.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct UserData {
+    /// The version of this document.
+    #[serde(rename = "gobs")]
+    pub format: u32,
+    /// The one-time sturdyref of the machine's presence, as a URI.
+    #[serde(with = "sturdyref_text")]
+    pub sturdyref: Sturdyref,
+    /// Where the hob listens, such as `127.0.0.1:0`; port 0 is chosen once, then kept.
+    pub listen: String,
+    /// The addresses (`host:port`, or `host` for the port listened on) that others dial. Empty:
+    /// the one listened on.
+    #[serde(default)]
+    pub advertise: Vec<String>,
+}
+
+/// The version of [`UserData`].
+pub const USER_DATA_FORMAT: u32 = 1;
+
+impl UserData {
+    /// Returns the document as text; it holds a secret.
+    pub fn encode(&self) -> Zeroizing<String> {
+        // Strings and numbers only: this cannot fail.
+        Zeroizing::new(serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// Reads the document. The error tells no part of the text.
+    pub fn decode(text: &str) -> Result<Self, Malformed> {
+        let malformed = |why: String| Malformed {
+            what: "user data",
+            why,
+        };
+        #[derive(Deserialize)]
+        struct Format {
+            gobs: u32,
+        }
+        let place = |error: &serde_json::Error| {
+            format!(
+                "line {} column {} cannot be read",
+                error.line(),
+                error.column()
+            )
+        };
+        let Format { gobs } = serde_json::from_str(text).map_err(|e| malformed(place(&e)))?;
+        if gobs != USER_DATA_FORMAT {
+            let why = format!("format {gobs} is not the one of this hob ({USER_DATA_FORMAT})");
+            return Err(malformed(why));
+        }
+        serde_json::from_str(text).map_err(|e| malformed(place(&e)))
+    }
+}
+
+impl std::fmt::Debug for UserData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "UserData({}, listen {})", self.sturdyref, self.listen)
+    }
+}
+
+// ---- register --------------------------------------------------------------------------------
+
+/// What a hob says of itself, each time it has a session with the boss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Register {
+    /// The version it speaks: [`PROTOCOL`].
+    pub protocol: u32,
+    /// Where it can be dialled.
+    #[serde(with = "text")]
+    pub locator: PeerLocator,
+    /// The join sequence of the last [`Registered`] that it has on disk; 0 at first.
+    pub join_sequence: u64,
+    /// The version of the program, for people.
+    pub version: String,
+}
+
+/// What the boss answers to [`Register`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The machine's address in the project, such as `machine.db`.
+    pub machine: String,
+    /// To be presented next time.
+    pub join_sequence: u64,
+    /// The names under which the machine is about to get bindings: its programs wait for them.
+    #[serde(default)]
+    pub expects: Vec<String>,
+}
+
+/// [`Registered`] with the durable name of the presence, which only the hob's key can use.
+#[derive(Clone, Debug)]
+pub struct RegisterReply {
+    /// The data.
+    pub registered: Registered,
+    /// The presence, for later sessions.
+    pub presence: Sturdyref,
+}
+
+// ---- exporter --------------------------------------------------------------------------------
+
+/// A service of the machine: `offer`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its name on the machine.
+    pub service: String,
+    /// What it is. Offering again replaces it.
+    pub spec: ServiceSpec,
+}
+
+/// A service that is offered no longer: `withdraw`. Grants of it stay, and open nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdraw {
+    /// Its name on the machine.
+    pub service: String,
+}
+
+/// What a service is: as in the language, `{tcp = "127.0.0.1:5432"}` or `{unix = "/path"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawService", into = "RawService")]
+pub struct ServiceSpec {
+    /// How it is reached from its machine.
+    pub kind: ServiceKind,
+    /// What programs are told it is (the file `type`).
+    pub r#type: Option<String>,
+}
+
+/// How a service is reached from its machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// By TCP at `host:port`.
+    Tcp(String),
+    /// By a unix socket at this path.
+    Unix(PathBuf),
+}
+
+/// As [`ServiceSpec`] is written. What is not known here is refused: it may be a condition.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tcp: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unix: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    r#type: Option<String>,
+}
+
+impl TryFrom<RawService> for ServiceSpec {
+    type Error = &'static str;
+
+    fn try_from(raw: RawService) -> Result<Self, Self::Error> {
+        let kind = match (raw.tcp, raw.unix) {
+            (Some(address), None) => ServiceKind::Tcp(address),
+            (None, Some(path)) => ServiceKind::Unix(path),
+            _ => return Err("a service has exactly one of tcp and unix"),
+        };
+        Ok(Self {
+            kind,
+            r#type: raw.r#type,
+        })
+    }
+}
+
+impl From<ServiceSpec> for RawService {
+    fn from(spec: ServiceSpec) -> Self {
+        let raw = Self {
+            r#type: spec.r#type,
+            ..Self::default()
+        };
+        match spec.kind {
+            ServiceKind::Tcp(address) => Self {
+                tcp: Some(address),
+                ..raw
+            },
+            ServiceKind::Unix(path) => Self {
+                unix: Some(path),
+                ..raw
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for ServiceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A capability to be made: `grant`. Granting the same again gives the same capability.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The service's name on this machine.
+    pub service: String,
+    /// The binding's address in the project, such as `binding.db["blue"]`.
+    pub binding: String,
+    /// Counts the grants of this binding; a lower one than was seen is refused.
+    pub generation: u64,
+    /// The designator of the hob that may use it.
+    pub receiver: String,
+    /// How it is narrowed.
+    #[serde(default)]
+    pub attenuate: Attenuate,
+}
+
+/// How a grant is narrower than its service. What cannot be enforced is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attenuate {
+    /// Streams at one time. Default: no limit but the machine's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_max: Option<u32>,
+}
+
+/// The answer to [`Grant`].
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// The live capability, to be handed to the receiver.
+    pub grant: Reference,
+    /// Its durable name, which only the receiver's key can use.
+    pub sturdyref: Sturdyref,
+}
+
+/// One generation of a binding: `revoke`, `unregister-binding`, `check-binding`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Generation {
+    /// The binding's address in the project.
+    pub binding: String,
+    /// Which grant of it.
+    pub generation: u64,
+}
+
+// ---- importer --------------------------------------------------------------------------------
+
+/// A grant to be held under a name: `register-binding`. A higher generation of the same binding
+/// takes the place of the one before; its live streams go on until they end or are revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The name on this machine (`as`).
+    pub name: String,
+    /// The binding's address in the project.
+    pub binding: String,
+    /// Which grant of it.
+    pub generation: u64,
+    /// How programs see it. Empty: a unix socket in the binding's directory.
+    #[serde(default)]
+    pub expose: Vec<Expose>,
+}
+
+/// How programs on the machine reach a binding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawExpose", into = "RawExpose")]
+pub enum Expose {
+    /// By a unix socket at this path.
+    Unix(PathBuf),
+    /// By TCP at `host:port`.
+    Tcp(String),
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawExpose {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unix: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tcp: Option<String>,
+}
+
+impl TryFrom<RawExpose> for Expose {
+    type Error = &'static str;
+
+    fn try_from(raw: RawExpose) -> Result<Self, Self::Error> {
+        match (raw.unix, raw.tcp) {
+            (Some(path), None) => Ok(Self::Unix(path)),
+            (None, Some(address)) => Ok(Self::Tcp(address)),
+            _ => Err("an expose has exactly one of unix and tcp"),
+        }
+    }
+}
+
+impl From<Expose> for RawExpose {
+    fn from(expose: Expose) -> Self {
+        match expose {
+            Expose::Unix(path) => Self {
+                unix: Some(path),
+                tcp: None,
+            },
+            Expose::Tcp(address) => Self {
+                unix: None,
+                tcp: Some(address),
+            },
+        }
+    }
+}
+
+/// The answer to [`Registration`], once it is on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// How a program reaches it: `unix:/path` or `host:port`; the first of several.
+    pub address: String,
+    /// The directory of its servicebinding.io files.
+    pub directory: String,
+}
+
+/// The answer to `check-binding`: a whole stream was opened, or why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Whether the service took the connection.
+    pub answers: bool,
+    /// Why not, for people.
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// The answer to `describe`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Described {
+    /// The binding's address in the project.
+    pub binding: String,
+    /// Which grant of it.
+    pub generation: u64,
+    /// The service's type, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<String>,
+}
+
+// ---- status ----------------------------------------------------------------------------------
+
+/// Everything that an operator may want to see of a hob. No secret is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HobStatus {
+    /// The machine's address in the project; empty before the first registration.
+    pub machine: String,
+    /// The hob's key.
+    pub designator: String,
+    /// The version of the program.
+    pub version: String,
+    /// Whether a session with the boss stands.
+    pub boss_connected: bool,
+    /// The services offered.
+    #[serde(default)]
+    pub offers: Vec<Offer>,
+    /// The grants given out.
+    #[serde(default)]
+    pub grants: Vec<GrantStatus>,
+    /// The last revoked generation of each binding that has one.
+    #[serde(default)]
+    pub revoked: Vec<Generation>,
+    /// The bindings held.
+    #[serde(default)]
+    pub bindings: Vec<BindingStatus>,
+    /// The machine's programs.
+    #[serde(default)]
+    pub programs: Vec<ProgramStatus>,
+}
+
+/// A grant given out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantStatus {
+    /// The binding's address in the project.
+    pub binding: String,
+    /// Which grant of it.
+    pub generation: u64,
+    /// The service's name on this machine.
+    pub service: String,
+    /// The designator of the hob that may use it.
+    pub receiver: String,
+    /// Streams open now.
+    pub streams: u64,
+}
+
+/// A binding held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindingStatus {
+    /// The name on this machine.
+    pub name: String,
+    /// The binding's address in the project.
+    pub binding: String,
+    /// Which grant of it.
+    pub generation: u64,
+    /// How a program reaches it.
+    pub address: String,
+    /// The directory of its files.
+    pub directory: String,
+    /// Whether the grant is live now. One that is not becomes so when a program connects.
+    pub live: bool,
+    /// Streams open now.
+    pub streams: u64,
+}
+
+/// One of the machine's programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    /// Its line's position in `run`.
+    pub index: u64,
+    /// Its process, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How often it was started again since the hob began.
+    pub restarts: u64,
+}
+
+// ---- byte streams ----------------------------------------------------------------------------
+
+/// The ALPN name of connections that carry one stream of a binding.
+///
+/// The dialler is the importer, the listener the exporter, both with proven keys. The dialler
+/// sends [`BYTES_VERSION`] and the ticket; the listener answers one byte ([`StreamReply`]); after
+/// [`StreamReply::Open`] everything both ways belongs to the stream. The end of one direction is
+/// TLS's close-notify; a connection that ends without one was cut.
+pub const BYTES_ALPN: &[u8] = b"gobs-bytes/1";
+
+/// The first byte of a byte connection.
+pub const BYTES_VERSION: u8 = 1;
+
+/// Bytes of a ticket.
+pub const TICKET_SIZE: usize = 32;
+
+/// How long a ticket may be presented: longer than a dial takes, short enough to be worthless to
+/// a later reader of memory.
+pub const TICKET_LIFETIME: Duration = Duration::from_secs(30);
+
+/// What the exporter says to a ticket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamReply {
+    /// The service took the connection.
+    Open,
+    /// Unknown, used, expired or foreign ticket, or a revoked grant: one answer for all.
+    Refused,
+    /// As many streams as `connections_max` are open.
+    Busy,
+    /// The service did not take the connection.
+    Unreachable,
+}
+
+impl StreamReply {
+    /// Returns the byte on the wire.
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Self::Open => 0,
+            Self::Refused => 1,
+            Self::Busy => 2,
+            Self::Unreachable => 3,
+        }
+    }
+
+    /// Reads the byte on the wire.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Open, Self::Refused, Self::Busy, Self::Unreachable]
+            .into_iter()
+            .find(|reply| reply.to_byte() == byte)
+    }
+}
+
+// ---- conversion ------------------------------------------------------------------------------
+
+/// Returns a message's data as it travels.
+pub fn to_passable(data: &impl Serialize) -> Passable {
+    // The messages have text keys and finite numbers only: this cannot fail.
+    json_to_passable(serde_json::to_value(data).unwrap_or_default())
+}
+
+/// Reads a message's data.
+pub fn from_passable<T: DeserializeOwned>(
+    what: &'static str,
+    value: &Passable,
+) -> Result<T, Malformed> {
+    let json = passable_to_json(value).map_err(|why| Malformed { what, why })?;
+    serde_json::from_value(json).map_err(|error| Malformed {
+        what,
+        why: error.to_string(),
+    })
+}
+
+fn json_to_passable(value: serde_json::Value) -> Passable {
+    use serde_json::Value;
+    match value {
+        Value::Null => Passable::Null,
+        Value::Bool(b) => b.into(),
+        Value::Number(n) => match (n.as_u64(), n.as_i64()) {
+            (Some(n), _) => n.into(),
+            (None, Some(n)) => n.into(),
+            (None, None) => n.as_f64().unwrap_or_default().into(),
+        },
+        Value::String(text) => text.into(),
+        Value::Array(values) => Passable::List(values.into_iter().map(json_to_passable).collect()),
+        Value::Object(fields) => Passable::Struct(
+            fields
+                .into_iter()
+                .map(|(key, value)| (key, json_to_passable(value)))
+                .collect(),
+        ),
+    }
+}
+
+/// The depth is bounded by that of a message, which the session limits.
+fn passable_to_json(value: &Passable) -> Result<serde_json::Value, String> {
+    use serde_json::Value;
+    Ok(match value {
+        Passable::Null | Passable::Undefined => Value::Null,
+        Passable::Bool(b) => (*b).into(),
+        Passable::Int(n) => match (n.to_u64(), n.to_i64()) {
+            (Some(n), _) => n.into(),
+            (None, Some(n)) => n.into(),
+            (None, None) => return Err("an integer is too large".into()),
+        },
+        Passable::Float64(x) => (*x).into(),
+        Passable::String(text) => text.as_str().into(),
+        Passable::List(values) => Value::Array(
+            values
+                .iter()
+                .map(passable_to_json)
+                .collect::<Result<_, _>>()?,
+        ),
+        Passable::Struct(fields) => Value::Object(
+            fields
+                .iter()
+                .map(|(key, value)| Ok((key.to_owned(), passable_to_json(value)?)))
+                .collect::<Result<_, String>>()?,
+        ),
+        other => return Err(format!("a {} is no data", other.kind())),
+    })
+}
+
+impl RegisterReply {
+    /// Returns the answer as it travels.
+    pub fn to_passable(&self) -> Passable {
+        let fields = Struct::new()
+            .with("registered", to_passable(&self.registered))
+            .with("presence", self.presence.clone());
+        Passable::Struct(fields)
+    }
+
+    /// Reads the answer.
+    pub fn from_passable(value: &Passable) -> Result<Self, Malformed> {
+        let what = "register's answer";
+        let registered = from_passable(what, field(what, value, "registered")?)?;
+        Ok(Self {
+            registered,
+            presence: sturdyref(what, field(what, value, "presence")?)?,
+        })
+    }
+}
+
+impl Granted {
+    /// Returns the answer as it travels.
+    pub fn to_passable(&self) -> Passable {
+        let fields = Struct::new()
+            .with("grant", &self.grant)
+            .with("sturdyref", self.sturdyref.clone());
+        Passable::Struct(fields)
+    }
+
+    /// Reads the answer.
+    pub fn from_passable(value: &Passable) -> Result<Self, Malformed> {
+        let what = "grant's answer";
+        let grant = reference(what, field(what, value, "grant")?)?;
+        Ok(Self {
+            grant,
+            sturdyref: sturdyref(what, field(what, value, "sturdyref")?)?,
+        })
+    }
+}
+
+/// The arguments of one call, read from first to last.
+#[derive(Debug)]
+pub struct Args {
+    method: String,
+    rest: std::vec::IntoIter<Passable>,
+}
+
+impl Args {
+    /// Reads the method's name.
+    pub fn read(args: Vec<Passable>) -> Result<Self, Malformed> {
+        let mut rest = args.into_iter();
+        match rest.next() {
+            Some(Passable::Symbol(method)) => Ok(Self {
+                method: method.as_str().to_owned(),
+                rest,
+            }),
+            _ => Err(Malformed {
+                what: "call",
+                why: "no method is named".into(),
+            }),
+        }
+    }
+
+    /// Returns the method's name.
+    pub fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// Reads the data of a message.
+    pub fn data<T: DeserializeOwned>(&mut self, what: &'static str) -> Result<T, Malformed> {
+        from_passable(what, &self.next(what)?)
+    }
+
+    /// Reads a live reference.
+    pub fn reference(&mut self, what: &'static str) -> Result<Reference, Malformed> {
+        reference(what, &self.next(what)?)
+    }
+
+    /// Reads a sturdyref.
+    pub fn sturdyref(&mut self, what: &'static str) -> Result<Sturdyref, Malformed> {
+        sturdyref(what, &self.next(what)?)
+    }
+
+    fn next(&mut self, what: &'static str) -> Result<Passable, Malformed> {
+        self.rest.next().ok_or_else(|| Malformed {
+            what,
+            why: "an argument is missing".into(),
+        })
+    }
+}
+
+fn field<'a>(
+    what: &'static str,
+    value: &'a Passable,
+    name: &str,
+) -> Result<&'a Passable, Malformed> {
+    let found = value.as_struct().and_then(|fields| fields.get(name));
+    found.ok_or_else(|| Malformed {
+        what,
+        why: format!("no field {name}"),
+    })
+}
+
+fn reference(what: &'static str, value: &Passable) -> Result<Reference, Malformed> {
+    let why = || Malformed {
+        what,
+        why: format!("a {} is no reference", value.kind()),
+    };
+    value.as_reference().cloned().ok_or_else(why)
+}
+
+fn sturdyref(what: &'static str, value: &Passable) -> Result<Sturdyref, Malformed> {
+    let why = || Malformed {
+        what,
+        why: format!("a {} is no sturdyref", value.kind()),
+    };
+    value.as_sturdyref().cloned().ok_or_else(why)
+}
+
+/// Anything with `Display` and `FromStr` as text.
+pub(crate) mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(
+        value: &impl Display,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+/// A sturdyref as text, secret included: only for the user data and the machine's own store.
+pub(crate) mod sturdyref_text {
+    use ocapn::Sturdyref;
+    use serde::{Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(
+        value: &Sturdyref,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&value.to_uri())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Sturdyref, D::Error> {
+        super::text::deserialize(deserializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ocapn::Swissnum;
+
+    use super::*;
+
+    fn round_trip<T>(value: &T)
+    where
+        T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let back: T = from_passable("message", &to_passable(value)).unwrap();
+        assert_eq!(&back, value);
+    }
+
+    fn named(secret: &[u8]) -> Sturdyref {
+        let peer = PeerLocator::new("tls-rpk", "abc").with_addresses([("127.0.0.1", 7)]);
+        Sturdyref {
+            peer,
+            swissnum: Swissnum::new(secret),
+        }
+    }
+
+    #[test]
+    fn messages_travel() {
+        let spec = ServiceSpec {
+            kind: ServiceKind::Unix("/s".into()),
+            r#type: Some("x".into()),
+        };
+        round_trip(&Offer {
+            service: "orders".into(),
+            spec,
+        });
+        round_trip(&Grant {
+            service: "orders".into(),
+            binding: "binding.db[\"blue\"]".into(),
+            generation: u64::MAX,
+            receiver: "abc".into(),
+            attenuate: Attenuate {
+                connections_max: Some(20),
+            },
+        });
+        round_trip(&Registration {
+            name: "db".into(),
+            binding: "binding.db".into(),
+            generation: 1,
+            expose: vec![
+                Expose::Unix("/run/x".into()),
+                Expose::Tcp("127.0.0.1:1".into()),
+            ],
+        });
+        round_trip(&Register {
+            protocol: PROTOCOL,
+            locator: named(b"").peer,
+            join_sequence: 3,
+            version: "0.1.0".into(),
+        });
+        let registered = Registered {
+            machine: "machine.db".into(),
+            join_sequence: 4,
+            expects: vec![],
+        };
+        let reply = RegisterReply {
+            registered,
+            presence: named(b"secret"),
+        };
+        let back = RegisterReply::from_passable(&reply.to_passable()).unwrap();
+        assert_eq!(
+            (back.registered, back.presence),
+            (reply.registered, reply.presence)
+        );
+    }
+
+    #[test]
+    fn services_and_rights_that_are_not_known_are_refused() {
+        let read = |json: &str| {
+            let value = json_to_passable(serde_json::from_str(json).unwrap());
+            let service = from_passable::<ServiceSpec>("service", &value).map(|_| ());
+            service.map_err(|error| error.why)
+        };
+        assert_eq!(read(r#"{"tcp":"h:1","unix":null,"type":null}"#), Ok(()));
+        for wrong in [
+            "{}",
+            r#"{"tcp":"h:1","unix":"/x"}"#,
+            r#"{"postgres":{}}"#,
+            "[]",
+            "7",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        let wider = Passable::Struct(Struct::new().with("access", "read"));
+        assert!(from_passable::<Attenuate>("attenuate", &wider).is_err());
+    }
+
+    #[test]
+    fn user_data_is_read_back_and_errors_tell_nothing_of_it() {
+        let data = UserData {
+            format: USER_DATA_FORMAT,
+            sturdyref: named(b"secret"),
+            listen: "127.0.0.1:0".into(),
+            advertise: vec!["db.example:7463".into()],
+        };
+        let back = UserData::decode(&data.encode()).unwrap();
+        assert_eq!(back.sturdyref, data.sturdyref);
+        assert_eq!(
+            (back.listen, back.advertise),
+            (data.listen.clone(), data.advertise.clone())
+        );
+        assert!(!format!("{data:?}").contains("c2VjcmV0"));
+
+        let newer = data.encode().replace("\"gobs\":1", "\"gobs\":2");
+        assert!(
+            UserData::decode(&newer)
+                .unwrap_err()
+                .why
+                .contains("format 2")
+        );
+        let broken = data.encode().replace("127.0.0.1:0\"", "127.0.0.1:0");
+        assert!(
+            !UserData::decode(&broken)
+                .unwrap_err()
+                .to_string()
+                .contains("c2VjcmV0")
+        );
+    }
+
+    #[test]
+    fn stream_replies_are_read_back() {
+        for byte in 0..=u8::MAX {
+            let reply = StreamReply::from_byte(byte);
+            assert_eq!(reply.map(StreamReply::to_byte), (byte < 4).then_some(byte));
+        }
+    }
+}

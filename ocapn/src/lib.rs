@@ -11,6 +11,7 @@ mod locator;
 pub mod netlayer;
 mod passable;
 mod peer;
+pub mod syrup;
 mod vat;
 
 pub use captp::SessionId;

@@ -250,7 +250,7 @@ impl Vat {
 
     /// Returns a new reference to `object`.
     pub fn export(&self, object: impl Object) -> Reference {
-        Node::new(
+        Node::reference(
             &Arc::downgrade(&self.0),
             Kind::Object(Some(Arc::new(object))),
         )

@@ -172,7 +172,7 @@ impl Node {
         }))
     }
 
-    pub(crate) fn new(vat: &Weak<Shared>, kind: Kind) -> Reference {
+    pub(crate) fn reference(vat: &Weak<Shared>, kind: Kind) -> Reference {
         Reference(Arc::new(Self {
             vat: vat.clone(),
             kind,
@@ -441,7 +441,7 @@ impl Resolver {
         let vat = promise
             .as_ref()
             .map_or_else(Weak::new, |promise| promise.0.vat.clone());
-        Node::new(&vat, Kind::Resolver(Mutex::new(promise)))
+        Node::reference(&vat, Kind::Resolver(Mutex::new(promise)))
     }
 
     fn end(&mut self, result: Result<Passable, Broken>) {

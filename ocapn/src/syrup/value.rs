@@ -1,0 +1,343 @@
+//! Values of the data model as Syrup.
+
+use bytes::Bytes;
+
+use super::{Limits, Mode, Reader, Scanner, SyrupError, SyrupErrorKind as Kind, Token, Writer};
+use crate::captp::promise::Reference;
+use crate::locator::{PeerLocator, Sturdyref, Swissnum};
+use crate::passable::{ErrorValue, Opaque, Passable, Struct, Symbol, Tagged, canonical_key_order};
+
+/// Decodes one value and nothing after it. Descriptors of live references, which mean something
+/// in a session only, stay [`Passable::Opaque`].
+pub fn decode(bytes: &Bytes, limits: Limits, mode: Mode) -> Result<Passable, SyrupError> {
+    let mut scanner = Scanner::new(limits, mode);
+    let end = scanner
+        .scan(bytes)?
+        .ok_or_else(|| Kind::End.at(bytes.len()))?;
+    if end != bytes.len() {
+        return Err(Kind::Trailing.at(end));
+    }
+    read_value(&mut Reader::new(bytes, mode), &mut Nowhere)
+}
+
+/// Encodes one value in the canonical form; `None` if it holds a live reference, which has a
+/// form in a session only, or a record that would pass for one, or is nested deeper than [`ENCODE_DEPTH_MAX`].
+pub fn encode(value: &Passable) -> Option<Bytes> {
+    let mut writer = Writer::new();
+    write_value(&mut writer, value, &mut Nowhere)?;
+    Some(writer.take().freeze())
+}
+
+/// Containers inside each other that can be written: as many as fit any stack.
+pub const ENCODE_DEPTH_MAX: usize = 128;
+
+/// Labels of records that stand for live references in a session.
+const LIVE: [&str; 5] = [
+    "desc:import-object",
+    "desc:import-promise",
+    "desc:export",
+    "desc:answer",
+    "desc:sig-envelope",
+];
+
+/// Makes references of the records that stand for them.
+pub(crate) trait Refer {
+    /// Reads the record at the reader if it stands for a reference; `None`, with the reader
+    /// where it was, if it does not. Called at the start of every record.
+    fn refer(
+        &mut self,
+        label: &str,
+        reader: &mut Reader<'_>,
+    ) -> Result<Option<Passable>, SyrupError>;
+}
+
+/// Writes what stands for a reference.
+pub(crate) trait Describe {
+    /// `None` if it cannot be described here.
+    fn describe(&mut self, reference: &Reference, writer: &mut Writer) -> Option<()>;
+}
+
+struct Nowhere;
+
+impl Refer for Nowhere {
+    fn refer(&mut self, _: &str, _: &mut Reader<'_>) -> Result<Option<Passable>, SyrupError> {
+        Ok(None)
+    }
+}
+
+impl Describe for Nowhere {
+    fn describe(&mut self, _: &Reference, _: &mut Writer) -> Option<()> {
+        None
+    }
+}
+
+/// A container that is not complete.
+enum Open {
+    List(Vec<Passable>),
+    Record {
+        label: Option<Passable>,
+        fields: Vec<Passable>,
+    },
+    Dict {
+        entries: Vec<(String, Passable)>,
+        key: Option<String>,
+    },
+}
+
+/// Reads one value, whatever its depth, without recursion.
+pub(crate) fn read_value(
+    reader: &mut Reader<'_>,
+    refer: &mut impl Refer,
+) -> Result<Passable, SyrupError> {
+    let mut open: Vec<Open> = Vec::new();
+    loop {
+        let start = reader.offset();
+        // Only a string can be a key.
+        if let Some(Open::Dict {
+            entries,
+            key: key @ None,
+        }) = open.last_mut()
+            && reader.peek()? != b'}'
+        {
+            let text = reader.string()?;
+            if reader.mode() == Mode::Strict
+                && let Some((last, _)) = entries.last()
+                && canonical_key_order(last, text).is_ge()
+            {
+                return Err(Kind::Canonical.at(start));
+            }
+            *key = Some(text.to_owned());
+            continue;
+        }
+        let mut value = match reader.token()? {
+            Token::Bool(b) => Passable::Bool(b),
+            Token::Int(n) => Passable::Int(n),
+            Token::Float(x) => Passable::Float64(x),
+            Token::String(text) => Passable::String(text.to_owned()),
+            Token::Symbol(text) => Passable::Symbol(Symbol::new(text)),
+            Token::Bytes(bytes) => Passable::Bytes(bytes),
+            Token::List => {
+                open.push(Open::List(Vec::new()));
+                continue;
+            }
+            Token::Dict => {
+                open.push(Open::Dict {
+                    entries: Vec::new(),
+                    key: None,
+                });
+                continue;
+            }
+            Token::Record => match known_record(reader, start, refer)? {
+                Some(value) => value,
+                None => {
+                    open.push(Open::Record {
+                        label: None,
+                        fields: Vec::new(),
+                    });
+                    continue;
+                }
+            },
+            Token::End => match open.pop() {
+                Some(Open::List(values)) => Passable::List(values),
+                Some(Open::Dict { entries, key: None }) => {
+                    Passable::Struct(Struct::from_iter(entries))
+                }
+                Some(Open::Record {
+                    label: Some(label),
+                    fields,
+                }) => record(label, fields),
+                _ => return Err(Kind::Byte.at(start)),
+            },
+        };
+        match open.last_mut() {
+            None => return Ok(value),
+            Some(Open::List(values)) => values.push(value),
+            Some(Open::Record {
+                label: label @ None,
+                ..
+            }) => *label = Some(value),
+            Some(Open::Record { fields, .. }) => fields.push(value),
+            Some(Open::Dict { entries, key }) => {
+                let key = key.take().ok_or_else(|| Kind::Byte.at(start))?;
+                entries.push((key, std::mem::replace(&mut value, Passable::Null)));
+            }
+        }
+    }
+}
+
+/// Reads the rest of a record that is more than its fields, if it is one.
+fn known_record(
+    reader: &mut Reader<'_>,
+    start: usize,
+    refer: &mut impl Refer,
+) -> Result<Option<Passable>, SyrupError> {
+    let after = reader.offset();
+    let Ok(label) = reader.symbol() else {
+        reader.rewind(after);
+        return Ok(None);
+    };
+    if label == "ocapn-sturdyref" {
+        let sturdyref = (|| {
+            let peer = PeerLocator::read(reader)?;
+            let swissnum = Swissnum::new(reader.bytes()?);
+            reader.end()?;
+            Ok::<_, SyrupError>(Sturdyref { peer, swissnum })
+        })();
+        if let Ok(sturdyref) = sturdyref {
+            return Ok(Some(sturdyref.into()));
+        }
+    } else if label.starts_with("desc:") {
+        reader.rewind(start);
+        if let Some(value) = refer.refer(label, reader)? {
+            return Ok(Some(value));
+        }
+    }
+    reader.rewind(after);
+    Ok(None)
+}
+
+/// Returns the value that a complete record stands for.
+fn record(label: Passable, mut fields: Vec<Passable>) -> Passable {
+    match (label.as_symbol(), fields.as_mut_slice()) {
+        (Some("void"), []) => Passable::Undefined,
+        (Some("null"), []) => Passable::Null,
+        (Some("desc:tagged"), [Passable::Symbol(tag), value]) => {
+            let (tag, value) = (tag.clone(), std::mem::replace(value, Passable::Null));
+            Passable::Tagged(Box::new(Tagged { tag, value }))
+        }
+        (Some("desc:error"), [Passable::String(message)]) => {
+            Passable::Error(Box::new(ErrorValue {
+                message: std::mem::take(message),
+            }))
+        }
+        _ => Passable::Opaque(Box::new(Opaque { label, fields })),
+    }
+}
+
+/// Writes one value; `None` if it cannot be written, and then the output holds a part of it.
+pub(crate) fn write_value(
+    writer: &mut Writer,
+    value: &Passable,
+    describe: &mut impl Describe,
+) -> Option<()> {
+    write_nested(writer, value, describe, 0)
+}
+
+fn write_nested(
+    writer: &mut Writer,
+    value: &Passable,
+    describe: &mut impl Describe,
+    depth: usize,
+) -> Option<()> {
+    if depth > ENCODE_DEPTH_MAX {
+        return None;
+    }
+    let deeper = depth + 1;
+    match value {
+        Passable::Undefined => writer.record("void").end_record(),
+        Passable::Null => writer.record("null").end_record(),
+        Passable::Bool(b) => writer.bool(*b),
+        Passable::Int(n) => writer.int(n),
+        Passable::Float64(x) => writer.float(*x),
+        Passable::String(text) => writer.string(text),
+        Passable::Symbol(symbol) => writer.symbol(symbol.as_str()),
+        Passable::Bytes(bytes) => writer.bytes(bytes),
+        Passable::List(values) => {
+            writer.list();
+            for value in values {
+                write_nested(writer, value, describe, deeper)?;
+            }
+            writer.end_list()
+        }
+        Passable::Struct(entries) => {
+            writer.dict();
+            for (key, value) in entries.iter() {
+                writer.string(key);
+                write_nested(writer, value, describe, deeper)?;
+            }
+            writer.end_dict()
+        }
+        Passable::Tagged(tagged) => {
+            writer.record("desc:tagged").symbol(tagged.tag.as_str());
+            write_nested(writer, &tagged.value, describe, deeper)?;
+            writer.end_record()
+        }
+        Passable::Error(error) => writer
+            .record("desc:error")
+            .string(&error.message)
+            .end_record(),
+        Passable::Sturdyref(sturdyref) => {
+            writer.record("ocapn-sturdyref");
+            sturdyref.peer.write(writer);
+            writer.bytes(sturdyref.swissnum.reveal()).end_record()
+        }
+        Passable::Reference(reference) => return describe.describe(reference, writer),
+        Passable::Opaque(opaque) => {
+            // A record made by hand must not pass for a live reference.
+            if opaque
+                .label
+                .as_symbol()
+                .is_some_and(|label| LIVE.contains(&label))
+            {
+                return None;
+            }
+            writer.raw(b"<");
+            write_nested(writer, &opaque.label, describe, deeper)?;
+            for field in &opaque.fields {
+                write_nested(writer, field, describe, deeper)?;
+            }
+            writer.end_record()
+        }
+    };
+    Some(())
+}
+
+impl PeerLocator {
+    /// Reads `<ocapn-peer transport designator hints>`.
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, SyrupError> {
+        reader.record_of("ocapn-peer")?;
+        let transport = reader.symbol()?.to_owned();
+        let mut peer = Self::new(transport, reader.string()?);
+        if !reader.is_false()? {
+            let start = reader.offset();
+            if reader.token()? != Token::Dict {
+                return Err(Kind::Kind.at(start));
+            }
+            let mut last: Option<&str> = None;
+            while !reader.at_end()? {
+                let at = reader.offset();
+                let name = reader.string()?;
+                if reader.mode() == Mode::Strict
+                    && last.is_some_and(|last| canonical_key_order(last, name).is_ge())
+                {
+                    return Err(Kind::Canonical.at(at));
+                }
+                last = Some(name);
+                peer.hints
+                    .insert(name.to_owned(), reader.string()?.to_owned());
+            }
+        }
+        reader.end()?;
+        Ok(peer)
+    }
+
+    /// Writes `<ocapn-peer transport designator hints>`.
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        writer
+            .record("ocapn-peer")
+            .symbol(&self.transport)
+            .string(&self.designator);
+        if self.hints.is_empty() {
+            writer.bool(false);
+        } else {
+            let mut hints: Vec<_> = self.hints.iter().collect();
+            hints.sort_by(|(a, _), (b, _)| canonical_key_order(a, b));
+            writer.dict();
+            for (name, value) in hints {
+                writer.string(name).string(value);
+            }
+            writer.end_dict();
+        }
+        writer.end_record();
+    }
+}

@@ -2,4 +2,5 @@
 
 pub mod apply;
 pub mod cli;
+pub mod lang;
 pub mod plan;

@@ -1,0 +1,374 @@
+//! Declarations: what the blocks of a configuration say, expressions unevaluated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gobs_model::{Name, SourceSpan, Type, Value};
+
+use super::source::{Sources, Span};
+use super::syntax::{Attribute, Block, Body, Expr};
+
+/// What a project declares. Right declarations survive wrong ones.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    pub(crate) sources: Sources,
+    /// The `gobs` block.
+    pub settings: Settings,
+    /// `variable` blocks.
+    pub variables: BTreeMap<Name, Variable>,
+    /// Arguments of `locals` blocks.
+    pub locals: BTreeMap<Name, Local>,
+    /// `provider` blocks by `name` or `name.alias`.
+    pub providers: BTreeMap<String, ProviderConfig>,
+    /// `machine` blocks.
+    pub machines: BTreeMap<Name, Machine>,
+    /// `binding` blocks.
+    pub bindings: BTreeMap<Name, Binding>,
+    /// `output` blocks.
+    pub outputs: BTreeMap<Name, Output>,
+}
+
+/// The `gobs` block: known before anything else is evaluated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where the state is kept, relative to the project's directory.
+    pub state_path: String,
+    /// Where the boss listens; port 0 is chosen once, then kept.
+    pub boss_listen: String,
+    /// How hobs reach the boss; empty means the addresses listened on.
+    pub boss_advertise: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            state_path: ".gobs/state.db".into(),
+            boss_listen: "127.0.0.1:0".into(),
+            boss_advertise: Vec::new(),
+        }
+    }
+}
+
+/// A `variable` block.
+#[derive(Clone, Debug)]
+pub struct Variable {
+    /// What a value is converted to.
+    pub ty: Type,
+    /// The value where none is given.
+    pub default: Option<Value>,
+    /// For people.
+    pub description: String,
+    /// Whether its value is never shown or stored in clear.
+    pub sensitive: bool,
+    /// Whether it may be `null`; otherwise `null` means the default.
+    pub nullable: bool,
+    pub(crate) validations: Vec<Validation>,
+    pub(crate) span: Span,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Validation {
+    pub(crate) condition: Expr,
+    pub(crate) error_message: Expr,
+}
+
+/// An argument of a `locals` block.
+#[derive(Clone, Debug)]
+pub struct Local {
+    pub(crate) expr: Expr,
+    pub(crate) span: Span,
+}
+
+/// A `provider` block.
+#[derive(Clone, Debug)]
+pub struct ProviderConfig {
+    /// The provider's name: `dummy`.
+    pub provider: String,
+    /// The name of a second configuration of it.
+    pub alias: Option<Name>,
+    pub(crate) body: Body,
+    pub(crate) span: Span,
+}
+
+/// Which instances a block has.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Repeat {
+    #[default]
+    Once,
+    Count(Expr),
+    ForEach(Expr),
+}
+
+/// A `machine` block.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The key of [`Config::providers`] and of state rows: `dummy` or `dummy.alias`.
+    pub provider: String,
+    /// What `lifecycle` says.
+    pub lifecycle: Lifecycle,
+    /// The names of its services.
+    pub services: BTreeMap<Name, Service>,
+    pub(crate) provider_span: Span,
+    pub(crate) repeat: Repeat,
+    /// The provider's attributes and blocks.
+    pub(crate) body: Body,
+    pub(crate) hob: Option<Block>,
+    pub(crate) depends_on: Vec<(BlockId, Span)>,
+    pub(crate) span: Span,
+}
+
+/// What a machine's `lifecycle` block says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lifecycle {
+    /// A plan that would delete it is an error.
+    pub prevent_destroy: bool,
+    /// Whose changes are not planned.
+    pub ignore_changes: IgnoreChanges,
+}
+
+/// Whose changes are not planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IgnoreChanges {
+    /// Every attribute's.
+    All,
+    /// These attributes'.
+    Attributes(Vec<String>),
+}
+
+impl Default for IgnoreChanges {
+    fn default() -> Self {
+        Self::Attributes(Vec::new())
+    }
+}
+
+/// A `service` block of a machine.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// What kind of service it is.
+    pub kind: ServiceKind,
+    pub(crate) address: Expr,
+    /// The type that its files tell: `postgresql`.
+    pub(crate) type_name: Option<Expr>,
+    pub(crate) ready: Option<Expr>,
+    pub(crate) span: Span,
+}
+
+/// Which protocol a service speaks, as far as gobs knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// Bytes over TCP.
+    Tcp,
+    /// Bytes over a unix socket.
+    Unix,
+}
+
+impl ServiceKind {
+    /// Returns the argument that names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+        }
+    }
+}
+
+/// A `binding` block.
+#[derive(Clone, Debug)]
+pub struct Binding {
+    pub(crate) repeat: Repeat,
+    pub(crate) from: Expr,
+    pub(crate) to: Expr,
+    pub(crate) name: Option<Expr>,
+    pub(crate) attenuate: Option<Vec<Attribute>>,
+    pub(crate) expose: Vec<Block>,
+    pub(crate) depends_on: Vec<(BlockId, Span)>,
+    pub(crate) span: Span,
+}
+
+/// An `output` block.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// For people.
+    pub description: String,
+    /// Whether its value may be sensitive, and is never shown.
+    pub sensitive: bool,
+    pub(crate) value: Expr,
+    pub(crate) depends_on: Vec<(BlockId, Span)>,
+    pub(crate) span: Span,
+}
+
+/// Names a block.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BlockId {
+    /// `var.x`
+    Variable(Name),
+    /// `local.x`
+    Local(Name),
+    /// A provider's configuration: `dummy` or `dummy.alias`.
+    Provider(String),
+    /// `machine.x`
+    Machine(Name),
+    /// `binding.x`
+    Binding(Name),
+    /// `output.x`
+    Output(Name),
+}
+
+impl std::fmt::Display for BlockId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Variable(name) => write!(f, "var.{name}"),
+            Self::Local(name) => write!(f, "local.{name}"),
+            Self::Provider(name) => write!(f, "provider.{name}"),
+            Self::Machine(name) => write!(f, "machine.{name}"),
+            Self::Binding(name) => write!(f, "binding.{name}"),
+            Self::Output(name) => write!(f, "output.{name}"),
+        }
+    }
+}
+
+/// That one block needs another, and where it says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependency {
+    /// The machine or binding that is needed.
+    pub on: BlockId,
+    /// Where; of a reference through locals, where the local's expression says it.
+    pub span: SourceSpan,
+}
+
+impl Config {
+    /// Returns where a block is declared: the block's keyword and labels.
+    pub fn declared_at(&self, block: &BlockId) -> Option<SourceSpan> {
+        let span = match block {
+            BlockId::Variable(name) => self.variables.get(name)?.span,
+            BlockId::Local(name) => self.locals.get(name)?.span,
+            BlockId::Provider(name) => self.providers.get(name)?.span,
+            BlockId::Machine(name) => self.machines.get(name)?.span,
+            BlockId::Binding(name) => self.bindings.get(name)?.span,
+            BlockId::Output(name) => self.outputs.get(name)?.span,
+        };
+        Some(self.sources.place(span))
+    }
+}
+
+/// What a machine's `hob` block says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HobValues {
+    /// Whether the machine has an agent.
+    pub enabled: bool,
+    /// Where the agent listens, where the block says it.
+    pub listen: Option<String>,
+    /// How others reach it: attributes of the machine, or literal addresses.
+    pub advertise: Vec<String>,
+    /// Who opens the first connection.
+    pub dial: Dial,
+    /// How long its first connection may take.
+    pub deadline: Duration,
+}
+
+/// Who opens the first connection between a hob and the boss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dial {
+    /// The hob dials the boss.
+    #[default]
+    Hob,
+    /// The boss dials the hob.
+    Boss,
+}
+
+impl HobValues {
+    /// How long an agent's first connection may take where nothing says it: slow clouds need
+    /// minutes to boot an image.
+    pub const DEADLINE_DEFAULT: Duration = Duration::from_mins(30);
+
+    /// Returns the settings as rows keep them.
+    pub fn to_value(&self) -> Value {
+        let listen = self.listen.as_deref().map_or(Value::NULL, Value::from);
+        let dial = match self.dial {
+            Dial::Hob => "hob",
+            Dial::Boss => "boss",
+        };
+        Value::object([
+            ("enabled", Value::from(self.enabled)),
+            ("listen", listen),
+            (
+                "advertise",
+                Value::list(self.advertise.iter().map(|text| text.as_str().into())),
+            ),
+            ("dial", dial.into()),
+            (
+                "deadline",
+                format!("{}s", self.deadline.as_secs()).as_str().into(),
+            ),
+        ])
+    }
+}
+
+impl Default for HobValues {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: None,
+            advertise: Vec::new(),
+            dial: Dial::Hob,
+            deadline: Self::DEADLINE_DEFAULT,
+        }
+    }
+}
+
+/// What one instance of a machine is to be.
+#[derive(Clone, Debug)]
+pub struct MachineValues {
+    /// The provider's configuration: `dummy` or `dummy.alias`.
+    pub provider: String,
+    /// An object, complete by the provider's schema: defaults filled in, what is optional and not
+    /// set is `null`, what only the provider computes is absent.
+    pub attributes: Value,
+    /// Its agent's settings.
+    pub hob: HobValues,
+    /// Its services by name.
+    pub services: BTreeMap<Name, ServiceValues>,
+    /// What `lifecycle` says.
+    pub lifecycle: Lifecycle,
+}
+
+/// What a service of a machine is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceValues {
+    /// What a row keeps and a hob is told: `{tcp = "127.0.0.1:5432"}`.
+    pub spec: Value,
+    /// How long to wait until it answers.
+    pub ready: Duration,
+}
+
+impl ServiceValues {
+    /// How long to wait for a service where nothing says it: a database may first recover.
+    pub const READY_DEFAULT: Duration = Duration::from_mins(5);
+}
+
+/// What one instance of a binding is to be.
+#[derive(Clone, Debug)]
+pub struct BindingValues {
+    /// The service that is given.
+    pub from: gobs_model::Address,
+    /// The machine that gets it.
+    pub to: gobs_model::Address,
+    /// Under which name the machine finds it.
+    pub name: Name,
+    /// An object of the limits asked for, or `null`.
+    pub attenuate: Value,
+    /// A list of objects, each with `unix` or `tcp`.
+    pub expose: Value,
+}
+
+/// The instances of a block.
+#[derive(Clone, Debug)]
+pub struct Expansion {
+    /// In the order of their keys.
+    pub instances: Vec<gobs_model::Instance>,
+    /// `each.value` of each instance, where the block has `for_each`.
+    pub(crate) each: BTreeMap<Arc<str>, Value>,
+    /// What a reference to the whole block shows.
+    pub(crate) value: Value,
+}

@@ -7,3 +7,5 @@
 
 pub mod layout;
 pub mod protocol;
+pub mod server;
+pub mod store;

@@ -92,13 +92,14 @@ pub(crate) fn designator_of(public_key: &[u8; 32]) -> String {
 
 /// Returns the public key that a designator names, unless it names none.
 ///
-/// Upper-case letters are accepted, since the host part of a URI may be changed in case on its way.
+/// Each key has one designator, in lower case: who compares designators compares keys.
 pub(crate) fn key_of_designator(designator: &str) -> Option<[u8; 32]> {
-    BASE32_NOPAD_NOCASE
+    let key = BASE32_NOPAD_NOCASE
         .decode(designator.as_bytes())
         .ok()?
         .try_into()
-        .ok()
+        .ok()?;
+    (designator_of(&key) == designator).then_some(key)
 }
 
 /// Returns the `SubjectPublicKeyInfo` of a public key, in DER.

@@ -225,7 +225,9 @@ impl<W: AsyncWrite + Send + Unpin> Outgoing for FramedOutgoing<W> {
                 }
                 return self.flush().await;
             }
-            let mut batch = BytesMut::new();
+            // A header is 11 bytes at most.
+            let size: usize = messages.iter().map(|message| message.len() + 11).sum();
+            let mut batch = BytesMut::with_capacity(size.min(2 * WRITE_BYTES_MAX));
             for message in messages.drain(..) {
                 self.put_header(&mut batch, message.len())?;
                 if message.len() < WRITE_BYTES_MAX {

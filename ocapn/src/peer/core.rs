@@ -1,10 +1,12 @@
 //! What the tasks of one peer share: its vat, its connections, its dials under way.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -139,6 +141,17 @@ impl Core {
     /// Does what the vat asks for, until the peer is closed and its last connection gone.
     async fn serve_vat(self: Arc<Self>) {
         let mut tasks = JoinSet::new();
+        // An object that panics in a turn of ours must not take the peer with it.
+        while AssertUnwindSafe(self.serve_events(&mut tasks))
+            .catch_unwind()
+            .await
+            .is_err()
+        {
+            tracing::error!("an object panicked in its turn");
+        }
+    }
+
+    async fn serve_events(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         let mut changed = self.changed.subscribe();
         loop {
             if *self.closing.borrow() && self.registry().connections.is_empty() {
@@ -158,10 +171,10 @@ impl Core {
                     from,
                     answer,
                 } => {
-                    tasks.spawn(Arc::clone(&self).fetch(swissnum, from, answer));
+                    tasks.spawn(Arc::clone(self).fetch(swissnum, from, answer));
                 }
                 VatEvent::Dial(to) => {
-                    let core = Arc::clone(&self);
+                    let core = Arc::clone(self);
                     tasks.spawn(async move {
                         if let Err(error) = core.connect(&to).await {
                             core.vat.dial_failed(&to, &error.to_string());

@@ -208,11 +208,7 @@ impl Netlayer for TlsRpk {
     fn dial<'a>(&'a self, to: &'a PeerLocator) -> BoxFuture<'a, Result<Connection, DialError>> {
         async move {
             let stream = self.dialer.dial_with(to, &self.captp).await?;
-            Ok(connection(
-                stream,
-                &to.designator.to_ascii_lowercase(),
-                self.limits,
-            ))
+            Ok(connection(stream, &to.designator, self.limits))
         }
         .boxed()
     }
@@ -296,7 +292,7 @@ impl StreamDialer {
             return Err(DialError::Transport(to.transport.clone()));
         }
         let pin = key_of_designator(&to.designator)
-            .and_then(|key| ServerName::try_from(designator_of(&key)).ok())
+            .and_then(|_| ServerName::try_from(to.designator.clone()).ok())
             .ok_or_else(|| DialError::Designator(to.designator.clone()))?;
         first_success(to.addresses(), |host, port| {
             let connector = TlsConnector::from(Arc::clone(config));

@@ -1,5 +1,8 @@
 //! What people see. Everything here is a pure function to text with colours in it; the
 //! [`Terminal`](super::terminal::Terminal) takes the colours away where they are not wanted.
 
+pub mod apply;
 pub mod diagnostic;
+pub mod plan;
 mod text;
+mod value;

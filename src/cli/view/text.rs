@@ -5,10 +5,14 @@ use std::fmt::{Display, Write};
 
 use anstyle::{AnsiColor, Style};
 
+/// What is added, and success.
+pub(super) const GREEN: Style = AnsiColor::Green.on_default();
 /// What is removed, and errors.
 pub(super) const RED: Style = AnsiColor::Red.on_default();
 /// What is changed, and warnings.
 pub(super) const YELLOW: Style = AnsiColor::Yellow.on_default();
+/// What is worth a note.
+pub(super) const CYAN: Style = AnsiColor::Cyan.on_default();
 /// What matters less.
 pub(super) const DIM: Style = AnsiColor::BrightBlack.on_default();
 /// What matters most.

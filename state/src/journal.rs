@@ -3,8 +3,20 @@
 use std::time::SystemTime;
 
 use gobs_model::{Address, Known, Name};
+use rusqlite::{OptionalExtension, Transaction};
 
-use crate::{NewClaim, Row};
+use crate::boss;
+use crate::database::{Database, count, integer, milliseconds, time};
+use crate::encode::Cell;
+use crate::error::Fault;
+use crate::seal::DataKey;
+use crate::{NewClaim, Row, SwissnumHash};
+
+/// How many finished entries are kept: enough to tell what the last runs did, and a few
+/// megabytes at the most.
+const FINISHED_KEPT: u32 = 10_000;
+/// How many runs are kept, beside those that the journal still speaks of.
+const RUNS_KEPT: u32 = 1_000;
 
 /// What is about to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,4 +106,144 @@ pub struct Run {
     pub command: String,
     /// When it began.
     pub started_at: SystemTime,
+}
+
+/// Writes intents; each is durable when the transaction is.
+pub(crate) fn start(
+    transaction: &Transaction<'_>,
+    cells: &DataKey,
+    run: Option<u64>,
+    intents: Vec<Intent>,
+) -> Result<Vec<Started>, Fault> {
+    if intents.is_empty() {
+        return Ok(Vec::new());
+    }
+    let run = integer(run.ok_or(Fault::NoRun)?);
+    let now = milliseconds(SystemTime::now());
+    // An entry's number is needed before it is written: its detail is sealed for it.
+    let last = transaction
+        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'journal'")?
+        .query_row([], |row| row.get(0))
+        .optional()?
+        .unwrap_or(0i64);
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO journal (id, run, address, action, token, claim, detail, started_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?;
+    let ids = last.saturating_add(1)..;
+    ids.zip(intents)
+        .map(|(id, intent)| {
+            if let Some(claim) = &intent.claim {
+                boss::insert_claim(transaction, claim)?;
+            }
+            let detail =
+                detail_cell(&id.to_string()).seal_json(cells, &intent.address, &intent.detail)?;
+            insert.execute((
+                id,
+                run,
+                intent.address.to_string(),
+                &intent.action,
+                &intent.token,
+                intent.claim.as_ref().map(|claim| claim.swissnum_hash.0),
+                detail,
+                now,
+            ))?;
+            Ok(Started { id, intent })
+        })
+        .collect()
+}
+
+/// Writes how steps ended.
+pub(crate) fn end(
+    transaction: &Transaction<'_>,
+    cells: &DataKey,
+    finished: &[Finished],
+) -> Result<(), Fault> {
+    let now = milliseconds(SystemTime::now());
+    let mut update = transaction.prepare_cached(
+        "UPDATE journal SET ended_at = ?2, message = ?3, detail = NULL
+         WHERE id = ?1 AND ended_at IS NULL",
+    )?;
+    for Finished {
+        started, outcome, ..
+    } in finished
+    {
+        let message = match outcome {
+            Outcome::Done => None,
+            // A provider's words may repeat what it was told, so they are sealed too.
+            Outcome::Failed(why) => {
+                let id = started.id.to_string();
+                Some(message_cell(&id).seal(cells, why.as_bytes())?)
+            }
+        };
+        if update.execute((started.id, now, message))? != 1 {
+            return Err(Fault::AlreadyEnded(started.id));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the steps without a known end, oldest first.
+pub(crate) fn in_doubt(database: &Database) -> Result<Vec<Doubt>, Fault> {
+    let mut statement = database.connection.prepare_cached(
+        "SELECT id, run, address, action, token, claim, detail, started_at FROM journal
+         WHERE ended_at IS NULL ORDER BY id",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut doubts = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: i64 = row.get(0)?;
+        let address = row.get_ref(2)?.as_str().map_err(Fault::corrupt)?;
+        let claim = match row.get(5)? {
+            None => None,
+            Some(hash) => boss::new_claim(&database.connection, SwissnumHash(hash))?,
+        };
+        let detail: Vec<u8> = row.get(6)?;
+        let intent = Intent {
+            address: address.parse().map_err(Fault::corrupt)?,
+            action: row.get(3)?,
+            token: row.get(4)?,
+            claim,
+            detail: detail_cell(&id.to_string()).open_json(&database.cells, &detail)?,
+        };
+        doubts.push(Doubt {
+            started: Started { id, intent },
+            run: count(row.get(1)?)?,
+            since: time(row.get(7)?)?,
+        });
+    }
+    Ok(doubts)
+}
+
+/// Forgets what ended long ago.
+pub(crate) fn compact(transaction: &Transaction<'_>) -> Result<(), Fault> {
+    transaction.execute(
+        "DELETE FROM journal WHERE ended_at IS NOT NULL AND id <= (
+             SELECT id FROM journal WHERE ended_at IS NOT NULL
+             ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+        [FINISHED_KEPT],
+    )?;
+    transaction.execute(
+        "DELETE FROM runs WHERE number <= (
+             SELECT number FROM runs ORDER BY number DESC LIMIT 1 OFFSET ?1)
+         AND NOT EXISTS (SELECT 1 FROM journal WHERE run = number)",
+        [RUNS_KEPT],
+    )?;
+    Ok(())
+}
+
+fn detail_cell(id: &str) -> Cell<'_> {
+    Cell {
+        table: "journal",
+        row: id,
+        column: "detail",
+        version: 0,
+    }
+}
+
+fn message_cell(id: &str) -> Cell<'_> {
+    Cell {
+        column: "message",
+        ..detail_cell(id)
+    }
 }

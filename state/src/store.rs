@@ -1,0 +1,168 @@
+//! The state file as the rest of gobs sees it: one writer, any number of readers.
+
+use std::ops::Deref;
+use std::path::Path;
+use std::time::SystemTime;
+
+use rusqlite::Connection;
+
+use crate::database::{Database, count, milliseconds, time};
+use crate::error::{Fault, OpenError, StoreError};
+use crate::journal::{self, Doubt, Finished, Intent, Run, Started};
+use crate::lock::Lock;
+use crate::seal::DataKey;
+use crate::snapshot::{self, Snapshot};
+
+/// Reads the state file, beside whoever writes it; takes no lock that a writer waits for.
+pub struct Reader {
+    pub(crate) database: Database,
+}
+
+/// Reads and writes rows, outputs and the journal. There is one, since it holds the lock.
+pub struct Store {
+    reader: Reader,
+    run: Option<u64>,
+    _lock: Lock,
+}
+
+impl Reader {
+    /// Opens the state file for reading.
+    ///
+    /// # Errors
+    /// [`OpenError::Missing`] where nothing was applied yet, and whatever is wrong with the file.
+    pub fn open(path: &Path, key: &DataKey) -> Result<Self, OpenError> {
+        let database = Database::open_readable(path, key)?;
+        Ok(Self { database })
+    }
+
+    /// Returns the path of the state file.
+    pub fn path(&self) -> &Path {
+        &self.database.path
+    }
+
+    /// Returns the project's name for life.
+    pub fn lineage(&self) -> &str {
+        &self.database.lineage
+    }
+
+    /// Returns everything that is remembered, as of one moment.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds what gobs did not write.
+    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.database.read(snapshot::load)
+    }
+
+    /// Returns the steps without a known end, oldest first.
+    ///
+    /// # Errors
+    /// As for [`snapshot`](Self::snapshot).
+    pub fn in_doubt(&self) -> Result<Vec<Doubt>, StoreError> {
+        self.database.read(journal::in_doubt)
+    }
+
+    /// Returns the runs that are still remembered, newest first.
+    ///
+    /// # Errors
+    /// As for [`snapshot`](Self::snapshot).
+    pub fn runs(&self) -> Result<Vec<Run>, StoreError> {
+        self.database.read(|database| {
+            let mut statement = database
+                .connection
+                .prepare_cached("SELECT number, command, started_at FROM runs ORDER BY 1 DESC")?;
+            let mut rows = statement.query([])?;
+            let mut runs = Vec::new();
+            while let Some(row) = rows.next()? {
+                runs.push(Run {
+                    number: count(row.get(0)?)?,
+                    command: row.get(1)?,
+                    started_at: time(row.get(2)?)?,
+                });
+            }
+            Ok(runs)
+        })
+    }
+
+    /// Returns what SQLite's own check finds wrong with the file; nothing where it is sound.
+    /// Reads the whole file.
+    ///
+    /// # Errors
+    /// When the file cannot be read at all.
+    pub fn check(&self) -> Result<Vec<String>, StoreError> {
+        quick_check(&self.database.connection).map_err(|fault| self.database.fail(fault))
+    }
+}
+
+/// Returns what is wrong with a database, by `PRAGMA quick_check`.
+pub(crate) fn quick_check(connection: &Connection) -> Result<Vec<String>, Fault> {
+    let mut statement = connection.prepare("PRAGMA quick_check")?;
+    let findings = statement
+        .query_map([], |row| row.get::<_, String>(0))?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(findings.into_iter().filter(|text| text != "ok").collect())
+}
+
+impl Store {
+    /// Opens the state file for writing; makes it where there is none.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, its directory or the key.
+    pub fn open(path: &Path, key: &DataKey, lock: Lock) -> Result<Self, OpenError> {
+        let database = Database::open_writable(path, key)?;
+        Ok(Self {
+            reader: Reader { database },
+            run: None,
+            _lock: lock,
+        })
+    }
+
+    /// Begins a run: what is committed from now on belongs to it. Returns its number.
+    ///
+    /// Old journal entries and runs are forgotten here, so that history stays bounded.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn begin_run(&mut self, command: &str, started_at: SystemTime) -> Result<u64, StoreError> {
+        let number = self.reader.database.write(|transaction, _| {
+            transaction.execute(
+                "INSERT INTO runs (command, started_at) VALUES (?1, ?2)",
+                (command, milliseconds(started_at)),
+            )?;
+            let number = count(transaction.last_insert_rowid())?;
+            transaction.execute("UPDATE project SET generation = generation + 1", [])?;
+            journal::compact(transaction)?;
+            Ok(number)
+        })?;
+        self.run = Some(number);
+        Ok(number)
+    }
+
+    /// Writes how steps ended, what that changed, and which steps begin, in one transaction.
+    ///
+    /// When it returns, all of it is on disk. When it fails, none of it is: the finished steps
+    /// stay in doubt, and the next run settles them.
+    ///
+    /// # Errors
+    /// When the file cannot be written, a step has ended before, or something cannot be stored.
+    pub fn commit(
+        &mut self,
+        finished: Vec<Finished>,
+        starting: Vec<Intent>,
+    ) -> Result<Vec<Started>, StoreError> {
+        let run = self.run;
+        self.reader.database.write(|transaction, cells| {
+            let changes = finished.iter().flat_map(|finished| &finished.changes);
+            snapshot::write(transaction, cells, changes)?;
+            journal::end(transaction, cells, &finished)?;
+            journal::start(transaction, cells, run, starting)
+        })
+    }
+}
+
+impl Deref for Store {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
+}

@@ -1,10 +1,438 @@
 //! Configuration × snapshot × schemas → [`Plan`]: a graph of steps that leaves nothing to decide.
 //!
 //! Planning is pure: no I/O, no clock, no provider. The same arguments give the same plan.
+//!
+//! Blocks are evaluated in the order in which they need each other (`graph`); `machines` decides
+//! what becomes of each machine by what `diff` finds, `bindings` what becomes of each binding once
+//! all machines are decided; both put steps and edges into the `draft`, which orders them.
 
+mod bindings;
+mod diff;
+mod draft;
+mod graph;
+mod machines;
 mod step;
 
+use std::collections::BTreeMap;
+
+use gobs_model::{Address, Diagnostic, Instance, Name};
+use gobs_state::Snapshot;
+
+use crate::lang::{BlockId, Config, Evaluator, Inputs, Schemas};
+
+pub use bindings::binding_object;
+pub use diff::{HOB, drift, fingerprint, machine_object};
 pub use step::{
     Action, Because, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Options,
     OutputChange, Plan, Step, StepId,
 };
+
+use draft::{Draft, Node};
+use machines::{Failed, MachinePlan};
+
+/// Returns what must be done so that what exists is what is declared.
+///
+/// `snapshot` is the state as it is now, with what the providers said a moment ago as `observed`;
+/// `drift` is how that differs from what they said before (see [`drift`](fn@drift)). A machine
+/// that is gone keeps its row in the snapshot.
+///
+/// # Errors
+/// Everything that is wrong, with warnings among it.
+pub fn plan(
+    config: &Config,
+    inputs: &Inputs,
+    snapshot: &Snapshot,
+    schemas: &Schemas,
+    options: &Options,
+    drift: Vec<Drift>,
+) -> Result<Plan, Vec<Diagnostic>> {
+    let evaluator = Evaluator::new(config, inputs, schemas)?;
+    let mut planner = Planner {
+        config,
+        snapshot,
+        schemas,
+        options,
+        drift: drift.iter().map(|drift| (&drift.address, drift)).collect(),
+        evaluator,
+        needs: BTreeMap::new(),
+        failed: Failed::new(),
+        machines: BTreeMap::new(),
+        declared: Vec::new(),
+        withdrawn: BTreeMap::new(),
+        bind_steps: Vec::new(),
+        gates: BTreeMap::new(),
+        draft: Draft::default(),
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
+    if !options.destroy {
+        planner.evaluate();
+    }
+    planner.machines_not_declared();
+    planner.services_not_declared();
+    planner.bindings();
+    let outputs = planner.outputs();
+    planner.finish(outputs, &drift)
+}
+
+/// Returns the cycles among machines and bindings, each as an error with its path.
+pub fn check_cycles(config: &Config) -> Vec<Diagnostic> {
+    block_order(config).errors
+}
+
+/// One run of [`plan`].
+struct Planner<'a> {
+    config: &'a Config,
+    snapshot: &'a Snapshot,
+    schemas: &'a Schemas,
+    options: &'a Options,
+    drift: BTreeMap<&'a Address, &'a Drift>,
+    evaluator: Evaluator<'a>,
+    /// What each machine or binding block refers to.
+    needs: BTreeMap<BlockId, Vec<Need>>,
+    /// Blocks that could not be evaluated; what needs them is not tried.
+    failed: Failed,
+    machines: BTreeMap<Instance, MachinePlan>,
+    declared: Vec<bindings::Declared>,
+    withdrawn: BTreeMap<Address, Node>,
+    /// Binding blocks and the steps that grant their instances.
+    bind_steps: Vec<(Name, Node)>,
+    gates: BTreeMap<Need, Node>,
+    draft: Draft,
+    errors: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+}
+
+/// That a block needs another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Need {
+    on: BlockId,
+    /// Whether `depends_on` says so: then a machine's services count too.
+    explicit: bool,
+}
+
+impl Need {
+    /// Returns how rows name it: without a key, all instances are meant.
+    fn address(&self) -> Option<Address> {
+        match &self.on {
+            BlockId::Machine(name) => Some(Address::machine(name.clone(), None)),
+            BlockId::Binding(name) => Some(Address::binding(name.clone(), None)),
+            _ => None,
+        }
+    }
+}
+
+impl Planner<'_> {
+    /// Evaluates every block after what it needs, and plans its machines.
+    fn evaluate(&mut self) {
+        let order = block_order(self.config);
+        self.errors.extend(order.errors);
+        self.failed = order.in_cycles;
+        self.needs = order.needs;
+        for block in order.sequence {
+            let needs = self.needs(&block);
+            if needs.iter().any(|need| self.failed.contains(&need.on)) {
+                self.failed.insert(block);
+                continue;
+            }
+            match &block {
+                BlockId::Machine(name) => match self.evaluator.expand_machine(name) {
+                    Ok(expansion) => {
+                        let depends_on: Vec<_> = needs.iter().filter_map(Need::address).collect();
+                        for instance in &expansion.instances {
+                            self.machine(instance, &depends_on);
+                        }
+                    }
+                    Err(errors) => self.fail(block, errors),
+                },
+                BlockId::Binding(name) => match self.evaluator.expand_binding(name) {
+                    Ok(expansion) => {
+                        for instance in &expansion.instances {
+                            self.binding(instance);
+                        }
+                    }
+                    Err(errors) => self.fail(block, errors),
+                },
+                _ => {}
+            }
+        }
+    }
+
+    fn outputs(&mut self) -> Vec<OutputChange> {
+        let mut changes = Vec::new();
+        let destroy = self.options.destroy;
+        for name in self.config.outputs.keys().filter(|_| !destroy) {
+            let block = BlockId::Output(name.clone());
+            let needs = self.config.dependencies(&block);
+            if needs.iter().any(|need| self.failed.contains(&need.on)) {
+                continue;
+            }
+            let after = match self.evaluator.output(name) {
+                Ok(after) => after,
+                Err(errors) => {
+                    self.fail(block, errors);
+                    continue;
+                }
+            };
+            let before = self.snapshot.outputs.get(name);
+            let alike = before.is_some_and(|before| {
+                let before = before.value();
+                before.same(&after) && before.contains_sensitive() == after.contains_sensitive()
+            });
+            if !alike {
+                let (name, before) = (name.clone(), before.cloned());
+                changes.push(OutputChange {
+                    name,
+                    before,
+                    after: Some(after),
+                });
+            }
+        }
+        for (name, before) in &self.snapshot.outputs {
+            if destroy || !self.config.outputs.contains_key(name) {
+                let (name, before) = (name.clone(), Some(before.clone()));
+                changes.push(OutputChange {
+                    name,
+                    before,
+                    after: None,
+                });
+            }
+        }
+        changes.sort_by(|a, b| a.name.cmp(&b.name));
+        changes
+    }
+
+    fn finish(
+        mut self,
+        outputs: Vec<OutputChange>,
+        drift: &[Drift],
+    ) -> Result<Plan, Vec<Diagnostic>> {
+        self.warnings
+            .extend(self.evaluator.warnings().iter().cloned());
+        if !self.errors.is_empty() {
+            self.errors.append(&mut self.warnings);
+            return Err(self.errors);
+        }
+        self.open_gates();
+        let mut reads: BTreeMap<Address, u64> = BTreeMap::new();
+        for row in self.snapshot.rows.values() {
+            reads.insert(row.address.clone(), row.version);
+        }
+        if !self.draft.is_empty() {
+            self.draft.wait_for_dependents(self.snapshot);
+        }
+        let steps = self.draft.finish().map_err(|addresses| {
+            let path: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            vec![Diagnostic::error(
+                "Steps wait for each other",
+                format!(
+                    "No order can be found for the steps of {}.",
+                    path.join(", ")
+                ),
+            )]
+        })?;
+        for step in &steps {
+            reads.entry(step.address.clone()).or_insert(0);
+        }
+        Ok(Plan {
+            destroy: self.options.destroy,
+            serial: self.snapshot.serial,
+            reads: reads.into_iter().collect(),
+            steps,
+            drift: drift.to_vec(),
+            outputs,
+            warnings: self.warnings,
+        })
+    }
+
+    /// Lets every gate that was waited for open when all that it stands for is done.
+    fn open_gates(&mut self) {
+        let mut opens: Vec<(Node, Node)> = Vec::new();
+        for (instance, machine) in &self.machines {
+            let on = BlockId::Machine(instance.name.clone());
+            for explicit in [false, true] {
+                let Some(gate) = self.gates.get(&Need {
+                    on: on.clone(),
+                    explicit,
+                }) else {
+                    continue;
+                };
+                let offers = machine.services.values().flatten().filter(|_| explicit);
+                opens.extend(
+                    machine
+                        .ready
+                        .iter()
+                        .chain(offers)
+                        .map(|node| (*node, *gate)),
+                );
+            }
+        }
+        for (name, node) in &self.bind_steps {
+            let on = BlockId::Binding(name.clone());
+            for explicit in [false, true] {
+                let gate = self.gates.get(&Need {
+                    on: on.clone(),
+                    explicit,
+                });
+                opens.extend(gate.map(|gate| (*node, *gate)));
+            }
+        }
+        for (node, gate) in opens {
+            self.draft.wait(node, gate);
+        }
+    }
+
+    /// Returns the place where all instances of a block are waited for.
+    fn gate(&mut self, need: &Need) -> Node {
+        let draft = &mut self.draft;
+        *self
+            .gates
+            .entry(need.clone())
+            .or_insert_with(|| draft.gate())
+    }
+
+    fn wait_for_needs(&mut self, node: Node, name: &Name, of: fn(Name) -> BlockId) {
+        for need in self.needs(&of(name.clone())) {
+            let gate = self.gate(&need);
+            self.draft.wait(gate, node);
+        }
+    }
+
+    fn needs(&self, block: &BlockId) -> Vec<Need> {
+        self.needs.get(block).cloned().unwrap_or_default()
+    }
+
+    /// Returns a number that this object never had: rows are written by commits that raise the
+    /// serial, so whatever was numbered before has a lower number, even where its row is gone.
+    fn fresh(&self, last: Option<u64>) -> u64 {
+        self.snapshot.serial.max(last.unwrap_or(0)) + 1
+    }
+
+    /// Reports what is wrong with a block, and that what needs it cannot be planned.
+    fn fail(&mut self, block: BlockId, errors: Vec<Diagnostic>) {
+        self.report(&block, errors);
+        self.failed.insert(block);
+    }
+
+    fn report(&mut self, block: &BlockId, errors: Vec<Diagnostic>) {
+        for error in errors {
+            let declared = self
+                .config
+                .declared_at(block)
+                .filter(|_| error.place.is_none());
+            let error = match declared {
+                Some(span) => error.at(span),
+                None => error,
+            };
+            if error.is_error() {
+                self.errors.push(error);
+            } else {
+                self.warnings.push(error);
+            }
+        }
+    }
+}
+
+/// The blocks in the order in which they are evaluated.
+struct BlockOrder {
+    sequence: Vec<BlockId>,
+    needs: BTreeMap<BlockId, Vec<Need>>,
+    in_cycles: Failed,
+    errors: Vec<Diagnostic>,
+}
+
+fn block_order(config: &Config) -> BlockOrder {
+    let machines = config.machines.keys().cloned().map(BlockId::Machine);
+    let bindings = config.bindings.keys().cloned().map(BlockId::Binding);
+    let blocks: Vec<BlockId> = machines.chain(bindings).collect();
+    let places: BTreeMap<&BlockId, usize> = blocks
+        .iter()
+        .enumerate()
+        .map(|(at, block)| (block, at))
+        .collect();
+    let mut edges = Vec::new();
+    let mut needs = BTreeMap::new();
+    for (then, block) in blocks.iter().enumerate() {
+        let found = config.dependencies(block);
+        let explicit = explicit_needs(config, block);
+        let firsts = found.iter().filter_map(|need| places.get(&need.on));
+        edges.extend(firsts.map(|first| graph::Edge {
+            first: *first,
+            then,
+            strength: graph::Strength::Needed,
+        }));
+        let mut found: Vec<Need> = found
+            .into_iter()
+            .map(|need| Need {
+                explicit: explicit.contains(&&need.on),
+                on: need.on,
+            })
+            .collect();
+        found.sort();
+        found.dedup();
+        needs.insert(block.clone(), found);
+    }
+    let mut order = BlockOrder {
+        sequence: Vec::new(),
+        needs,
+        in_cycles: Failed::new(),
+        errors: Vec::new(),
+    };
+    // Every round takes the blocks of one cycle out, so there are at most as many as blocks.
+    loop {
+        match graph::order(blocks.len(), edges.iter().copied()) {
+            Ok(found) => {
+                let sequence = found.sequence.into_iter().map(|at| blocks[at].clone());
+                order.sequence = sequence
+                    .filter(|it| !order.in_cycles.contains(it))
+                    .collect();
+                return order;
+            }
+            Err(graph::Cycle(path)) => {
+                edges.retain(|edge| !path.contains(&edge.then));
+                let path: Vec<&BlockId> = path.into_iter().map(|at| &blocks[at]).collect();
+                order.errors.push(cycle_error(config, &path));
+                order.in_cycles.extend(path.into_iter().cloned());
+            }
+        }
+    }
+}
+
+/// Returns what `depends_on` names.
+fn explicit_needs<'a>(config: &'a Config, block: &BlockId) -> Vec<&'a BlockId> {
+    let named = match block {
+        BlockId::Machine(name) => config.machines.get(name).map(|it| &it.depends_on),
+        BlockId::Binding(name) => config.bindings.get(name).map(|it| &it.depends_on),
+        _ => None,
+    };
+    named.into_iter().flatten().map(|(on, _)| on).collect()
+}
+
+/// Each block of the path is needed by the one after it, the last by the first.
+fn cycle_error(config: &Config, path: &[&BlockId]) -> Diagnostic {
+    let mut links = Vec::new();
+    let mut first_place = None;
+    for at in (0..path.len()).rev() {
+        let (block, on) = (path[at], path[(at + path.len() - 1) % path.len()]);
+        let dependencies = config.dependencies(block);
+        let span = dependencies
+            .into_iter()
+            .find(|it| it.on == *on)
+            .map(|it| it.span);
+        let place = span.as_ref().map_or_else(String::new, |span| {
+            format!(" ({}:{})", span.file, span.start.line)
+        });
+        links.push(format!("{block} needs {on}{place}"));
+        first_place = first_place.or(span);
+    }
+    let detail = format!(
+        "These blocks need each other, so none of them can be first: {}.",
+        links.join(", ")
+    );
+    let error = Diagnostic::error("Dependency cycle", detail)
+        .hint("Remove one of these references; a binding may connect machines both ways.");
+    match first_place {
+        Some(span) => error.at(span),
+        None => error,
+    }
+}

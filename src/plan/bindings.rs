@@ -1,0 +1,567 @@
+//! What becomes of each binding: granted, granted again, moved, revoked.
+
+use std::collections::BTreeMap;
+
+use gobs_model::{Address, Change, Diagnostic, Instance, Kind, Name, Path, Type, Value};
+use gobs_state::{Phase, Row, RowKind};
+
+use crate::lang::{BindingValues, BlockId};
+
+use super::draft::NewStep;
+use super::{Action, Because, Grant, Held, Planner};
+
+/// The longest path that a unix socket can be bound to, in bytes: `sockaddr_un` has 108 with the
+/// final zero.
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// A declared binding, evaluated; its steps are made once every machine's fate is known.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    instance: Instance,
+    values: BindingValues,
+}
+
+/// A binding's row, taken apart.
+struct Existing<'a> {
+    row: &'a Row,
+    generation: u64,
+    from_incarnation: u64,
+    to_incarnation: u64,
+    phase: Phase,
+    from: &'a Address,
+    to: &'a Address,
+    name: Name,
+}
+
+impl<'a> Existing<'a> {
+    fn of(row: &'a Row) -> Option<Self> {
+        let RowKind::Binding {
+            generation,
+            from_incarnation,
+            to_incarnation,
+            phase,
+        } = row.kind
+        else {
+            return None;
+        };
+        Some(Self {
+            row,
+            generation,
+            from_incarnation,
+            to_incarnation,
+            phase,
+            from: row.wanted.get("from")?.as_ref_address()?,
+            to: row.wanted.get("to")?.as_ref_address()?,
+            name: Name::new(row.wanted.get("as")?.as_str()?).ok()?,
+        })
+    }
+}
+
+impl Grant {
+    /// Returns what the binding's row keeps as asked.
+    pub fn wanted(&self) -> Value {
+        wanted(
+            &self.from,
+            &self.to,
+            &self.name,
+            &self.attenuate,
+            &self.expose,
+        )
+    }
+}
+
+/// Returns what a reference to a binding shows, as its row has it.
+pub fn binding_object(row: &Row) -> Value {
+    object(
+        row.wanted.get("as").cloned().unwrap_or(Value::NULL),
+        Some(row),
+    )
+}
+
+fn object(name: Value, row: Option<&Row>) -> Value {
+    let said = |field: &str| {
+        let unknown = || Value::unknown(Type::String);
+        row.map_or_else(unknown, |row| {
+            row.observed.get(field).cloned().unwrap_or(Value::NULL)
+        })
+    };
+    let computed = ["id", "address", "directory"].map(|field| (field, said(field)));
+    Value::object(computed.into_iter().chain([("as", name)]))
+}
+
+fn wanted(from: &Address, to: &Address, name: &Name, attenuate: &Value, expose: &Value) -> Value {
+    Value::object([
+        ("from", from.clone().into()),
+        ("to", to.clone().into()),
+        ("as", name.as_str().into()),
+        ("attenuate", attenuate.clone()),
+        ("expose", expose.clone()),
+    ])
+}
+
+impl Planner<'_> {
+    /// Evaluates one instance of a declared binding.
+    pub(crate) fn binding(&mut self, instance: &Instance) {
+        let values = match self.evaluator.binding(instance) {
+            Ok(values) => values,
+            Err(errors) => return self.fail(BlockId::Binding(instance.name.clone()), errors),
+        };
+        let address = Address::Binding(instance.clone());
+        let snapshot = self.snapshot;
+        let row = snapshot.rows.get(&address);
+        // The importer's listener stays as it is unless the importer is another one, or is told
+        // to listen elsewhere.
+        let kept = row.filter(|row| {
+            Existing::of(row).is_some_and(|it| {
+                let expose = row.wanted.get("expose").unwrap_or(&Value::NULL);
+                it.phase == Phase::Granted
+                    && *it.to == values.to
+                    && it.name == values.name
+                    && expose.same(&values.expose)
+                    && self.incarnation(&values.to) == Some(it.to_incarnation)
+            })
+        });
+        let name = Value::from(values.name.as_str());
+        self.evaluator
+            .set_object(address, object(name, kept.map(|row| &**row)));
+        self.declared.push(Declared {
+            instance: instance.clone(),
+            values,
+        });
+    }
+
+    /// Plans the declared bindings, then the end of those that are not declared.
+    pub(crate) fn bindings(&mut self) {
+        let declared = std::mem::take(&mut self.declared);
+        self.check_names(&declared);
+        for binding in &declared {
+            if let Some(ends) = self.check_ends(binding) {
+                self.plan_binding(binding, ends);
+            }
+        }
+        let declared: std::collections::BTreeSet<Address> = declared
+            .into_iter()
+            .map(|binding| Address::Binding(binding.instance))
+            .collect();
+        let snapshot = self.snapshot;
+        for row in snapshot.rows.values() {
+            let Address::Binding(instance) = &row.address else {
+                continue;
+            };
+            let block = BlockId::Binding(instance.name.clone());
+            if declared.contains(&row.address) || self.failed.contains(&block) {
+                continue;
+            }
+            let Some(existing) = self.existing(row) else {
+                continue;
+            };
+            let because = match (self.options.destroy, existing.phase) {
+                (true, _) => Because::Destroy,
+                (false, Phase::RevokePending) => Because::RevokePending,
+                (false, Phase::Granted) if self.config.bindings.contains_key(&instance.name) => {
+                    Because::KeyGone
+                }
+                (false, Phase::Granted) => Because::NotDeclared,
+            };
+            self.unbind(&existing, vec![because]);
+        }
+    }
+
+    fn plan_binding(&mut self, binding: &Declared, [exporter, importer]: [u64; 2]) {
+        let Declared { instance, values } = binding;
+        let address = Address::Binding(instance.clone());
+        let snapshot = self.snapshot;
+        let row = snapshot.rows.get(&address);
+        let existing = match row {
+            None => None,
+            Some(row) => match self.existing(row) {
+                Some(existing) => Some(existing),
+                None => return,
+            },
+        };
+        let grant = Grant {
+            generation: self.fresh(existing.as_ref().map(|it| it.generation)),
+            from: values.from.clone(),
+            to: values.to.clone(),
+            name: values.name.clone(),
+            attenuate: values.attenuate.clone(),
+            expose: values.expose.clone(),
+            from_incarnation: exporter,
+            to_incarnation: importer,
+        };
+        let simulated = self.is_simulated(&grant.to);
+        let Some(existing) = existing else {
+            let action = Action::Bind {
+                grant,
+                revokes: None,
+                simulated,
+            };
+            return self.grant(address, action, vec![Because::Declared], None);
+        };
+        if existing.phase == Phase::RevokePending || *existing.to != grant.to {
+            let because = match existing.phase {
+                Phase::RevokePending => Because::RevokePending,
+                Phase::Granted => Because::ToChanged {
+                    was: existing.to.clone(),
+                },
+            };
+            let unbind = self.unbind(&existing, vec![because.clone()]);
+            let action = Action::Bind {
+                grant,
+                revokes: None,
+                simulated,
+            };
+            return self.grant(
+                address,
+                action,
+                vec![because],
+                Some((&existing, Some(unbind))),
+            );
+        }
+        let mut because = Vec::new();
+        let from_machine = machine_of(&grant.from);
+        for (was, now, machine) in [
+            (existing.from_incarnation, exporter, from_machine),
+            (existing.to_incarnation, importer, Some(grant.to.clone())),
+        ] {
+            let machine = machine.filter(|_| was != now);
+            because.extend(machine.map(|machine| Because::NewIncarnation { machine }));
+        }
+        let asked = grant.wanted();
+        let differs = |field: &&str| {
+            let was = existing.row.wanted.get(field).unwrap_or(&Value::NULL);
+            !was.same(asked.get(field).unwrap_or(&Value::NULL))
+        };
+        because.extend(
+            ["as", "attenuate", "expose"]
+                .iter()
+                .copied()
+                .filter(|it| differs(it))
+                .map(|field| Because::Changed {
+                    path: Path::attribute(field),
+                    change: Change::InPlace,
+                }),
+        );
+        let revokes = self.held(&existing);
+        let action = if *existing.from == grant.from {
+            if because.is_empty() {
+                return;
+            }
+            // Where both ends are new nobody is left who would have to be told.
+            let renamed = existing.name != grant.name && !revokes.importer_gone;
+            let told = !revokes.settled_by_delete || renamed;
+            Action::Bind {
+                grant,
+                revokes: told.then_some(revokes),
+                simulated,
+            }
+        } else {
+            because.insert(
+                0,
+                Because::FromChanged {
+                    was: existing.from.clone(),
+                },
+            );
+            Action::Move {
+                grant,
+                revokes,
+                simulated,
+            }
+        };
+        self.grant(address, action, because, Some((&existing, None)));
+    }
+
+    fn grant(
+        &mut self,
+        address: Address,
+        action: Action,
+        because: Vec<Because>,
+        existing: Option<(&Existing<'_>, Option<super::draft::Node>)>,
+    ) {
+        let (Action::Bind { grant, .. } | Action::Move { grant, .. }) = &action else {
+            return;
+        };
+        let (Address::Binding(instance), grant) = (&address, grant.clone()) else {
+            return;
+        };
+        let instance = instance.clone();
+        let moved = matches!(action, Action::Move { .. });
+        let mut depends_on = vec![grant.from.clone(), grant.to.clone()];
+        // The machines at its ends are known exactly; others only where they are needed for terms
+        // that are not known yet, or where `depends_on` says so.
+        let late = grant.attenuate.contains_unknown() || grant.expose.contains_unknown();
+        let needs = self.needs(&BlockId::Binding(instance.name.clone()));
+        let needs: Vec<_> = needs
+            .into_iter()
+            .filter(|need| need.explicit || late || matches!(need.on, BlockId::Binding(_)))
+            .collect();
+        depends_on.extend(needs.iter().filter_map(|need| need.address()));
+        let observed = existing.map_or(&Value::NULL, |(it, _)| it.row.observed.value());
+        let before = existing.map_or(Value::NULL, |(it, _)| {
+            merged(it.row.wanted.value(), &binding_object(it.row))
+        });
+        let listener = existing.is_some_and(|(it, unbind)| {
+            unbind.is_none()
+                && it.to_incarnation == grant.to_incarnation
+                && it.name == grant.name
+                && it
+                    .row
+                    .wanted
+                    .get("expose")
+                    .is_some_and(|was| was.same(&grant.expose))
+        });
+        let row = existing
+            .filter(|_| listener && !observed.is_null())
+            .map(|(it, _)| it.row);
+        let planned = merged(&grant.wanted(), &object(grant.name.as_str().into(), row));
+        let node = self.draft.step(NewStep {
+            address,
+            action,
+            because,
+            depends_on,
+            before,
+            planned,
+        });
+        for need in &needs {
+            let gate = self.gate(need);
+            self.draft.wait(gate, node);
+        }
+        for machine in [machine_of(&grant.from), machine_of(&grant.to)]
+            .into_iter()
+            .flatten()
+        {
+            let ready = machine.as_machine().and_then(|it| self.machines.get(it));
+            for ready in ready.into_iter().flat_map(|it| it.ready.clone()) {
+                self.draft.wait(ready, node);
+            }
+        }
+        if let Some(offer) = self.offer_of(&grant.from) {
+            self.draft.wait(offer, node);
+        }
+        if let Some((existing, unbind)) = existing {
+            unbind
+                .into_iter()
+                .for_each(|unbind| self.draft.wait(unbind, node));
+            if moved {
+                self.leave(existing, node);
+            }
+        }
+        self.bind_steps.push((instance.name, node));
+    }
+
+    /// Lets what the binding led to until now stay until the binding leads elsewhere.
+    fn leave(&mut self, existing: &Existing<'_>, node: super::draft::Node) {
+        let withdrawn = self.withdrawn.get(existing.from).copied();
+        let machine = existing
+            .from
+            .as_machine()
+            .and_then(|it| self.machines.get(it));
+        let ends = machine.filter(|it| it.goes).and_then(|it| it.ends);
+        for then in withdrawn.into_iter().chain(ends) {
+            self.draft.had_better_wait(node, then);
+        }
+    }
+
+    fn unbind(&mut self, existing: &Existing<'_>, because: Vec<Because>) -> super::draft::Node {
+        let held = self.held(existing);
+        let simulated = self.is_simulated(existing.to) || self.is_simulated(existing.from);
+        let node = self.draft.step(NewStep {
+            address: existing.row.address.clone(),
+            action: Action::Unbind { held, simulated },
+            because,
+            depends_on: Vec::new(),
+            before: merged(existing.row.wanted.value(), &binding_object(existing.row)),
+            planned: Value::NULL,
+        });
+        // Whoever is told is still there.
+        let machines = [existing.from, existing.to]
+            .into_iter()
+            .filter_map(Address::as_machine);
+        let ends = machines
+            .filter_map(|it| self.machines.get(it))
+            .filter_map(|it| it.ends);
+        for then in ends
+            .chain(self.withdrawn.get(existing.from).copied())
+            .collect::<Vec<_>>()
+        {
+            self.draft.wait(node, then);
+        }
+        node
+    }
+
+    fn held(&self, existing: &Existing<'_>) -> Held {
+        let gone = |address: &Address, incarnation: u64| {
+            let machine = address.as_machine().and_then(|it| self.machines.get(it));
+            machine.and_then(|it| it.lives_on) != Some(incarnation)
+        };
+        Held {
+            generation: existing.generation,
+            from: existing.from.clone(),
+            to: existing.to.clone(),
+            name: existing.name.clone(),
+            settled_by_delete: gone(existing.from, existing.from_incarnation),
+            importer_gone: gone(existing.to, existing.to_incarnation),
+        }
+    }
+
+    /// Returns the incarnations of the machines at both ends, or reports why there is no binding.
+    fn check_ends(&mut self, binding: &Declared) -> Option<[u64; 2]> {
+        let Declared { instance, values } = binding;
+        let mut errors = Vec::new();
+        let mut incarnations = [0; 2];
+        let from = machine_of(&values.from).unwrap_or_else(|| values.from.clone());
+        for (at, end) in [&from, &values.to].into_iter().enumerate() {
+            let machine = end.as_machine();
+            if machine.is_some_and(|it| self.failed.contains(&BlockId::Machine(it.name.clone()))) {
+                return None;
+            }
+            let Some(plan) = machine
+                .and_then(|it| self.machines.get(it))
+                .filter(|it| it.stays)
+            else {
+                errors.push(Diagnostic::error(
+                    "Binding to nothing",
+                    format!("binding.{instance} needs {end}, which is not declared."),
+                ));
+                continue;
+            };
+            incarnations[at] = plan.incarnation;
+            if !plan.hob {
+                let error = Diagnostic::error(
+                    "Binding without a hob",
+                    format!(
+                        "binding.{instance} needs the hob of {end}, but that machine has \
+                         `hob {{ enabled = false }}`: nobody on it can give or hold a capability."
+                    ),
+                );
+                errors.push(error.hint("Enable the hob, or remove the binding."));
+            }
+        }
+        let missing = from
+            .as_machine()
+            .and_then(|it| self.machines.get(it))
+            .filter(|plan| {
+                let Address::Service { service, .. } = &values.from else {
+                    return true;
+                };
+                plan.stays && !plan.services.contains_key(service)
+            });
+        if let Some(plan) = missing {
+            let names: Vec<&str> = plan.services.keys().map(Name::as_str).collect();
+            let declares = match names.as_slice() {
+                [] => "declares no services".to_owned(),
+                names => format!("declares {}", names.join(", ")),
+            };
+            errors.push(Diagnostic::error(
+                "Service is not declared",
+                format!(
+                    "binding.{instance} is from {}, but {from} {declares}.",
+                    values.from
+                ),
+            ));
+        }
+        if self.is_simulated(&from) != self.is_simulated(&values.to) && errors.is_empty() {
+            errors.push(Diagnostic::error(
+                "Binding between a simulated and a real machine",
+                format!(
+                    "binding.{instance} is from {} to {}, of which only one is simulated: a \
+                     simulated machine is a row only, and can neither give nor hold a capability.",
+                    values.from, values.to
+                ),
+            ));
+        }
+        for path in sockets(&values.expose).filter(|it| it.len() > SOCKET_PATH_BYTES_MAX) {
+            let error = Diagnostic::error(
+                "Socket path is too long",
+                format!(
+                    "binding.{instance} is to listen on {path}, which has {} bytes; a unix \
+                     socket's path can have {SOCKET_PATH_BYTES_MAX}.",
+                    path.len()
+                ),
+            );
+            errors.push(error.hint("Choose a shorter directory, such as one below /run."));
+        }
+        if errors.is_empty() {
+            return Some(incarnations);
+        }
+        self.report(&BlockId::Binding(instance.name.clone()), errors);
+        None
+    }
+
+    /// Reports bindings that would be known by one name on one machine.
+    fn check_names(&mut self, declared: &[Declared]) {
+        let mut names: BTreeMap<(&Address, &Name), &Instance> = BTreeMap::new();
+        for Declared { instance, values } in declared {
+            let Some(other) = names.insert((&values.to, &values.name), instance) else {
+                continue;
+            };
+            let error = Diagnostic::error(
+                "Two bindings of one name",
+                format!(
+                    "binding.{other} and binding.{instance} are both known as {:?} on {}.",
+                    values.name.as_str(),
+                    values.to
+                ),
+            );
+            let error = error.hint("Give one of them another name with `as`.");
+            self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
+        }
+    }
+
+    fn existing<'b>(&mut self, row: &'b Row) -> Option<Existing<'b>> {
+        let existing = Existing::of(row);
+        if existing.is_none() {
+            let error = Diagnostic::error(
+                "Binding in the state cannot be read",
+                format!(
+                    "The state's row of {} does not say what it binds.",
+                    row.address
+                ),
+            );
+            let hint = "This is a bug in gobs, or the state was edited; `gobs state rm` forgets \
+                        the row.";
+            self.errors
+                .push(error.about(row.address.clone(), Path::default()).hint(hint));
+        }
+        existing
+    }
+
+    fn incarnation(&self, machine: &Address) -> Option<u64> {
+        let plan = self.machines.get(machine.as_machine()?)?;
+        plan.stays.then_some(plan.incarnation)
+    }
+
+    fn is_simulated(&self, address: &Address) -> bool {
+        let machine = address.as_machine().and_then(|it| self.machines.get(it));
+        machine.is_some_and(|it| it.simulated)
+    }
+
+    fn offer_of(&self, service: &Address) -> Option<super::draft::Node> {
+        let Address::Service { machine, service } = service else {
+            return None;
+        };
+        *self.machines.get(machine)?.services.get(service)?
+    }
+}
+
+fn machine_of(address: &Address) -> Option<Address> {
+    address.as_machine().cloned().map(Address::Machine)
+}
+
+fn sockets(expose: &Value) -> impl Iterator<Item = &str> {
+    let elements = expose.as_elements().unwrap_or_default().iter();
+    elements.filter_map(|it| it.get("unix").and_then(Value::as_str))
+}
+
+fn merged(wanted: &Value, object: &Value) -> Value {
+    let entries = [wanted, object]
+        .into_iter()
+        .filter_map(Value::as_entries)
+        .flatten();
+    Kind::Object(std::sync::Arc::new(
+        entries
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+    ))
+    .into()
+}

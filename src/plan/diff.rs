@@ -1,0 +1,488 @@
+//! What differs, by schema: config against what was asked last, and what a provider says now
+//! against what it said.
+
+use std::collections::BTreeMap;
+
+use gobs_model::{
+    Attribute, Block, Change, Kind, Known, NestedBlock, Nesting, Path, ProviderSchema, Role, Type,
+    Value,
+};
+use gobs_state::{Row, RowKind};
+
+use super::{Drift, DriftKind, DriftedAttribute};
+
+/// The attribute of a machine's `wanted` that is gobs' own: the settings of its `hob` block.
+pub const HOB: &str = "hob";
+
+/// The settings of the `hob` block that a running hob has from its user data: only a fresh
+/// enrollment changes them.
+const HOB_FROM_USER_DATA: [&str; 3] = ["enabled", "listen", "advertise"];
+
+/// One attribute that is asked for otherwise than last time.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Difference {
+    pub(crate) path: Path,
+    pub(crate) change: Change,
+}
+
+/// Returns how what is asked now differs from what was asked last.
+///
+/// An attribute that the provider chooses where nobody does keeps its value when it is no longer
+/// asked for. A value that is not known yet differs: it cannot be promised to be the same.
+pub(crate) fn differences(block: &Block, was: &Value, wanted: &Value) -> Vec<Difference> {
+    let mut found = Vec::new();
+    compare_block(block, was, wanted, &Path::default(), &mut found);
+    found
+}
+
+/// Returns how the settings of the `hob` block differ. A fresh enrollment is a rebuild where the
+/// provider has such a thing, and a replacement where it has not.
+pub(crate) fn hob_differences(block: &Block, was: &Value, wanted: &Value) -> Vec<Difference> {
+    let rebuilds = block
+        .attributes
+        .values()
+        .any(|it| it.change == Change::Rebuild);
+    let afresh = if rebuilds {
+        Change::Rebuild
+    } else {
+        Change::Replace
+    };
+    let at = Path::attribute(HOB);
+    let none = BTreeMap::new();
+    let (was, wanted) = (was.as_entries(), wanted.as_entries());
+    let (was, wanted) = (was.unwrap_or(&none), wanted.unwrap_or(&none));
+    let mut names: Vec<_> = was.keys().chain(wanted.keys()).collect();
+    names.sort();
+    names.dedup();
+    names
+        .into_iter()
+        .filter(|name| {
+            let (was, wanted) = (was.get(*name), wanted.get(*name));
+            !was.unwrap_or(&Value::NULL)
+                .same(wanted.unwrap_or(&Value::NULL))
+        })
+        .map(|name| Difference {
+            path: at.join(name),
+            change: match HOB_FROM_USER_DATA.contains(&&**name) {
+                true => afresh,
+                false => Change::InPlace,
+            },
+        })
+        .collect()
+}
+
+/// Returns what has changed outside gobs in a machine, on what its configuration sets; `now` is
+/// what the provider says, nothing where the machine is gone.
+pub fn drift(schema: &ProviderSchema, row: &Row, now: Option<&Known>) -> Option<Drift> {
+    let kind = match now {
+        None => DriftKind::Gone,
+        Some(now) => {
+            let mut drifted = Vec::new();
+            let (was, now) = (row.observed.value(), now.value());
+            drift_in(&schema.machine, row.wanted.value(), was, now, &mut drifted);
+            if drifted.is_empty() {
+                return None;
+            }
+            DriftKind::Changed(drifted)
+        }
+    };
+    let address = row.address.clone();
+    Some(Drift { address, kind })
+}
+
+/// Returns what a reference to a machine shows, as its row has it: what was asked, what the
+/// provider chose, and `hob` with the pinned key.
+pub fn machine_object(schema: &ProviderSchema, row: &Row) -> Value {
+    let enrolled = match &row.kind {
+        RowKind::Machine { enrolled, .. } => enrolled.as_deref(),
+        RowKind::Service { .. } | RowKind::Binding { .. } => None,
+    };
+    let (wanted, observed) = (row.wanted.value(), Some(row.observed.value()));
+    planned_machine(&schema.machine, wanted, observed, enrolled)
+}
+
+/// Returns what a reference to a machine will show; what the provider has not said is unknown.
+pub(crate) fn planned_machine(
+    block: &Block,
+    wanted: &Value,
+    observed: Option<&Value>,
+    enrolled: Option<&str>,
+) -> Value {
+    let attribute = |(name, attribute): (&String, &Attribute)| {
+        let asked = wanted.get(name).filter(|value| !value.is_null());
+        let said = observed.and_then(|observed| observed.get(name));
+        let value = match (attribute.role, asked, observed) {
+            (Role::Required | Role::Optional, asked, _) => asked.cloned().unwrap_or(Value::NULL),
+            (Role::OptionalComputed, Some(asked), _) => asked.clone(),
+            (_, _, None) => Value::unknown(attribute.ty.clone()),
+            (_, _, Some(_)) => said.cloned().unwrap_or(Value::NULL),
+        };
+        (
+            name.as_str().into(),
+            value.sensitive_if(attribute.sensitive),
+        )
+    };
+    let blocks = block.blocks.keys().map(|name| {
+        let value = wanted.get(name).cloned().unwrap_or(Value::NULL);
+        (name.as_str().into(), value)
+    });
+    let attributes = block.attributes.iter().map(attribute);
+    let hob = std::iter::once((HOB.into(), hob_object(wanted, enrolled)));
+    Value::object::<std::sync::Arc<str>>(attributes.chain(blocks).chain(hob))
+}
+
+fn hob_object(wanted: &Value, enrolled: Option<&str>) -> Value {
+    if !hob_enabled(wanted) {
+        return Value::NULL;
+    }
+    let said =
+        |text: Option<String>| text.map_or_else(|| Value::unknown(Type::String), Value::from);
+    Value::object([
+        ("designator", said(enrolled.map(str::to_owned))),
+        ("fingerprint", said(enrolled.map(fingerprint))),
+    ])
+}
+
+/// Returns whether a machine's `wanted` says that it has a hob.
+pub(crate) fn hob_enabled(wanted: &Value) -> bool {
+    let enabled = wanted.get(HOB).and_then(|hob| hob.get("enabled"));
+    enabled.and_then(Value::as_bool).unwrap_or(true)
+}
+
+/// Returns the fingerprint of the key that a designator is: `SHA256:` and base64, as ssh has it.
+pub fn fingerprint(designator: &str) -> String {
+    use data_encoding::{BASE32_NOPAD, BASE64_NOPAD};
+    use sha2::{Digest, Sha256};
+    // A simulated hob has no key: its designator's own text stands in for one.
+    let key = BASE32_NOPAD
+        .decode(designator.to_ascii_uppercase().as_bytes())
+        .unwrap_or_else(|_| designator.as_bytes().to_vec());
+    format!("SHA256:{}", BASE64_NOPAD.encode(&Sha256::digest(key)))
+}
+
+fn compare_block(
+    block: &Block,
+    was: &Value,
+    wanted: &Value,
+    at: &Path,
+    found: &mut Vec<Difference>,
+) {
+    for (name, attribute) in &block.attributes {
+        let (was, wanted) = (field(was, name), field(wanted, name));
+        let kept = attribute.role == Role::OptionalComputed && wanted.is_null();
+        if attribute.role == Role::Computed || kept || was.same(wanted) {
+            continue;
+        }
+        let (path, change) = (at.join(name), attribute.change);
+        found.push(Difference { path, change });
+    }
+    for (name, nested) in &block.blocks {
+        let (was, wanted) = (field(was, name), field(wanted, name));
+        if !was.same(wanted) {
+            compare_nested(nested, was, wanted, &at.join(name), found);
+        }
+    }
+}
+
+fn compare_nested(
+    nested: &NestedBlock,
+    was: &Value,
+    wanted: &Value,
+    at: &Path,
+    found: &mut Vec<Difference>,
+) {
+    let whole = |at: Path, found: &mut Vec<Difference>| {
+        let change = nested.change;
+        found.push(Difference { path: at, change });
+    };
+    // What is not known, or is not of the schema's shape, differs as a whole.
+    let shaped = |value: &Value| match nested.nesting {
+        Nesting::Single => value.is_null() || value.as_entries().is_some(),
+        Nesting::List => value.is_null() || value.as_elements().is_some(),
+        Nesting::Labelled => value.is_null() || value.as_entries().is_some(),
+    };
+    if !shaped(was) || !shaped(wanted) {
+        return whole(at.clone(), found);
+    }
+    let pair = |was: &Value, wanted: &Value, at: Path, found: &mut Vec<Difference>| {
+        let appears = was.is_null() != wanted.is_null();
+        if appears {
+            return whole(at, found);
+        }
+        let before = found.len();
+        compare_block(&nested.block, was, wanted, &at, found);
+        if found.len() == before && !was.same(wanted) && !is_object_alike(was, wanted) {
+            whole(at, found);
+        }
+    };
+    match nested.nesting {
+        Nesting::Single => pair(was, wanted, at.clone(), found),
+        Nesting::List => {
+            let (was, wanted) = (was.as_elements(), wanted.as_elements());
+            let (was, wanted) = (was.unwrap_or_default(), wanted.unwrap_or_default());
+            for index in 0..was.len().max(wanted.len()) {
+                let of = |list: &[Value]| list.get(index).cloned().unwrap_or(Value::NULL);
+                pair(&of(was), &of(wanted), at.index(index), found);
+            }
+        }
+        Nesting::Labelled => {
+            let none = BTreeMap::new();
+            let was = was.as_entries().unwrap_or(&none);
+            let wanted = wanted.as_entries().unwrap_or(&none);
+            let gone = was.keys().filter(|label| !wanted.contains_key(*label));
+            for label in wanted.keys().chain(gone) {
+                let of = |map: &BTreeMap<_, Value>| map.get(label).cloned().unwrap_or(Value::NULL);
+                pair(&of(was), &of(wanted), at.join(label), found);
+            }
+        }
+    }
+}
+
+/// Returns whether both are objects: then only what the schema names counts.
+fn is_object_alike(a: &Value, b: &Value) -> bool {
+    matches!(a.kind, Kind::Object(_)) && matches!(b.kind, Kind::Object(_))
+}
+
+fn drift_in(
+    block: &Block,
+    wanted: &Value,
+    was: &Value,
+    now: &Value,
+    drifted: &mut Vec<DriftedAttribute>,
+) {
+    let set = |name: &str| !field(wanted, name).is_null();
+    let names = block
+        .attributes
+        .iter()
+        .filter(|(_, it)| it.role != Role::Computed);
+    let attributes = names.map(|(name, attribute)| (name, attribute.sensitive));
+    let blocks = block.blocks.keys().map(|name| (name, false));
+    for (name, sensitive) in attributes.chain(blocks).filter(|(name, _)| set(name)) {
+        // What the provider never shows (a password) cannot be seen to drift.
+        let (Some(was), Some(now)) = (was.get(name), now.get(name)) else {
+            continue;
+        };
+        let sensitive = sensitive || field(wanted, name).contains_sensitive();
+        if !was.same(now) {
+            drifted.push(DriftedAttribute {
+                path: Path::attribute(name),
+                was: was.clone().sensitive_if(sensitive),
+                now: now.clone().sensitive_if(sensitive),
+            });
+        }
+    }
+}
+
+/// Returns what changing the attribute or block at this path costs.
+pub(crate) fn cost_of(block: &Block, path: &Path) -> Change {
+    let Some(gobs_model::Segment::Attribute(name)) = path.0.first() else {
+        return Change::default();
+    };
+    let attribute = block.attributes.get(name).map(|it| it.change);
+    let nested = block.blocks.get(name).map(|it| it.change);
+    attribute.or(nested).unwrap_or_default()
+}
+
+fn field<'a>(object: &'a Value, name: &str) -> &'a Value {
+    object.get(name).unwrap_or(&Value::NULL)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use gobs_model::Name;
+
+    use super::*;
+
+    fn schema() -> ProviderSchema {
+        let text = Type::String;
+        let machine = Block::of([
+            (
+                "size",
+                Attribute::required(text.clone(), Change::InPlace, ""),
+            ),
+            (
+                "image",
+                Attribute::optional(text.clone(), Change::Rebuild, ""),
+            ),
+            (
+                "zone",
+                Attribute::optional(text.clone(), Change::Replace, ""),
+            ),
+            (
+                "tags",
+                Attribute::optional(Type::set(text.clone()), Change::InPlace, ""),
+            ),
+            (
+                "host",
+                Attribute::optional_computed(text.clone(), Change::Replace, ""),
+            ),
+            (
+                "password",
+                Attribute::optional(text.clone(), Change::InPlace, "").secret(),
+            ),
+            ("ipv4", Attribute::computed(text.clone(), "")),
+        ]);
+        let disk = Block::of([("gb", Attribute::required(Type::Number, Change::Resize, ""))]);
+        let nested = |nesting| NestedBlock {
+            nesting,
+            block: disk.clone(),
+            change: Change::Rebuild,
+        };
+        let blocks = [
+            ("disk".to_owned(), nested(Nesting::List)),
+            ("boot".to_owned(), nested(Nesting::Single)),
+            ("volume".to_owned(), nested(Nesting::Labelled)),
+        ];
+        ProviderSchema {
+            name: "cloud".into(),
+            settings: Block::default(),
+            machine: Block {
+                blocks: blocks.into(),
+                ..machine
+            },
+            list_lag: Duration::ZERO,
+        }
+    }
+
+    fn check(was: Value, wanted: Value, expected: &[(&str, Change)]) {
+        let found = differences(&schema().machine, &was, &wanted);
+        let found: Vec<(String, Change)> = found
+            .iter()
+            .map(|it| (it.path.to_string(), it.change))
+            .collect();
+        let found: Vec<(&str, Change)> = found.iter().map(|it| (it.0.as_str(), it.1)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_differs_is_named_with_its_cost() {
+        let was = Value::object([
+            ("size", "s".into()),
+            ("image", "a".into()),
+            ("zone", "x".into()),
+        ]);
+        let same = was.clone();
+        check(was.clone(), same, &[]);
+        let now = Value::object([("size", "l".into()), ("image", "a".into())]);
+        check(
+            was,
+            now,
+            &[("size", Change::InPlace), ("zone", Change::Replace)],
+        );
+    }
+
+    #[test]
+    fn a_set_has_no_order_and_a_mark_is_no_difference() {
+        let was = Value::object([("tags", Value::set(["a".into(), "b".into()]))]);
+        let now = Value::object([("tags", Value::set(["b".into(), "a".into()]).sensitive())]);
+        check(was, now, &[]);
+    }
+
+    #[test]
+    fn an_unknown_differs_and_what_the_provider_chose_stays() {
+        let was = Value::object([("size", "s".into()), ("host", "h1".into())]);
+        let now = Value::object([
+            ("size", Value::unknown(Type::String)),
+            ("host", Value::NULL),
+        ]);
+        check(was.clone(), now, &[("size", Change::InPlace)]);
+        check(
+            was,
+            Value::object([("size", "s".into()), ("host", "h2".into())]),
+            &[("host", Change::Replace)],
+        );
+    }
+
+    #[test]
+    fn nested_blocks_are_compared_inside() {
+        let disk = |gb: i64| Value::object([("gb", gb.into())]);
+        let was = Value::object([
+            ("disk", Value::list([disk(1), disk(2)])),
+            ("boot", disk(1)),
+            ("volume", Value::map([("data", disk(1)), ("old", disk(1))])),
+        ]);
+        let now = Value::object([
+            ("disk", Value::list([disk(1), disk(3), disk(4)])),
+            ("boot", Value::NULL),
+            ("volume", Value::map([("data", disk(2)), ("new", disk(1))])),
+        ]);
+        check(
+            was,
+            now,
+            &[
+                ("boot", Change::Rebuild),
+                ("disk[1].gb", Change::Resize),
+                ("disk[2]", Change::Rebuild),
+                ("volume.data.gb", Change::Resize),
+                ("volume.new", Change::Rebuild),
+                ("volume.old", Change::Rebuild),
+            ],
+        );
+    }
+
+    fn row(wanted: Value, observed: Value) -> Row {
+        let known = |value| Known::try_from(value).expect("known");
+        Row {
+            address: gobs_model::Address::machine(Name::new("m").expect("a name"), None),
+            wanted: known(wanted),
+            observed: known(observed),
+            depends_on: Vec::new(),
+            version: 1,
+            kind: RowKind::Machine {
+                provider: "cloud".into(),
+                id: "1".into(),
+                token: "t".into(),
+                incarnation: 1,
+                enrolled: Some("mfrggzdf".into()),
+            },
+        }
+    }
+
+    #[test]
+    fn drift_is_told_only_of_what_is_set_and_seen() {
+        let wanted = Value::object([("size", "s".into()), ("password", "p".into())]);
+        let row = row(
+            wanted,
+            Value::object([("size", "S".into()), ("ipv4", "1".into())]),
+        );
+        let now = |size: &str| {
+            let now = Value::object([
+                ("size", size.into()),
+                ("zone", "new".into()),
+                ("password", "q".into()),
+                ("ipv4", "2".into()),
+            ]);
+            Known::try_from(now).expect("known")
+        };
+        assert_eq!(drift(&schema(), &row, Some(&now("S"))), None);
+        let drifted = drift(&schema(), &row, Some(&now("L"))).expect("drift");
+        let DriftKind::Changed(changed) = drifted.kind else {
+            panic!("it is there")
+        };
+        let paths: Vec<String> = changed.iter().map(|it| it.path.to_string()).collect();
+        assert_eq!(paths, ["size"]);
+        let gone = drift(&schema(), &row, None).expect("drift");
+        assert_eq!(gone.kind, DriftKind::Gone);
+    }
+
+    #[test]
+    fn an_object_shows_what_was_asked_and_what_the_provider_chose() {
+        let wanted = Value::object([("size", "s".into()), ("password", "p".into())]);
+        let observed = [
+            ("size", "S".into()),
+            ("host", "h".into()),
+            ("ipv4", "1".into()),
+        ];
+        let object = machine_object(&schema(), &row(wanted, Value::object(observed)));
+        assert_eq!(
+            format!("{object:?}"),
+            r#"{"boot": null, "disk": null, "hob": {"designator": "mfrggzdf", "fingerprint": "#
+                .to_owned()
+                + r#""SHA256:NrvlDtloQdEEQ7y2cNZVTwo0t2G+Z+ycSorSwMRMpCw"}, "host": "h", "#
+                + r#""image": null, "ipv4": "1", "password": (sensitive value), "size": "s", "#
+                + r#""tags": null, "volume": null, "zone": null}"#
+        );
+    }
+}

@@ -1,0 +1,552 @@
+//! What becomes of each machine, of its hob, and of its services.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gobs_model::{Address, Change, Diagnostic, Instance, Name, Path, Segment, Value};
+use gobs_state::{Row, RowKind};
+
+use crate::lang::{BlockId, IgnoreChanges, MachineValues, ServiceValues};
+
+use super::diff::{self, HOB};
+use super::draft::{NewStep, Node};
+use super::{Action, Because, DriftKind, Planner};
+
+/// What the bindings at a machine must know of it.
+#[derive(Debug, Default)]
+pub(crate) struct MachinePlan {
+    /// Whether it is declared, and so is there afterwards.
+    pub(crate) stays: bool,
+    /// Whether it has a hob afterwards.
+    pub(crate) hob: bool,
+    /// Whether it is a row only.
+    pub(crate) simulated: bool,
+    /// Its incarnation afterwards.
+    pub(crate) incarnation: u64,
+    /// The incarnation that is there before and is not ended by this plan.
+    pub(crate) lives_on: Option<u64>,
+    /// Its services afterwards, each with the step that offers it, if any.
+    pub(crate) services: BTreeMap<Name, Option<Node>>,
+    /// The steps after which its hob serves: a change of the machine, its enrollment.
+    pub(crate) ready: Vec<Node>,
+    /// The step that ends the hob that was there.
+    pub(crate) ends: Option<Node>,
+    /// Whether that step makes it go for good, so that it can wait for whoever still uses it.
+    pub(crate) goes: bool,
+}
+
+/// What becomes of a machine that is declared.
+enum Fate {
+    Keep,
+    Create(Vec<Because>),
+    Update(Change, Vec<Because>),
+    Replace(Vec<Because>),
+}
+
+/// A machine's row, taken apart.
+struct Existing<'a> {
+    row: &'a Arc<Row>,
+    provider: &'a str,
+    incarnation: u64,
+    enrolled: Option<&'a str>,
+}
+
+impl<'a> Existing<'a> {
+    fn of(row: &'a Arc<Row>) -> Option<Self> {
+        match &row.kind {
+            RowKind::Machine {
+                provider,
+                incarnation,
+                enrolled,
+                ..
+            } => Some(Self {
+                row,
+                provider,
+                incarnation: *incarnation,
+                enrolled: enrolled.as_deref(),
+            }),
+            RowKind::Service { .. } | RowKind::Binding { .. } => None,
+        }
+    }
+}
+
+impl Planner<'_> {
+    /// Plans one instance of a declared machine.
+    pub(crate) fn machine(&mut self, instance: &Instance, depends_on: &[Address]) {
+        let values = match self.evaluator.machine(instance) {
+            Ok(values) => values,
+            Err(errors) => return self.fail(BlockId::Machine(instance.name.clone()), errors),
+        };
+        let address = Address::Machine(instance.clone());
+        let schemas = self.schemas;
+        let Some(schema) = schemas.get(provider_name(&values.provider)) else {
+            let detail = format!("There is no provider named {:?}.", values.provider);
+            let error = Diagnostic::error("Unknown provider", detail);
+            return self.fail(BlockId::Machine(instance.name.clone()), vec![error]);
+        };
+        let block = &schema.machine;
+        let snapshot = self.snapshot;
+        let row = snapshot.rows.get(&address);
+        let existing = row.and_then(Existing::of);
+        let mut wanted = wanted_of(&values);
+        let fate = match &existing {
+            None => Fate::Create(vec![Because::Declared]),
+            Some(existing) => {
+                keep_ignored(&mut wanted, existing.row.wanted.value(), &values);
+                self.fate(existing, &wanted, &values, block)
+            }
+        };
+        self.refuse_destruction(&address, &values, &fate);
+
+        let simulated = self.options.simulated.contains(&values.provider);
+        let before = existing.as_ref().map_or(Value::NULL, |existing| {
+            let (wanted, observed) = (existing.row.wanted.value(), existing.row.observed.value());
+            diff::planned_machine(block, wanted, Some(observed), existing.enrolled)
+        });
+        let (observed, enrolled) = match (&existing, &fate) {
+            (Some(it), Fate::Keep | Fate::Update(..)) => {
+                let rebuilt = matches!(fate, Fate::Update(Change::Rebuild, _));
+                let enrolled = if rebuilt { None } else { it.enrolled };
+                (Some(it.row.observed.value()), enrolled)
+            }
+            _ => (None, None),
+        };
+        let planned = diff::planned_machine(block, &wanted, observed, enrolled);
+        let hob = diff::hob_enabled(&wanted);
+        self.evaluator.set_object(address.clone(), planned.clone());
+
+        let fresh = self.fresh(existing.as_ref().map(|it| it.incarnation));
+        let provider = values.provider.clone();
+        let mut machine = MachinePlan {
+            stays: true,
+            hob,
+            simulated,
+            incarnation: fresh,
+            ..MachinePlan::default()
+        };
+        let step = |action, because| NewStep {
+            address: address.clone(),
+            action,
+            because,
+            depends_on: depends_on.to_vec(),
+            before: before.clone(),
+            planned: planned.clone(),
+        };
+        let main = match fate {
+            Fate::Keep => {
+                machine.incarnation = existing.as_ref().map_or(fresh, |it| it.incarnation);
+                machine.lives_on = Some(machine.incarnation);
+                None
+            }
+            Fate::Create(because) => {
+                let incarnation = fresh;
+                let replaces = false;
+                let action = Action::Create {
+                    provider,
+                    wanted,
+                    incarnation,
+                    replaces,
+                    simulated,
+                };
+                Some(self.draft.step(step(action, because)))
+            }
+            Fate::Update(change, because) => {
+                let was = existing.as_ref().map_or(fresh, |it| it.incarnation);
+                let rebuilt = change == Change::Rebuild;
+                machine.incarnation = if rebuilt { fresh } else { was };
+                machine.lives_on = (!rebuilt).then_some(was);
+                let incarnation = machine.incarnation;
+                let calls_provider = rebuilt || because.iter().any(is_for_provider);
+                let action = Action::Update {
+                    provider,
+                    wanted,
+                    change,
+                    incarnation,
+                    calls_provider,
+                    simulated,
+                };
+                let node = self.draft.step(step(action, because));
+                machine.ends = rebuilt.then_some(node);
+                Some(node)
+            }
+            Fate::Replace(because) => {
+                let was = existing
+                    .as_ref()
+                    .map_or(&*provider, |it| it.provider)
+                    .to_owned();
+                let simulated_was = self.options.simulated.contains(&was);
+                let delete = Action::Delete {
+                    provider: was,
+                    replaced: true,
+                    simulated: simulated_was,
+                };
+                let delete = NewStep {
+                    planned: Value::NULL,
+                    depends_on: Vec::new(),
+                    ..step(delete, because.clone())
+                };
+                let delete = self.draft.step(delete);
+                machine.ends = Some(delete);
+                let incarnation = fresh;
+                let replaces = true;
+                let action = Action::Create {
+                    provider,
+                    wanted,
+                    incarnation,
+                    replaces,
+                    simulated,
+                };
+                let create = NewStep {
+                    before: Value::NULL,
+                    ..step(action, because)
+                };
+                let create = self.draft.step(create);
+                self.draft.wait(delete, create);
+                Some(create)
+            }
+        };
+        if let Some(main) = main {
+            self.wait_for_needs(main, &instance.name, BlockId::Machine);
+            machine.ready.push(main);
+        }
+        let enrolled = machine.lives_on.is_some()
+            && existing
+                .as_ref()
+                .is_some_and(|existing| existing.enrolled.is_some());
+        if hob && !enrolled {
+            let incarnation = machine.incarnation;
+            let enroll = self.draft.step(NewStep {
+                address: address.clone(),
+                action: Action::Enroll {
+                    incarnation,
+                    simulated,
+                },
+                because: vec![Because::NotEnrolled],
+                depends_on: depends_on.to_vec(),
+                before: Value::NULL,
+                planned: Value::NULL,
+            });
+            main.into_iter()
+                .for_each(|main| self.draft.wait(main, enroll));
+            machine.ready.push(enroll);
+        }
+        self.services(instance, &mut machine, &values.services);
+        self.machines.insert(instance.clone(), machine);
+    }
+
+    fn fate(
+        &self,
+        existing: &Existing<'_>,
+        wanted: &Value,
+        values: &MachineValues,
+        block: &gobs_model::Block,
+    ) -> Fate {
+        let drift = self
+            .drift
+            .get(&existing.row.address)
+            .map(|drift| &drift.kind);
+        if drift == Some(&DriftKind::Gone) {
+            return Fate::Create(vec![Because::Gone]);
+        }
+        if existing.provider != values.provider {
+            let was = existing.provider.to_owned();
+            return Fate::Replace(vec![Because::ProviderChanged { was }]);
+        }
+        let was = existing.row.wanted.value();
+        let mut found = diff::differences(block, was, wanted);
+        let none = Value::NULL;
+        let hob = |of: &'_ Value| of.get(HOB).unwrap_or(&none).clone();
+        found.extend(diff::hob_differences(block, &hob(was), &hob(wanted)));
+        let mut because: Vec<Because> = found
+            .iter()
+            .map(|it| Because::Changed {
+                path: it.path.clone(),
+                change: it.change,
+            })
+            .collect();
+        let mut costliest = found.iter().map(|it| it.change).max();
+        if let Some(DriftKind::Changed(drifted)) = drift {
+            let seen = |path: &Path| found.iter().any(|it| it.path.0.first() == path.0.first());
+            for path in drifted.iter().map(|it| &it.path) {
+                if seen(path) || is_ignored(&values.lifecycle.ignore_changes, path) {
+                    continue;
+                }
+                let change = diff::cost_of(block, path);
+                because.push(Because::Drifted {
+                    path: path.clone(),
+                    change,
+                });
+                costliest = costliest.max(Some(change));
+            }
+        }
+        match costliest {
+            None => Fate::Keep,
+            Some(Change::Replace) => Fate::Replace(because),
+            Some(change) => Fate::Update(change, because),
+        }
+    }
+
+    fn refuse_destruction(&mut self, address: &Address, values: &MachineValues, fate: &Fate) {
+        let what = match fate {
+            Fate::Replace(_) => "replace it",
+            Fate::Update(Change::Rebuild, _) => "rebuild it, which writes its disk anew",
+            _ => return,
+        };
+        if values.lifecycle.prevent_destroy {
+            self.refuse(address, what);
+        }
+    }
+
+    /// Reports that `prevent_destroy` stands against the plan.
+    pub(crate) fn refuse(&mut self, address: &Address, what: &str) {
+        let detail =
+            format!("{address} has lifecycle.prevent_destroy set, but the plan calls to {what}.");
+        let hint = "Take back the change that causes this, or set prevent_destroy to false.";
+        let error = Diagnostic::error("Machine cannot be destroyed", detail).hint(hint);
+        let block = address
+            .as_machine()
+            .map(|it| BlockId::Machine(it.name.clone()));
+        let span = block.and_then(|block| self.config.declared_at(&block));
+        self.errors.push(match span {
+            Some(span) => error.at(span),
+            None => error.about(address.clone(), Path::default()),
+        });
+    }
+
+    fn services(
+        &mut self,
+        machine: &Instance,
+        plan: &mut MachinePlan,
+        services: &BTreeMap<Name, ServiceValues>,
+    ) {
+        if !plan.hob && !services.is_empty() {
+            let warning = Diagnostic::warning(
+                "Service without a hob",
+                format!(
+                    "machine.{machine} declares services, but has `hob {{ enabled = false }}`: \
+                     nobody on it can offer them."
+                ),
+            );
+            let block = BlockId::Machine(machine.name.clone());
+            self.warnings.push(match self.config.declared_at(&block) {
+                Some(span) => warning.at(span),
+                None => warning,
+            });
+        }
+        for (name, service) in services {
+            let address = Address::Service {
+                machine: machine.clone(),
+                service: name.clone(),
+            };
+            let row = self.snapshot.rows.get(&address);
+            let offer = match row.map(|row| (&row.kind, row.wanted.value())) {
+                _ if !plan.hob => None,
+                None => Some(Because::Declared),
+                Some((RowKind::Service { incarnation }, _)) if *incarnation != plan.incarnation => {
+                    Some(Because::NewIncarnation {
+                        machine: Address::Machine(machine.clone()),
+                    })
+                }
+                Some((_, was)) if was.same(&service.spec) => None,
+                Some(_) => Some(Because::Changed {
+                    path: Path::default(),
+                    change: Change::InPlace,
+                }),
+            };
+            let before = row.map_or(Value::NULL, |row| row.wanted.value().clone());
+            let node = offer.map(|because| {
+                let incarnation = plan.incarnation;
+                let simulated = plan.simulated;
+                let spec = service.spec.clone();
+                let node = self.draft.step(NewStep {
+                    address,
+                    action: Action::Offer {
+                        spec: spec.clone(),
+                        incarnation,
+                        simulated,
+                    },
+                    because: vec![because],
+                    depends_on: vec![Address::Machine(machine.clone())],
+                    before,
+                    planned: spec,
+                });
+                plan.ready
+                    .iter()
+                    .for_each(|ready| self.draft.wait(*ready, node));
+                node
+            });
+            plan.services.insert(name.clone(), node);
+        }
+    }
+
+    /// Plans the end of every machine that has a row and is not declared, or of all of them.
+    pub(crate) fn machines_not_declared(&mut self) {
+        let snapshot = self.snapshot;
+        for row in snapshot.rows.values() {
+            let Some(instance) = row.address.as_machine() else {
+                continue;
+            };
+            let Some(existing) = Existing::of(row) else {
+                continue;
+            };
+            if self.machines.contains_key(instance) || self.is_failed(instance) {
+                continue;
+            }
+            let declared = self.config.machines.get(&instance.name);
+            if self.options.destroy && declared.is_some_and(|it| it.lifecycle.prevent_destroy) {
+                self.refuse(&row.address, "destroy it");
+            }
+            let provider = existing.provider.to_owned();
+            let simulated = self.options.simulated.contains(&provider);
+            let (wanted, observed) = (row.wanted.value(), row.observed.value());
+            let schema = self.schemas.get(provider_name(&provider));
+            let before = schema.map_or_else(
+                || wanted.clone(),
+                |it| {
+                    let enrolled = existing.enrolled;
+                    diff::planned_machine(&it.machine, wanted, Some(observed), enrolled)
+                },
+            );
+            let gone = self.is_gone(&row.address);
+            let mut because = vec![self.why_gone(declared.is_some())];
+            because.extend(gone.then_some(Because::Gone));
+            let node = self.draft.step(NewStep {
+                address: row.address.clone(),
+                action: Action::Delete {
+                    provider,
+                    replaced: false,
+                    simulated,
+                },
+                because,
+                depends_on: Vec::new(),
+                before,
+                planned: Value::NULL,
+            });
+            let plan = MachinePlan {
+                simulated,
+                incarnation: existing.incarnation,
+                ends: Some(node),
+                goes: true,
+                ..MachinePlan::default()
+            };
+            self.machines.insert(instance.clone(), plan);
+        }
+    }
+
+    /// Plans the end of every service that has a row and is not declared.
+    pub(crate) fn services_not_declared(&mut self) {
+        let snapshot = self.snapshot;
+        for row in snapshot.rows.values() {
+            let (Address::Service { machine, service }, RowKind::Service { incarnation }) =
+                (&row.address, &row.kind)
+            else {
+                continue;
+            };
+            let plan = self.machines.get(machine);
+            let hob = plan.is_some_and(|it| it.hob);
+            if self.is_failed(machine)
+                || hob && plan.is_some_and(|it| it.services.contains_key(service))
+            {
+                continue;
+            }
+            let lives_on = plan.and_then(|it| it.lives_on) == Some(*incarnation);
+            let simulated = plan.is_some_and(|it| it.simulated);
+            let because = match plan.is_some_and(|it| it.stays) {
+                true => self.why_gone(false),
+                false => Because::MachineGone {
+                    machine: Address::Machine(machine.clone()),
+                },
+            };
+            let ends = plan.and_then(|it| it.ends);
+            let node = self.draft.step(NewStep {
+                address: row.address.clone(),
+                action: Action::Withdraw {
+                    settled_by_delete: !lives_on,
+                    simulated,
+                },
+                because: vec![because],
+                depends_on: Vec::new(),
+                before: row.wanted.value().clone(),
+                planned: Value::NULL,
+            });
+            ends.into_iter()
+                .for_each(|ends| self.draft.wait(node, ends));
+            self.withdrawn.insert(row.address.clone(), node);
+        }
+    }
+
+    fn why_gone(&self, block_declared: bool) -> Because {
+        match (self.options.destroy, block_declared) {
+            (true, _) => Because::Destroy,
+            (false, true) => Because::KeyGone,
+            (false, false) => Because::NotDeclared,
+        }
+    }
+
+    fn is_gone(&self, address: &Address) -> bool {
+        self.drift
+            .get(address)
+            .is_some_and(|drift| drift.kind == DriftKind::Gone)
+    }
+
+    fn is_failed(&self, machine: &Instance) -> bool {
+        self.failed
+            .contains(&BlockId::Machine(machine.name.clone()))
+    }
+}
+
+/// Returns a provider's name without its alias.
+pub(crate) fn provider_name(provider: &str) -> &str {
+    provider.split_once('.').map_or(provider, |(name, _)| name)
+}
+
+/// Returns what a machine's row will keep as asked.
+fn wanted_of(values: &MachineValues) -> Value {
+    let mut wanted = values.attributes.as_entries().cloned().unwrap_or_default();
+    wanted.insert(HOB.into(), values.hob.to_value());
+    let sensitive = values.attributes.sensitive;
+    Value::object::<Arc<str>>(wanted).sensitive_if(sensitive)
+}
+
+/// Puts back what was asked last where `ignore_changes` says so.
+fn keep_ignored(wanted: &mut Value, was: &Value, values: &MachineValues) {
+    let ignored = &values.lifecycle.ignore_changes;
+    if matches!(ignored, IgnoreChanges::Attributes(names) if names.is_empty()) {
+        return;
+    }
+    let kept = wanted
+        .as_entries()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| {
+            let ignore = &**name != HOB && is_ignored(ignored, &Path::attribute(name));
+            let value = if ignore {
+                was.get(name).unwrap_or(value)
+            } else {
+                value
+            };
+            (name.clone(), value.clone())
+        });
+    *wanted = Value::object::<Arc<str>>(kept.collect::<Vec<_>>()).sensitive_if(wanted.sensitive);
+}
+
+fn is_ignored(ignored: &IgnoreChanges, path: &Path) -> bool {
+    match (ignored, path.0.first()) {
+        (IgnoreChanges::All, _) => true,
+        (IgnoreChanges::Attributes(names), Some(Segment::Attribute(name))) => names.contains(name),
+        _ => false,
+    }
+}
+
+/// Returns whether a reason is about what the provider keeps, not about gobs' own settings.
+fn is_for_provider(because: &Because) -> bool {
+    match because {
+        Because::Changed { path, .. } => {
+            *path.0.first().unwrap_or(&Segment::Index(0)) != Segment::Attribute(HOB.into())
+        }
+        _ => true,
+    }
+}
+
+/// The blocks whose evaluation failed.
+pub(crate) type Failed = BTreeSet<BlockId>;

@@ -7,7 +7,8 @@ use gobs_state::{Phase, Row, RowKind};
 
 use crate::lang::{BindingValues, BlockId};
 
-use super::draft::NewStep;
+use super::draft::{NewStep, Node};
+use super::machines::ServicePlan;
 use super::{Action, Because, Grant, Held, Planner};
 
 /// The longest path that a unix socket can be bound to, in bytes: `sockaddr_un` has 108 with the
@@ -188,6 +189,7 @@ impl Planner<'_> {
             expose: values.expose.clone(),
             from_incarnation: exporter,
             to_incarnation: importer,
+            ready_s: self.service(&values.from).map_or(0, |it| it.ready_s),
         };
         let simulated = self.is_simulated(&grant.to);
         let Some(existing) = existing else {
@@ -276,7 +278,7 @@ impl Planner<'_> {
         address: Address,
         action: Action,
         because: Vec<Because>,
-        existing: Option<(&Existing<'_>, Option<super::draft::Node>)>,
+        existing: Option<(&Existing<'_>, Option<Node>)>,
     ) {
         let (Action::Bind { grant, .. } | Action::Move { grant, .. }) = &action else {
             return;
@@ -335,7 +337,7 @@ impl Planner<'_> {
                 self.draft.wait(ready, node);
             }
         }
-        if let Some(offer) = self.offer_of(&grant.from) {
+        if let Some(offer) = self.service(&grant.from).and_then(|it| it.offer) {
             self.draft.wait(offer, node);
         }
         if let Some((existing, unbind)) = existing {
@@ -350,7 +352,7 @@ impl Planner<'_> {
     }
 
     /// Lets what the binding led to until now stay until the binding leads elsewhere.
-    fn leave(&mut self, existing: &Existing<'_>, node: super::draft::Node) {
+    fn leave(&mut self, existing: &Existing<'_>, node: Node) {
         let withdrawn = self.withdrawn.get(existing.from).copied();
         let machine = existing
             .from
@@ -362,7 +364,7 @@ impl Planner<'_> {
         }
     }
 
-    fn unbind(&mut self, existing: &Existing<'_>, because: Vec<Because>) -> super::draft::Node {
+    fn unbind(&mut self, existing: &Existing<'_>, because: Vec<Because>) -> Node {
         let held = self.held(existing);
         let simulated = self.is_simulated(existing.to) || self.is_simulated(existing.from);
         let node = self.draft.step(NewStep {
@@ -536,11 +538,11 @@ impl Planner<'_> {
         machine.is_some_and(|it| it.simulated)
     }
 
-    fn offer_of(&self, service: &Address) -> Option<super::draft::Node> {
+    fn service(&self, service: &Address) -> Option<&ServicePlan> {
         let Address::Service { machine, service } = service else {
             return None;
         };
-        *self.machines.get(machine)?.services.get(service)?
+        self.machines.get(machine)?.services.get(service)
     }
 }
 

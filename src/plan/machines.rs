@@ -25,14 +25,23 @@ pub(crate) struct MachinePlan {
     pub(crate) incarnation: u64,
     /// The incarnation that is there before and is not ended by this plan.
     pub(crate) lives_on: Option<u64>,
-    /// Its services afterwards, each with the step that offers it, if any.
-    pub(crate) services: BTreeMap<Name, Option<Node>>,
+    /// Its services afterwards.
+    pub(crate) services: BTreeMap<Name, ServicePlan>,
     /// The steps after which its hob serves: a change of the machine, its enrollment.
     pub(crate) ready: Vec<Node>,
     /// The step that ends the hob that was there.
     pub(crate) ends: Option<Node>,
     /// Whether that step makes it go for good, so that it can wait for whoever still uses it.
     pub(crate) goes: bool,
+}
+
+/// What the bindings from a service must know of it.
+#[derive(Debug)]
+pub(crate) struct ServicePlan {
+    /// The step that offers it, if one does.
+    pub(crate) offer: Option<Node>,
+    /// How long to wait until it answers, in seconds.
+    pub(crate) ready_s: u64,
 }
 
 /// What becomes of a machine that is declared.
@@ -219,6 +228,7 @@ impl Planner<'_> {
                 address: address.clone(),
                 action: Action::Enroll {
                     incarnation,
+                    deadline_s: values.hob.deadline.as_secs(),
                     simulated,
                 },
                 because: vec![Because::NotEnrolled],
@@ -375,7 +385,14 @@ impl Planner<'_> {
                     .for_each(|ready| self.draft.wait(*ready, node));
                 node
             });
-            plan.services.insert(name.clone(), node);
+            let ready_s = service.ready.as_secs();
+            plan.services.insert(
+                name.clone(),
+                ServicePlan {
+                    offer: node,
+                    ready_s,
+                },
+            );
         }
     }
 

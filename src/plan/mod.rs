@@ -257,13 +257,18 @@ impl Planner<'_> {
                 }) else {
                     continue;
                 };
-                let offers = machine.services.values().flatten().filter(|_| explicit);
+                let offers = machine
+                    .services
+                    .values()
+                    .filter_map(|it| it.offer)
+                    .filter(|_| explicit);
                 opens.extend(
                     machine
                         .ready
                         .iter()
+                        .copied()
                         .chain(offers)
-                        .map(|node| (*node, *gate)),
+                        .map(|node| (node, *gate)),
                 );
             }
         }

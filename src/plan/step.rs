@@ -104,6 +104,8 @@ pub enum Action {
     Enroll {
         /// The incarnation that registers.
         incarnation: u64,
+        /// How long its first connection may take, in seconds.
+        deadline_s: u64,
         /// Whether this writes the row only.
         simulated: bool,
     },
@@ -171,6 +173,8 @@ pub struct Grant {
     pub from_incarnation: u64,
     /// The incarnation of `to`.
     pub to_incarnation: u64,
+    /// How long to wait until the service answers through the binding, in seconds.
+    pub ready_s: u64,
 }
 
 /// A capability that was given out.

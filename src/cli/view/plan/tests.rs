@@ -78,6 +78,7 @@ fn delete(at: &str, because: Because, before: Value, replaced: bool) -> Step {
 fn enroll(at: &str) -> Step {
     let action = Action::Enroll {
         incarnation: 1,
+        deadline_s: 60,
         simulated: false,
     };
     step(at, action, Because::NotEnrolled, Value::NULL, Value::NULL)
@@ -102,6 +103,7 @@ fn grant(from: &str) -> Grant {
         expose: Value::list([]),
         from_incarnation: 1,
         to_incarnation: 1,
+        ready_s: 60,
     }
 }
 

@@ -20,11 +20,13 @@ use gobs_model::Diagnostic;
 use terminal::Terminal;
 
 /// Runs the command line of this process; returns its exit code, one of [`exit`].
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is where the environment is read"
+)]
 pub fn run() -> ExitCode {
-    run_with(std::env::args_os().collect(), &|name| {
-        std::env::var_os(name)
-    })
-    .into()
+    let env = |name: &str| std::env::var_os(name);
+    run_with(std::env::args_os().collect(), &env).into()
 }
 
 /// Declares machines and the bindings between their services, and makes them so
@@ -52,7 +54,7 @@ struct Global {
     /// Works in this directory
     #[arg(short = 'C', long, value_name = "DIR", global = true)]
     chdir: Option<PathBuf>,
-    /// When to use colour
+    /// When to use colour; auto is on a terminal, and as NO_COLOR and CLICOLOR_FORCE say
     #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
     color: Color,
     /// Uses no colour, as --color=never
@@ -62,11 +64,8 @@ struct Global {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Color {
-    /// On a terminal, unless NO_COLOR is set, and where CLICOLOR_FORCE is
     Auto,
-    /// Into files and pipes too
     Always,
-    /// Never
     Never,
 }
 
@@ -184,8 +183,13 @@ impl Global {
     }
 
     /// Starts the log where the caller stands, then goes to the project's directory.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is -C, before anything else"
+    )]
     fn enter(&self, env: &dyn Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
         log::start(env)?;
+        tracing::debug!(version = env!("CARGO_PKG_VERSION"), "gobs starts");
         let Some(directory) = &self.chdir else {
             return Ok(());
         };

@@ -1,0 +1,5 @@
+//! The tests of the whole, in one binary: it links once. the module `tidy` fails a file that is not listed.
+
+mod cli;
+mod docs;
+mod support;

@@ -4,6 +4,7 @@
 //! is declared with what was asked last, by the [`ProviderSchema`] alone, and the provider is
 //! told what to do. Whatever it does must be findable afterwards by the [`Token`] it was given.
 
+pub mod conformance;
 mod error;
 
 use std::sync::Arc;
@@ -20,6 +21,26 @@ pub use error::Error;
 /// 26 characters of lower-case base32; not a secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Token(pub String);
+
+impl Token {
+    /// Returns a token that nobody has: 130 random bits.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let mut bytes = [0; 26];
+        getrandom::fill(&mut bytes)?;
+        let letters = bytes.map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
+        Ok(Self(letters.into_iter().collect()))
+    }
+}
+
+impl std::fmt::Display for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// A machine as its provider sees it now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,7 @@
+//! The dummy provider on real processes.
+
+mod conformance;
+mod crash;
+mod faults;
+mod host;
+mod verbs;

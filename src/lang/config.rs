@@ -198,6 +198,20 @@ pub struct Output {
     pub(crate) span: Span,
 }
 
+impl Machine {
+    /// Returns whether the block has neither `count` nor `for_each`.
+    pub fn is_single(&self) -> bool {
+        matches!(self.repeat, Repeat::Once)
+    }
+}
+
+impl Binding {
+    /// Returns whether the block has neither `count` nor `for_each`.
+    pub fn is_single(&self) -> bool {
+        matches!(self.repeat, Repeat::Once)
+    }
+}
+
 /// Names a block.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BlockId {

@@ -9,8 +9,10 @@
 mod bindings;
 mod diff;
 mod draft;
+mod file;
 mod graph;
 mod machines;
+mod review;
 mod step;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ use crate::lang::{BlockId, Config, Evaluator, Inputs, Schemas};
 
 pub use bindings::binding_object;
 pub use diff::{HOB, drift, fingerprint, machine_object};
+pub use file::{PlanFile, PlanFileError, RecordedFile, RecordedFiles, RecordedInputs};
+pub use review::{ImpossiblePlan, review};
 pub use step::{
     Action, Because, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Options,
     OutputChange, Plan, Step, StepId,

@@ -6,7 +6,7 @@ use gobs_model::{Address, Change, Diagnostic, Known, Name, Path, Value};
 use serde::{Deserialize, Serialize};
 
 /// What an apply is going to do, and what it rests on.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Whether everything goes away (`--destroy`).
     pub destroy: bool,
@@ -23,7 +23,8 @@ pub struct Plan {
     pub drift: Vec<Drift>,
     /// The outputs that change, by name.
     pub outputs: Vec<OutputChange>,
-    /// What somebody should look at; no errors.
+    /// What somebody should look at; no errors. Said when it was planned, and not kept in a file.
+    #[serde(skip)]
     pub warnings: Vec<Diagnostic>,
 }
 

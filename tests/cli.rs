@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Project, Run, check_golden};
+use crate::support::{Project, Run, check_golden, repository};
 
 /// Every command that `gobs help` lists.
 fn commands(help: &str) -> Vec<String> {
@@ -142,4 +142,45 @@ fn the_log_goes_where_it_is_told() {
     assert_eq!(run.stderr, "");
     let log = std::fs::read_to_string(project.path().join("log")).expect("a log");
     assert!(log.contains("version"), "{log}");
+}
+
+#[test]
+fn init_starts_a_project_and_overwrites_nothing() {
+    for (example, files) in [("first", 1), ("app-and-db", 3)] {
+        let project = Project::empty();
+        let run = project.gobs(&["init", "--example", example]).ok();
+        assert_eq!(run.stdout.matches("Wrote ").count(), files);
+        assert!(run.stdout.contains("Next: gobs plan"));
+        let read = |name| std::fs::read_to_string(project.path().join(name)).expect(name);
+        let original = format!("examples/{example}/main.gobs.hcl");
+        let original = std::fs::read_to_string(repository().join(original)).expect("an example");
+        assert_eq!(read("main.gobs.hcl"), original);
+        assert_eq!(read(".gitignore"), ".gobs/\n");
+
+        let again = project.gobs(&["init", "--example", "app-and-db"]).ok();
+        assert!(again.stdout.contains("nothing of it was changed"));
+        assert_eq!(read("main.gobs.hcl"), original);
+        assert_eq!(read(".gitignore"), ".gobs/\n");
+    }
+
+    let project = Project::empty();
+    std::fs::write(project.path().join("orders.pl"), "mine").expect("a file");
+    std::fs::write(project.path().join(".gitignore"), "target").expect("a file");
+    let run = project.gobs(&["init", "--example=app-and-db"]).code(1);
+    assert!(
+        run.stderr.contains("orders.pl cannot be written"),
+        "{}",
+        run.stderr
+    );
+    assert!(!project.path().join("main.gobs.hcl").exists());
+
+    let mut command = project.command(&["init"]);
+    command.env("GOBS_IN_AUTOMATION", "1");
+    let run = Run::of(command).ok();
+    assert!(!run.stdout.contains("Next:"));
+    let ignored = std::fs::read_to_string(project.path().join(".gitignore")).expect("a file");
+    assert_eq!(ignored, "target\n.gobs/\n");
+
+    let run = project.gobs(&["init", "--example", "secnd"]).code(64);
+    assert!(run.stderr.contains("first, app-and-db"), "{}", run.stderr);
 }

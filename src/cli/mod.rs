@@ -5,6 +5,7 @@
 
 mod argv;
 pub mod exit;
+mod init;
 mod log;
 mod terminal;
 mod version;
@@ -71,12 +72,14 @@ enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Init),
     Version(version::Version),
 }
 
 impl Command {
     fn run(self, context: &mut Context) -> Outcome {
         match self {
+            Self::Init(it) => it.run(context),
             Self::Version(it) => it.run(context),
         }
     }
@@ -85,6 +88,8 @@ impl Command {
 /// What every command needs.
 struct Context {
     terminal: Terminal,
+    /// Whether a script drives (`GOBS_IN_AUTOMATION`): hints about next steps are left out.
+    in_automation: bool,
 }
 
 /// How a command ended: one of [`exit`], or what is wrong; the latter exits with
@@ -152,6 +157,7 @@ fn run_with(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
     gobs.global.choose_color();
     let mut context = Context {
         terminal: Terminal::new(),
+        in_automation: env("GOBS_IN_AUTOMATION").is_some_and(|it| !it.is_empty()),
     };
     let outcome = gobs
         .global

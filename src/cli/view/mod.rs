@@ -4,5 +4,6 @@
 pub mod apply;
 pub mod diagnostic;
 pub mod plan;
+pub mod state;
 mod text;
 mod value;

@@ -180,7 +180,8 @@ impl Field<'_> {
 }
 
 impl Layout<'_> {
-    fn name(&self, name: &str) -> String {
+    /// Returns a field's name as it is written.
+    pub(super) fn name(&self, name: &str) -> String {
         match self.names {
             Names::Attributes if Name::new(name).is_ok() => name.to_owned(),
             Names::Attributes | Names::Keys => quoted(name),

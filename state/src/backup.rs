@@ -24,7 +24,10 @@ const UNFINISHED: &str = ".unfinished";
 
 impl Reader {
     /// Copies the state file into the directory, checks the copy, and removes the oldest backups.
-    /// Returns the copy's path; copying it over the state file, while nothing runs, restores it.
+    /// Returns the copy's path.
+    ///
+    /// To restore one, while nothing runs: move the state file away with its `-wal` and `-shm`
+    /// files (a WAL of the old file would damage the new one), and copy the backup to its place.
     ///
     /// # Errors
     /// When the copy cannot be made or does not hold; no earlier backup is removed then.

@@ -167,11 +167,15 @@ fn prepare(connection: &Connection, path: &Path) -> Result<i64, OpenError> {
         .busy_timeout(BUSY_TIMEOUT)
         .and_then(|()| connection.execute_batch(settings))
         .and_then(|()| {
-            Ok((
+            // One moment for all three: another process may be making the file just now.
+            let transaction = connection.unchecked_transaction()?;
+            let header = (
                 read("PRAGMA application_id")?,
                 read("PRAGMA user_version")?,
                 read("SELECT count(*) FROM sqlite_schema")?,
-            ))
+            );
+            transaction.finish()?;
+            Ok(header)
         });
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
     match header {

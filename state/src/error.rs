@@ -93,10 +93,16 @@ pub enum Fault {
     #[error("another process keeps it locked: wait for it to end and run again")]
     Busy,
     /// The contents are not what gobs wrote.
-    #[error("it is damaged ({0}): restore one of the backups beside it")]
+    #[error(
+        "it is damaged ({0}): move it away with its -wal and -shm files, and copy the latest \
+         backup to its place"
+    )]
     Corrupt(String),
     /// A sealed cell does not open: it was changed, or moved from another place.
-    #[error("the sealed cell {0} was tampered with: restore one of the backups beside it")]
+    #[error(
+        "the sealed cell {0} was changed by something else: move the file away with its -wal \
+         and -shm files, and copy the latest backup to its place"
+    )]
     Tampered(String),
     /// The system refused.
     #[error("{0}")]

@@ -166,3 +166,115 @@ impl Deref for Store {
         &self.reader
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn store(directory: &tempfile::TempDir) -> (Store, DataKey) {
+        let key = DataKey::generate().expect("a key");
+        let lock = Lock::acquire(&directory.path().join("lock"), "test", SystemTime::now());
+        let path = directory.path().join("state.db");
+        let store = Store::open(&path, &key, lock.expect("free")).expect("a state file");
+        (store, key)
+    }
+
+    fn intent(detail: &str) -> Intent {
+        Intent {
+            address: "machine.a".parse().expect("an address"),
+            action: "create".into(),
+            token: None,
+            claim: None,
+            detail: json!(detail),
+        }
+    }
+
+    #[test]
+    fn a6_every_commit_is_synced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (store, key) = store(&directory);
+        let boss = Database::open_writable(store.path(), &key).expect("a state file");
+        for connection in [&store.database.connection, &boss.connection] {
+            let pragma = |name: &str| -> String {
+                let text = format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}");
+                connection
+                    .query_row(&text, [], |row| row.get(0))
+                    .expect("a pragma")
+            };
+            let full = "2";
+            assert_eq!(pragma("synchronous"), full);
+            assert_eq!(pragma("journal_mode"), "wal");
+            assert_eq!(pragma("foreign_keys"), "1");
+        }
+    }
+
+    #[test]
+    fn a9_a_full_disk_loses_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (mut store, _) = store(&directory);
+        let _ = store.begin_run("apply", SystemTime::now()).expect("a run");
+        let kept = store
+            .commit(Vec::new(), vec![intent("x")])
+            .expect("committed");
+        let limit = |store: &Store, pages: i64| {
+            let connection = &store.database.connection;
+            let set = format!("PRAGMA max_page_count = {pages}");
+            connection
+                .query_row(&set, [], |row| row.get::<_, i64>(0))
+                .expect("a pragma");
+        };
+        // SQLite answers a limit that is reached as it answers a disk that is full.
+        limit(&store, 1);
+        let large = "x".repeat(100_000);
+        let error = store.commit(Vec::new(), vec![intent("y"), intent(&large)]);
+        let error = error.expect_err("full");
+        assert!(matches!(error.fault, Fault::DiskFull), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("the disk is full; nothing was lost"),
+            "{error}"
+        );
+        let in_doubt = |store: &Store| {
+            let doubts = store.in_doubt().expect("readable");
+            doubts
+                .into_iter()
+                .map(|doubt| doubt.started)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(in_doubt(&store), kept);
+        limit(&store, 1_000_000);
+        let more = store
+            .commit(Vec::new(), vec![intent(&large)])
+            .expect("committed");
+        assert_eq!(
+            in_doubt(&store),
+            kept.into_iter().chain(more).collect::<Vec<_>>()
+        );
+        assert!(store.check().expect("readable").is_empty());
+    }
+
+    #[test]
+    fn a9_a_file_that_stays_locked_is_reported() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (mut store, _) = store(&directory);
+        let other = Connection::open(store.path()).expect("a connection");
+        other.execute_batch("BEGIN IMMEDIATE").expect("locked");
+        let connection = &store.database.connection;
+        connection.busy_timeout(Duration::ZERO).expect("set");
+        let error = store
+            .begin_run("apply", SystemTime::now())
+            .expect_err("locked");
+        assert!(matches!(error.fault, Fault::Busy), "{error}");
+        assert_eq!(store.snapshot().expect("readers do not wait").serial, 0);
+        other.execute_batch("ROLLBACK").expect("unlocked");
+        assert_eq!(
+            store.begin_run("apply", SystemTime::now()).expect("free"),
+            1
+        );
+    }
+}

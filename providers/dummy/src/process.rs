@@ -37,27 +37,30 @@ const RELOAD_WAIT: Duration = Duration::from_secs(2);
 /// How often something that shows only in `/proc` is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// How long a fresh process may show no environment: while it becomes another program.
+/// How long a fresh process may show no environment, or look like its parent: while it becomes
+/// another program.
 const EXEC_WAIT: Duration = Duration::from_millis(100);
 
 /// How long an agent may take to stand still, before what it started is counted.
 const FREEZE_WAIT: Duration = Duration::from_secs(1);
 
-/// What an agent may see of the environment that gobs runs in: the rest may hold its secrets.
-const KEPT_VARIABLES: &[&str] = &[
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
-    "GOBS_LOG",
-];
-
-/// Closes what a shell above gobs may have left open (`gobs apply 3>&1 | tee`), then goes on as
+/// Closes what a shell above gobs may have left open (`gobs apply 3>&1 | tee`), and goes on as
 /// the agent in a session of its own. `setsid` does not fork here, so the process id stays.
 /// A shell can only close single digits; everything that gobs opens closes itself.
+///
+/// Of the environment that gobs runs in, which may hold its secrets, little is passed on.
 const LAUNCH: &str = r#"
 for fd in /proc/self/fd/*; do
     fd=${fd##*/}
     case $fd in [3-9]) eval "exec $fd>&-" ;; esac
 done
-exec setsid -- "$@"
+set -- setsid -- "$@"
+for name in PATH HOME USER LOGNAME SHELL LANG LC_ALL LC_CTYPE TZ TMPDIR GOBS_LOG \
+    GOBS_MACHINE_TOKEN
+do
+    eval "[ -z \"\${$name+set}\" ] || set -- \"$name=\${$name}\" \"\$@\""
+done
+exec env -i "$@"
 "#;
 
 /// A process, told apart from a later one with the same number.
@@ -98,15 +101,10 @@ pub(crate) fn launch(agent: &[OsString], dir: &Path, token: &Token) -> io::Resul
         .create(true)
         .mode(0o600)
         .open(dir.join("logs/hob.log"))?;
-    let kept = KEPT_VARIABLES
-        .iter()
-        .filter_map(|name| Some((name, std::env::var_os(name)?)));
     let child = Command::new("/bin/sh")
         .args(["-c", LAUNCH, "sh"])
         .args(agent_command(agent, dir))
         .current_dir(dir)
-        .env_clear()
-        .envs(kept)
         .env(TOKEN_VARIABLE, &token.0)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -123,11 +121,19 @@ pub(crate) fn launch(agent: &[OsString], dir: &Path, token: &Token) -> io::Resul
 /// Returns the agent that runs for this machine, whoever started it.
 pub(crate) fn find_agent(agent: &[OsString], dir: &Path, token: &Token) -> Option<Process> {
     let command = agent_command(agent, dir);
-    everything()
+    let is_agent = |it: Process| runs(it.pid, &command) && is_running(it);
+    let candidates: Vec<_> = everything()
         .into_iter()
-        .filter(|it| !it.zombie && has_token(it.process, token))
-        .filter(|it| runs(it.process.pid, &command))
+        .filter(|it| has_token(it.process, token) && is_agent(it.process))
         .map(|it| it.process)
+        .collect();
+    if !candidates.is_empty() {
+        // What a dead agent was just starting looks like it, until it is another program.
+        std::thread::sleep(EXEC_WAIT);
+    }
+    candidates
+        .into_iter()
+        .filter(|it| is_agent(*it))
         .min_by_key(|it| it.started)
 }
 

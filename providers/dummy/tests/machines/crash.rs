@@ -47,6 +47,10 @@ const DELETE: &[Point] = &[Point::Doomed, Point::Stopped, Point::Displaced];
 
 /// Also the crashing half of the tests below: told a job, it makes that call and nothing else.
 #[tokio::test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test's own second run is told its job so"
+)]
 async fn every_point_is_crashed_at() {
     if let Some(job) = std::env::var_os(JOB_VARIABLE) {
         return run(serde_json::from_str(job.to_str().expect("text")).expect("a job")).await;

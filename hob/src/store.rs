@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::layout::Layout;
-use crate::protocol::{Generation, Grant, Registration, ServiceSpec, code, sturdyref_text};
+use crate::protocol::{Expose, Generation, Grant, Registration, ServiceSpec, code, sturdyref_text};
 
 /// The version of the file.
 const FORMAT: u32 = 1;
@@ -58,8 +58,6 @@ pub struct Contents {
     pub revoked: BTreeMap<String, u64>,
     /// The bindings held, by name.
     pub bindings: BTreeMap<String, BindingRow>,
-    /// The programs that were started, by the position of their line.
-    pub programs: BTreeMap<u64, ProgramRow>,
 }
 
 /// A grant given out.
@@ -81,22 +79,10 @@ pub struct BindingRow {
     /// The grant's durable name, bound to this hob's key.
     #[serde(with = "sturdyref_text")]
     pub grant: Sturdyref,
+    /// What is listened on, as asked but with the ports that were chosen.
+    pub bound: Vec<Expose>,
     /// The service's type, where it has one.
     pub r#type: Option<String>,
-}
-
-/// A program that was started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProgramRow {
-    /// Its line when it was started.
-    pub line: String,
-    /// Its process, which leads a group of its own.
-    pub pid: u32,
-    /// When that process started, in the kernel's ticks: a pid alone may come again.
-    pub started: u64,
-    /// A digest of the environment it was given.
-    pub environment: String,
 }
 
 /// Why a machine's own state cannot be read or written.
@@ -272,7 +258,6 @@ impl Default for Contents {
             grants: Vec::new(),
             revoked: BTreeMap::new(),
             bindings: BTreeMap::new(),
-            programs: BTreeMap::new(),
         }
     }
 }
@@ -470,6 +455,7 @@ mod tests {
         let row = BindingRow {
             registration,
             grant: name.clone(),
+            bound: Vec::new(),
             r#type: None,
         };
         store

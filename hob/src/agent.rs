@@ -1,0 +1,694 @@
+//! The agent: claims once, stays registered while there is a boss, and serves bindings always.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use ocapn::{
+    Broken, EnlivenError, Identity, Peer, PeerId, PeerLocator, Reference, SessionEvent, Sturdyref,
+    SturdyrefTable, Swissnum, TlsRpk, TlsRpkOptions, Vat,
+};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::lookup_host;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::binding::Bindings;
+use crate::client::{self, ClientPresence};
+use crate::grant::{Chain, Grants};
+use crate::layout::{Layout, Machine, MachineError};
+use crate::local;
+use crate::programs::{Programs, Wanted, environment};
+use crate::protocol::{
+    BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply,
+    UserData, method, to_passable,
+};
+use crate::store::{Store, StoreError, swissnum_hash, sync_dir};
+
+/// Pauses between tries to reach the boss grow between these; each is cut by full jitter.
+const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(500);
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long the boss may take to answer `register`: it writes to its disk.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Byte connections that wait for the task that serves them.
+const INCOMING_MAX: usize = 64;
+
+/// The largest user data that is read: clouds allow 64 KiB.
+const USER_DATA_BYTES_MAX: u64 = 64 << 10;
+
+/// What the client presence's durable name is derived for.
+const CLIENT_PURPOSE: &str = "client presence";
+
+/// What the parts of a running agent share.
+pub(crate) struct Hob {
+    pub(crate) store: Arc<Store>,
+    pub(crate) grants: Arc<Grants>,
+    pub(crate) bindings: Arc<Bindings>,
+    pub(crate) locator: PeerLocator,
+    peer: Peer,
+    programs: Arc<Programs>,
+    machine: watch::Sender<Machine>,
+    wanted: watch::Sender<Wanted>,
+    boss_connected: AtomicBool,
+}
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the user data cannot be used")]
+    UserData(#[from] Malformed),
+    #[error("there is no user data at {} and no state of an earlier claim", .0.display())]
+    NoUserData(PathBuf),
+    #[error("another hob runs in this directory (process {0})")]
+    Locked(String),
+    #[error("{} is not a directory of this user's own", .0.display())]
+    Runtime(PathBuf),
+    #[error("{address} cannot be listened on")]
+    Listen { address: String, source: io::Error },
+    #[error("cannot use {}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the hob cannot run")]
+    Start(#[from] io::Error),
+}
+
+/// Runs the agent of the machine in a directory, until it is told to end.
+pub(crate) async fn run(layout: Layout) -> Result<(), AgentError> {
+    let machine = layout.read_machine()?;
+    // Before the lock names this process to those who may send it signals.
+    let signals = Signals::new()?;
+    let _lock = lock(&layout)?;
+    make_runtime(&machine.runtime)?;
+    let store = Arc::new(Store::open(&layout)?);
+    take_user_data(&layout, &store)?;
+    let files_max = raise_files_max();
+
+    let listen = store.contents().listen.clone();
+    let (sender, incoming) = mpsc::channel(INCOMING_MAX);
+    let netlayer = listen_on(&store, &listen, sender).await?;
+    let dialer = netlayer.stream_dialer();
+    let grants = Arc::new(Grants::new(Arc::clone(&store)));
+    let table = Arc::new(Table::default());
+    let peer = Peer::builder()
+        .netlayer(netlayer)
+        .sturdyrefs(table.clone())
+        .spawn();
+    let root = machine.bindings();
+    let bindings = Bindings::start(store.clone(), peer.clone(), dialer, root).await;
+    let programs = Programs::new(
+        machine.token.clone(),
+        layout.dir().to_owned(),
+        layout.logs(),
+        files_max,
+    );
+    let hob = Arc::new(Hob {
+        locator: peer.locator(),
+        store,
+        grants,
+        bindings,
+        peer: peer.clone(),
+        programs: Arc::new(programs),
+        machine: watch::Sender::new(machine.clone()),
+        wanted: watch::Sender::default(),
+        boss_connected: AtomicBool::new(false),
+    });
+    table.open(Arc::clone(&hob), peer.vat().clone());
+    let socket = machine.local_socket();
+    let listener = local::listen(&socket).map_err(|source| AgentError::Io {
+        path: socket.clone(),
+        source,
+    })?;
+
+    hob.want();
+    let programs = Arc::clone(&hob.programs);
+    let tasks = [
+        tokio::spawn(Arc::clone(&hob.grants).serve(incoming)),
+        tokio::spawn(programs.keep(hob.wanted.subscribe())),
+        tokio::spawn(local::serve(listener, Arc::clone(&hob))),
+        tokio::spawn(Arc::clone(&hob).follow_changes()),
+        tokio::spawn(Arc::clone(&hob).stay(layout.clone())),
+    ];
+    tracing::info!(locator = %hob.locator, "hob runs");
+    signals.wait_for_end(&layout, &hob).await;
+    for task in tasks {
+        task.abort();
+    }
+    peer.close().await;
+    // The next hob makes it anew; gone or not, nothing depends on it.
+    let _ = fs::remove_file(socket);
+    tracing::info!("hob ends; its programs go on");
+    Ok(())
+}
+
+/// What the agent is told by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT. SIGHUP: reads `machine.json` again.
+    async fn wait_for_end(mut self, layout: &Layout, hob: &Hob) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => match layout.read_machine() {
+                    Ok(machine) => {
+                        tracing::info!("machine description read again");
+                        hob.machine.send_replace(machine);
+                        hob.want();
+                    }
+                    Err(error) => tracing::error!(error = %Chain(&error), "keeping the old one"),
+                },
+            }
+        }
+    }
+}
+
+impl Hob {
+    /// Returns where the boss is.
+    pub(crate) fn boss(&self) -> Option<PeerLocator> {
+        self.store
+            .contents()
+            .presence
+            .as_ref()
+            .map(|presence| presence.peer.clone())
+    }
+
+    /// Returns what an operator may see.
+    pub(crate) fn status(&self) -> HobStatus {
+        let contents = self.store.contents();
+        let offers = contents.offers.iter();
+        let revoked = contents.revoked.iter();
+        HobStatus {
+            machine: contents.machine.clone(),
+            designator: self.locator.designator.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            boss_connected: self.boss_connected.load(Ordering::Relaxed),
+            offers: offers
+                .map(|(service, spec)| Offer {
+                    service: service.clone(),
+                    spec: spec.clone(),
+                })
+                .collect(),
+            grants: self.grants.status(),
+            revoked: revoked
+                .map(|(binding, last)| Generation {
+                    binding: binding.clone(),
+                    generation: *last,
+                })
+                .collect(),
+            bindings: self.bindings.status(),
+            programs: self.programs.status(),
+        }
+    }
+
+    /// Works out anew what the programs should be.
+    fn want(&self) {
+        let machine = self.machine.borrow().clone();
+        let contents = self.store.contents();
+        let exposed = self.bindings.exposed();
+        let complete = contents.registered
+            && contents
+                .expects
+                .iter()
+                .all(|name| exposed.contains_key(name));
+        let environment = complete.then(|| environment(&machine.bindings(), &exposed));
+        let wanted = Wanted {
+            lines: machine.run,
+            environment,
+        };
+        self.wanted.send_if_modified(|before| {
+            let changed = *before != wanted;
+            *before = wanted;
+            changed
+        });
+    }
+
+    async fn follow_changes(self: Arc<Self>) {
+        let mut changes = self.bindings.changes();
+        while changes.changed().await.is_ok() {
+            self.want();
+        }
+    }
+
+    /// Keeps the presence beside the boss, whenever there is a boss.
+    async fn stay(self: Arc<Self>, layout: Layout) {
+        let mut pause = RECONNECT_PAUSE_MIN;
+        let mut told = false;
+        loop {
+            let mut events = self.peer.session_events();
+            let boss = self.boss();
+            match self.join(&layout).await {
+                Ok(machine) => {
+                    tracing::info!(machine, "registered");
+                    self.boss_connected.store(true, Ordering::Relaxed);
+                    pause = RECONNECT_PAUSE_MIN;
+                    let reason = down(&mut events, boss.as_ref()).await;
+                    self.boss_connected.store(false, Ordering::Relaxed);
+                    tracing::info!(reason, "the session with the boss is over");
+                    told = false;
+                    if boss
+                        .as_ref()
+                        .is_some_and(|boss| self.peer.has_session(&boss.designator))
+                    {
+                        continue;
+                    }
+                }
+                // Once is enough: a boss may be away for weeks.
+                Err(error) if told => tracing::debug!(error = %Chain(&error), "not registered"),
+                Err(error) => {
+                    tracing::info!(error = %Chain(&error), "not registered; trying on");
+                    told = true;
+                }
+            }
+            // A boss that comes back dials us: nobody waits out a pause then.
+            tokio::select! {
+                () = sleep(jitter(pause)) => {}
+                () = up(&mut events, boss.as_ref()) => {}
+            }
+            pause = RECONNECT_PAUSE_MAX.min(pause * 2);
+        }
+    }
+
+    /// Claims or takes up the presence, registers, and keeps what the boss says.
+    async fn join(self: &Arc<Self>, layout: &Layout) -> Result<String, JoinError> {
+        let contents = self.store.contents();
+        let presence = contents.presence.as_ref().ok_or(JoinError::NoPresence)?;
+        let server = self.peer.enliven(presence).await?;
+        let register = Register {
+            protocol: PROTOCOL,
+            locator: self.locator.clone(),
+            join_sequence: contents.join_sequence,
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let client = self.peer.export(ClientPresence::new(Arc::clone(self)));
+        let swissnum = self
+            .store
+            .derive(CLIENT_PURPOSE, &[&presence.peer.designator]);
+        let swissnum = Swissnum::new(swissnum.as_slice());
+        let sturdyref = Sturdyref {
+            peer: self.locator.clone(),
+            swissnum,
+        };
+        let args = [to_passable(&register), client.into(), sturdyref.into()];
+        let answer = timeout(REGISTER_TIMEOUT, server.call(method::REGISTER, args)).await;
+        let answer = answer.map_err(|_| JoinError::TimedOut)??;
+        let RegisterReply {
+            registered,
+            presence: bound,
+        } = RegisterReply::from_passable(&answer)?;
+        if !bound.peer.same_peer(&presence.peer) {
+            return Err(JoinError::OtherBoss);
+        }
+        let machine = registered.machine.clone();
+        self.store
+            .write(move |contents| {
+                contents.machine = registered.machine;
+                contents.expects = registered.expects;
+                contents.join_sequence = registered.join_sequence;
+                contents.presence = Some(bound);
+                contents.registered = true;
+            })
+            .await?;
+        erase_user_data(layout);
+        self.want();
+        Ok(machine)
+    }
+}
+
+/// Why the hob is not registered.
+#[derive(Debug, thiserror::Error)]
+enum JoinError {
+    #[error("no presence is known")]
+    NoPresence,
+    #[error("the boss cannot be reached, or refuses")]
+    Enliven(#[from] EnlivenError),
+    #[error("the boss refused to register this hob: {0}")]
+    Refused(#[from] Broken),
+    #[error("the boss did not answer in {} s", REGISTER_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error("the boss's answer cannot be read")]
+    Malformed(#[from] Malformed),
+    #[error("the boss named another boss")]
+    OtherBoss,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What `fetch` on this hob's bootstrap object answers from.
+#[derive(Default)]
+struct Table {
+    inside: OnceLock<(Arc<Hob>, Vat)>,
+}
+
+impl Table {
+    fn open(&self, hob: Arc<Hob>, vat: Vat) {
+        // Opened once: a second time changes nothing.
+        let _ = self.inside.set((hob, vat));
+    }
+
+    fn find(&self, swissnum: &[u8], from: &PeerId) -> Option<Reference> {
+        let (hob, vat) = self.inside.get()?;
+        if let Some(object) = hob.grants.find(swissnum, from) {
+            return Some(vat.export(object));
+        }
+        let client = hob.store.derive(CLIENT_PURPOSE, &[&hob.boss()?.designator]);
+        let named = swissnum_hash(swissnum) == swissnum_hash(client.as_slice());
+        (named && client::answers(hob, from))
+            .then(|| vat.export(ClientPresence::new(Arc::clone(hob))))
+    }
+}
+
+impl SturdyrefTable for Table {
+    fn fetch(&self, swissnum: Bytes, from: &PeerId) -> BoxFuture<'static, Option<Reference>> {
+        let found = self.find(&swissnum, from);
+        Box::pin(async move { found })
+    }
+}
+
+/// Waits for the end of the session with the boss.
+async fn down(
+    events: &mut broadcast::Receiver<SessionEvent>,
+    boss: Option<&PeerLocator>,
+) -> String {
+    loop {
+        match events.recv().await {
+            Ok(SessionEvent::Down(peer, reason)) if is(&peer, boss) => return reason,
+            Ok(_) => {}
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// Waits for a session that the boss has begun.
+async fn up(events: &mut broadcast::Receiver<SessionEvent>, boss: Option<&PeerLocator>) {
+    loop {
+        match events.recv().await {
+            Ok(SessionEvent::Up(peer)) if is(&peer, boss) => return,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            _ => {}
+        }
+    }
+}
+
+fn is(peer: &PeerId, boss: Option<&PeerLocator>) -> bool {
+    boss.is_some_and(|boss| peer.is(&boss.transport, &boss.designator))
+}
+
+/// Returns a random part of a pause, so that those who wait together do not come together.
+pub(crate) fn jitter(pause: Duration) -> Duration {
+    let mut random = [0; 4];
+    match getrandom::fill(&mut random) {
+        Ok(()) => pause.mul_f64(f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX)),
+        // The whole pause is a part of it.
+        Err(_) => pause,
+    }
+}
+
+/// Makes sure that one hob runs in a directory. The lock dies with the process.
+fn lock(layout: &Layout) -> Result<File, AgentError> {
+    let path = layout.lock();
+    let failed = |source| AgentError::Io {
+        path: path.clone(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(layout.hob())
+        .map_err(failed)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut holder = String::new();
+        file.read_to_string(&mut holder).map_err(failed)?;
+        return Err(AgentError::Locked(
+            holder.split(' ').next().unwrap_or_default().to_owned(),
+        ));
+    }
+    let started = start_time().unwrap_or_default();
+    file.set_len(0).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    write!(file, "{} {started}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}
+
+/// Returns when this process started, in the kernel's ticks: field 22 of its `stat`.
+fn start_time() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is a name in parentheses, which may hold spaces; 20 more follow.
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
+}
+
+/// Makes the runtime directory. It may stand where others can write, so it must be our own.
+fn make_runtime(path: &Path) -> Result<(), AgentError> {
+    let failed = |source| AgentError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
+    let meta = fs::symlink_metadata(path).map_err(failed)?;
+    if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(AgentError::Runtime(path.to_owned()));
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
+}
+
+/// Takes the user data over into the store, unless that was done before.
+fn take_user_data(layout: &Layout, store: &Store) -> Result<(), AgentError> {
+    if store.contents().registered {
+        // The last hob was killed between the claim and the erasure.
+        erase_user_data(layout);
+        return Ok(());
+    }
+    if store.contents().presence.is_some() {
+        return Ok(());
+    }
+    let path = layout.user_data();
+    let mut text = zeroize::Zeroizing::new(String::new());
+    let read =
+        File::open(&path).and_then(|file| file.take(USER_DATA_BYTES_MAX).read_to_string(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(AgentError::NoUserData(path));
+        }
+        Err(source) => return Err(AgentError::Io { path, source }),
+    }
+    let data = UserData::decode(&text)?;
+    store.update(|contents| {
+        contents.listen = data.listen;
+        contents.advertise = data.advertise;
+        contents.presence = Some(data.sturdyref);
+    })?;
+    Ok(())
+}
+
+fn erase_user_data(layout: &Layout) {
+    let path = layout.user_data();
+    let erased = fs::remove_file(&path).and_then(|()| sync_dir(&path));
+    match erased {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "user data not erased");
+        }
+        _ => {}
+    }
+}
+
+/// Binds the port, and keeps the one that was chosen.
+async fn listen_on(
+    store: &Arc<Store>,
+    listen: &str,
+    streams: mpsc::Sender<ocapn::IncomingStream>,
+) -> Result<TlsRpk, AgentError> {
+    let failed = |source| AgentError::Listen {
+        address: listen.to_owned(),
+        source,
+    };
+    let mut address = lookup_host(listen)
+        .await
+        .map_err(failed)?
+        .next()
+        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let contents = store.contents();
+    if address.port() == 0 {
+        // Chosen before the netlayer is made, since its locator names the port. Whoever takes it
+        // in between has it: that is an error, and the next start chooses again.
+        let chosen = tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(failed)?;
+        address = chosen.local_addr().map_err(failed)?;
+        let kept = address.to_string();
+        store.update(|contents| contents.listen = kept)?;
+    }
+    let boss = contents
+        .presence
+        .as_ref()
+        .map(|presence| presence.peer.addresses());
+    let options = TlsRpkOptions {
+        advertise: advertised(address, &contents.advertise, &boss.unwrap_or_default()).await,
+        stream_protocol: Some((BYTES_ALPN.to_vec(), streams)),
+        ..TlsRpkOptions::default()
+    };
+    let identity = Identity::from_seed(store.seed());
+    TlsRpk::bind(identity, address, options)
+        .await
+        .map_err(failed)
+}
+
+/// Returns what others are told to dial: as declared, else where we listen, else the address
+/// from which the boss is reached.
+async fn advertised(
+    bound: SocketAddr,
+    declared: &[String],
+    boss: &[(String, u16)],
+) -> Vec<(String, u16)> {
+    if !declared.is_empty() {
+        return declared
+            .iter()
+            .map(|text| host_and_port(text, bound.port()))
+            .collect();
+    }
+    if !bound.ip().is_unspecified() {
+        return vec![(bound.ip().to_string(), bound.port())];
+    }
+    for (host, port) in boss {
+        // Connecting a datagram socket sends nothing; the kernel picks the source address.
+        let toward = async {
+            let to = lookup_host((host.as_str(), *port)).await?.next();
+            let to = to.ok_or(io::ErrorKind::NotFound)?;
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = tokio::net::UdpSocket::bind(any).await?;
+            socket.connect(to).await?;
+            socket.local_addr()
+        };
+        match toward.await {
+            Ok(address) => return vec![(address.ip().to_string(), bound.port())],
+            Err(error) => tracing::warn!(host, %error, "the boss's address leads nowhere"),
+        }
+    }
+    Vec::new()
+}
+
+/// Reads `host:port`, `[v6]:port`, or a host alone, which gets the port listened on.
+fn host_and_port(text: &str, default: u16) -> (String, u16) {
+    let bare = |host: &str| host.trim_matches(['[', ']']).to_owned();
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return (text.to_owned(), default);
+    }
+    match text
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse()))
+    {
+        Some((host, Ok(port))) => (bare(host), port),
+        _ => (bare(text), default),
+    }
+}
+
+/// Lets the hob open as many files as it may: each stream takes two. Returns the limit before,
+/// which its programs get.
+fn raise_files_max() -> Option<u64> {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: before.maximum,
+        maximum: before.maximum,
+    };
+    if before.current == before.maximum {
+        return None;
+    }
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => before.current,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_are_advertised_as_declared() {
+        let bound: SocketAddr = "127.0.0.1:77".parse().unwrap();
+        let any: SocketAddr = "[::]:77".parse().unwrap();
+        let declared = ["h", "h:1", "::1", "[::1]:2", "10.0.0.1", "[fe80::1]"].map(str::to_owned);
+        let found = advertised(any, &declared, &[]).await;
+        let expected = [
+            ("h", 77),
+            ("h", 1),
+            ("::1", 77),
+            ("::1", 2),
+            ("10.0.0.1", 77),
+            ("fe80::1", 77),
+        ];
+        assert_eq!(found, expected.map(|(host, port)| (host.to_owned(), port)));
+        assert_eq!(
+            advertised(bound, &[], &[]).await,
+            [("127.0.0.1".to_owned(), 77)]
+        );
+        let boss = [("127.0.0.1".to_owned(), 9)];
+        assert_eq!(
+            advertised(any, &[], &boss).await,
+            [("127.0.0.1".to_owned(), 77)]
+        );
+    }
+
+    #[test]
+    fn one_hob_runs_in_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let held = lock(&layout).unwrap();
+        let refused = lock(&layout).unwrap_err().to_string();
+        let pid = std::process::id();
+        assert_eq!(
+            refused,
+            format!("another hob runs in this directory (process {pid})")
+        );
+        drop(held);
+        lock(&layout).unwrap();
+        let text = fs::read_to_string(layout.lock()).unwrap();
+        assert_eq!(text, format!("{pid} {}", start_time().unwrap()));
+    }
+}

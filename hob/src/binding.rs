@@ -1,0 +1,665 @@
+//! The importer's side of bindings: names, the grants behind them, and the streams through them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use ocapn::{
+    Broken, DialError, EnlivenError, Passable, Peer, Promise, Reference, StreamDialer, Sturdyref,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::expose::{self, Socket};
+use crate::grant::Chain;
+use crate::protocol::{
+    BYTES_ALPN, BYTES_VERSION, BindingStatus, Check, Described, Expose, Generation, Held,
+    Malformed, Registration, StreamReply, TICKET_SIZE, code, from_passable, method,
+};
+use crate::service::{self, Local};
+use crate::splice::splice;
+use crate::store::{BindingRow, Store};
+
+/// How long a program's connection waits for its grant to be live.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a handed-over grant may take to arrive, before its durable name is tried.
+const HANDOFF_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long `check-binding` may take; its caller asks again.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// Pauses between tries to reach an exporter: it may be restarting, and on the same host.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Streams of one binding that are open or wait to be; more are closed at once.
+const STREAMS_MAX: usize = 16_384;
+
+/// Letters of a name: it becomes a directory.
+const NAME_SIZE_MAX: usize = 64;
+
+/// All bindings that the machine holds.
+pub(crate) struct Bindings {
+    store: Arc<Store>,
+    peer: Peer,
+    dialer: StreamDialer,
+    root: PathBuf,
+    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
+    /// Held by one change at a time, so that sockets and files follow what is on disk.
+    changing: tokio::sync::Mutex<()>,
+    changed: watch::Sender<()>,
+}
+
+/// One name.
+struct Slot {
+    directory: PathBuf,
+    sockets: Mutex<Vec<Socket>>,
+    link: Mutex<Arc<Link>>,
+    /// Generations before, whose streams may still drain.
+    former: Mutex<Vec<Weak<Link>>>,
+}
+
+/// One grant behind a name.
+struct Link {
+    generation: Generation,
+    sturdyref: Sturdyref,
+    live: Mutex<Option<Reference>>,
+    /// Held by one attempt to make it live, so that a crowd makes one.
+    enlivening: tokio::sync::Mutex<()>,
+    closed: watch::Sender<bool>,
+    streams: watch::Sender<usize>,
+}
+
+/// Why no stream was opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("the other machine cannot be reached")]
+    Enliven(#[source] EnlivenError),
+    #[error("the other machine cannot be reached")]
+    Dial(#[source] DialError),
+    #[error("the connection to the other machine failed")]
+    Io(#[from] io::Error),
+    #[error("the grant gave no ticket")]
+    Ticket(#[source] Broken),
+    #[error("the grant's answer cannot be read")]
+    Malformed(#[from] Malformed),
+    #[error("the other machine refused the stream: the grant is revoked")]
+    Refused,
+    #[error("as many connections as the grant allows are open")]
+    Busy,
+    #[error("the service on the other machine does not answer")]
+    Service,
+    #[error("no answer in {} s", .0.as_secs())]
+    TimedOut(Duration),
+}
+
+impl Bindings {
+    /// Takes up the bindings that the store has: their sockets are there when this returns.
+    pub(crate) async fn start(
+        store: Arc<Store>,
+        peer: Peer,
+        dialer: StreamDialer,
+        root: PathBuf,
+    ) -> Arc<Self> {
+        let bindings = Arc::new(Self {
+            store,
+            peer,
+            dialer,
+            root,
+            slots: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(()),
+        });
+        for (name, row) in &bindings.store.contents().bindings {
+            let slot = bindings.slot(name, Link::new(row, None));
+            // One that cannot be exposed must not keep the others from working.
+            if let Err(error) = bindings.expose(&slot, row).await {
+                tracing::error!(%name, error = %Chain(&error), "not exposed");
+            }
+            bindings.slots().insert(name.clone(), slot);
+        }
+        bindings
+    }
+
+    /// Returns what tells of every change of names or addresses.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Takes a grant under a name. It works and is on disk when this returns.
+    pub(crate) async fn register(
+        self: &Arc<Self>,
+        registration: Registration,
+        capability: Reference,
+        sturdyref: Sturdyref,
+    ) -> Result<Held, Broken> {
+        check_name(&registration.name)?;
+        let (live, described) = self.take_over(capability, &sturdyref).await?;
+        let generation = registration.generation();
+        if described.binding != generation.binding || described.generation != generation.generation
+        {
+            return Err(Broken::new(
+                code::MALFORMED,
+                "the grant is of another binding",
+            ));
+        }
+        let name = registration.name.clone();
+        let mut row = BindingRow {
+            registration,
+            grant: sturdyref,
+            bound: Vec::new(),
+            r#type: described.r#type,
+        };
+
+        let _changing = self.changing.lock().await;
+        let held = self.slots().get(&name).cloned();
+        let slot = match held {
+            Some(slot) => {
+                let last = &slot.link().generation;
+                if last.binding != generation.binding {
+                    let message = format!("the name is held by {}", last.binding);
+                    return Err(Broken::new(code::TAKEN, message));
+                }
+                if last.generation > generation.generation {
+                    return Err(Broken::new(code::REVOKED, "a later generation is held"));
+                }
+                slot
+            }
+            None => self.slot(&name, Link::new(&row, None)),
+        };
+        let link = Link::new(&row, Some(live));
+        // The sockets that the row asked for before stay as they are.
+        let mut kept = std::mem::take(&mut *lock(&slot.sockets));
+        let opened = self.open_sockets(&slot, &row, &mut kept).await;
+        let sockets = match opened {
+            Ok(sockets) => sockets,
+            Err((error, sockets)) => {
+                // Back to how it was: what was kept is listened on still.
+                kept.extend(sockets);
+                kept.retain(|socket| self.is_stored(&name, &socket.asked));
+                *lock(&slot.sockets) = kept;
+                return Err(error.into());
+            }
+        };
+        row.bound = sockets.iter().map(|socket| socket.bound.clone()).collect();
+        *lock(&slot.sockets) = sockets;
+        let written = {
+            let (name, row) = (name.clone(), row.clone());
+            self.store
+                .write(move |contents| contents.bindings.insert(name, row))
+                .await
+        };
+        if let Err(error) = written {
+            lock(&slot.sockets).retain(|socket| self.is_stored(&name, &socket.asked));
+            return Err(error.into());
+        }
+        drop(kept);
+        slot.replace(link);
+        let result = slot.write_files(row.r#type.as_deref()).await;
+        let held = slot.held();
+        self.slots().insert(name, slot);
+        self.changed.send_replace(());
+        result.map_err(|error| {
+            tracing::error!(%error, "binding files not written");
+            Broken::new(
+                code::EXPOSE,
+                format!("cannot write the binding's files: {error}"),
+            )
+        })?;
+        Ok(held)
+    }
+
+    /// Gives a generation up, and all before it: its streams are closed when this returns.
+    pub(crate) async fn unregister(&self, given_up: Generation) -> Result<(), Broken> {
+        let _changing = self.changing.lock().await;
+        let found = self.slots().iter().find_map(|(name, slot)| {
+            let same = slot.link().generation.binding == given_up.binding;
+            same.then(|| (name.clone(), Arc::clone(slot)))
+        });
+        let Some((name, slot)) = found else {
+            return Ok(());
+        };
+        let link = slot.link();
+        let goes = link.generation.generation <= given_up.generation;
+        let written = if goes {
+            self.slots().remove(&name);
+            lock(&slot.sockets).clear();
+            let name = name.clone();
+            self.store
+                .write(move |contents| {
+                    contents.bindings.remove(&name);
+                    contents.expects.retain(|expected| *expected != name);
+                })
+                .await
+        } else {
+            Ok(())
+        };
+        let former = std::mem::take(&mut *lock(&slot.former));
+        for ended in former
+            .iter()
+            .filter_map(Weak::upgrade)
+            .chain(goes.then_some(link))
+        {
+            if ended.generation.generation <= given_up.generation {
+                ended.close().await;
+            } else {
+                lock(&slot.former).push(Arc::downgrade(&ended));
+            }
+        }
+        if goes {
+            let directory = slot.directory.clone();
+            let removed =
+                tokio::task::spawn_blocking(move || expose::remove_files(&directory)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(%name, %error, "binding files not removed");
+            }
+            self.changed.send_replace(());
+        }
+        written.map_err(Broken::from)
+    }
+
+    /// Opens one whole stream to the service and closes it.
+    pub(crate) async fn check(self: Arc<Self>, asked: Generation) -> Result<Check, Broken> {
+        let found = self
+            .slots()
+            .values()
+            .map(|slot| slot.link())
+            .find(|link| link.generation == asked)
+            .ok_or_else(|| Broken::new(code::UNKNOWN, "this generation is not held here"))?;
+        let opened = timeout(CHECK_TIMEOUT, async {
+            let mut stream = self.open(&found).await?;
+            stream.shutdown().await?;
+            Ok::<_, OpenError>(())
+        });
+        let opened = opened
+            .await
+            .unwrap_or(Err(OpenError::TimedOut(CHECK_TIMEOUT)));
+        let detail = opened.err().map(|error| Chain(&error).to_string());
+        Ok(Check {
+            answers: detail.is_none(),
+            detail: detail.unwrap_or_default(),
+        })
+    }
+
+    /// Returns the live grant under a name.
+    pub(crate) async fn get(self: Arc<Self>, name: String) -> Result<Reference, Broken> {
+        let unknown = || Broken::new(code::UNKNOWN, "no binding has this name");
+        let link = self
+            .slots()
+            .get(&name)
+            .map(|slot| slot.link())
+            .ok_or_else(unknown)?;
+        self.live(&link)
+            .await
+            .map_err(|error| Broken::new(code::UNREACHABLE, Chain(&error).to_string()))
+    }
+
+    /// Returns what an operator may see.
+    pub(crate) fn status(&self) -> Vec<BindingStatus> {
+        self.slots()
+            .iter()
+            .map(|(name, slot)| slot.status(name))
+            .collect()
+    }
+
+    /// Returns the names with what each is listened on, for the environment of programs.
+    pub(crate) fn exposed(&self) -> BTreeMap<String, Vec<Expose>> {
+        let slots = self.slots();
+        slots
+            .iter()
+            .map(|(name, slot)| (name.clone(), slot.bound()))
+            .collect()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Slot>>> {
+        lock(&self.slots)
+    }
+
+    fn slot(&self, name: &str, link: Arc<Link>) -> Arc<Slot> {
+        Arc::new(Slot {
+            directory: self.root.join(name),
+            sockets: Mutex::default(),
+            link: Mutex::new(link),
+            former: Mutex::default(),
+        })
+    }
+
+    /// Makes the sockets and files of a row that the store has.
+    async fn expose(self: &Arc<Self>, slot: &Arc<Slot>, row: &BindingRow) -> io::Result<()> {
+        let mut kept = Vec::new();
+        let sockets = match self.open_sockets(slot, row, &mut kept).await {
+            Ok(sockets) => sockets,
+            Err((error, sockets)) => {
+                *lock(&slot.sockets) = sockets;
+                return Err(io::Error::other(error));
+            }
+        };
+        *lock(&slot.sockets) = sockets;
+        slot.write_files(row.r#type.as_deref()).await
+    }
+
+    /// Returns the sockets that a row asks for: those in `kept` first, then new ones. After an
+    /// error, those that were ready.
+    async fn open_sockets(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        row: &BindingRow,
+        kept: &mut Vec<Socket>,
+    ) -> Result<Vec<Socket>, (expose::ExposeError, Vec<Socket>)> {
+        let default = [Expose::Unix(slot.directory.join(expose::DEFAULT_SOCKET))];
+        let asked = match row.registration.expose.as_slice() {
+            [] => &default,
+            asked => asked,
+        };
+        let mut sockets = Vec::new();
+        for (n, asked) in asked.iter().enumerate() {
+            if let Some(at) = kept.iter().position(|socket| socket.asked == *asked) {
+                sockets.push(kept.swap_remove(at));
+                continue;
+            }
+            // A port that was chosen once is kept.
+            let bound = row.bound.get(n).unwrap_or(asked);
+            let (bindings, serving) = (Arc::downgrade(self), Arc::downgrade(slot));
+            let take = move |local| {
+                if let (Some(bindings), Some(slot)) = (bindings.upgrade(), serving.upgrade()) {
+                    let link = slot.link();
+                    tokio::spawn(async move { bindings.carry(&link, local).await });
+                }
+            };
+            let opened = async {
+                if *asked == default[0] {
+                    expose::make_dir(&slot.directory)?;
+                }
+                Socket::open(asked.clone(), bound, take).await
+            };
+            match opened.await {
+                Ok(socket) => sockets.push(socket),
+                Err(error) => return Err((error, sockets)),
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn is_stored(&self, name: &str, asked: &Expose) -> bool {
+        let contents = self.store.contents();
+        contents
+            .bindings
+            .get(name)
+            .is_some_and(|row| match row.registration.expose.as_slice() {
+                [] => matches!(asked, Expose::Unix(path) if path.starts_with(&self.root)),
+                stored => stored.contains(asked),
+            })
+    }
+
+    /// Carries one connection of a program to its end.
+    async fn carry(&self, link: &Link, mut local: Local) {
+        if *link.streams.borrow() >= STREAMS_MAX {
+            return local.cut();
+        }
+        link.streams.send_modify(|streams| *streams += 1);
+        let mut closed = link.closed.subscribe();
+        let carried = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => Err(OpenError::Refused),
+            carried = self.join(link, &mut local) => carried,
+        };
+        if let Err(error) = carried {
+            let binding = &link.generation.binding;
+            tracing::debug!(%binding, error = %Chain(&error), "connection ended");
+            local.cut();
+        }
+        drop(local);
+        link.streams.send_modify(|streams| *streams -= 1);
+    }
+
+    async fn join(&self, link: &Link, local: &mut Local) -> Result<(), OpenError> {
+        let opened = timeout(CONNECT_DEADLINE, self.open(link)).await;
+        let mut stream = opened.unwrap_or(Err(OpenError::TimedOut(CONNECT_DEADLINE)))?;
+        let joined = splice(local, &mut stream).await;
+        if joined.is_err() {
+            service::cut(stream.get_ref().0);
+        }
+        Ok(joined?)
+    }
+
+    /// Opens one stream to the service, and tries again for as long as the exporter is away.
+    async fn open(&self, link: &Link) -> Result<Stream, OpenError> {
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            match self.open_once(link).await {
+                Err(error) if error.may_pass() => {
+                    let binding = &link.generation.binding;
+                    tracing::debug!(%binding, error = %Chain(&error), "no stream yet");
+                }
+                opened => return opened,
+            }
+            sleep(pause).await;
+            pause = RETRY_PAUSE_MAX.min(pause * 2);
+        }
+    }
+
+    async fn open_once(&self, link: &Link) -> Result<Stream, OpenError> {
+        let grant = self.live(link).await?;
+        // The ticket and the connection are fetched at the same time.
+        let (ticket, dialled) = tokio::join!(
+            link.ask(grant.call(method::OPEN, []), &grant),
+            self.dialer.dial(&link.sturdyref.peer, BYTES_ALPN),
+        );
+        let ticket = ticket.map_err(OpenError::Ticket)?;
+        let ticket = ticket
+            .as_bytes()
+            .filter(|ticket| ticket.len() == TICKET_SIZE);
+        let ticket = ticket.ok_or(Malformed {
+            what: "open's answer",
+            why: "it is no ticket".into(),
+        })?;
+        let mut stream = dialled.map_err(OpenError::Dial)?;
+        service::tune(stream.get_ref().0)?;
+        let mut hello = [BYTES_VERSION; 1 + TICKET_SIZE];
+        hello[1..].copy_from_slice(ticket);
+        stream.write_all(&hello).await?;
+        stream.flush().await?;
+        match StreamReply::from_byte(stream.read_u8().await?) {
+            Some(StreamReply::Open) => Ok(stream),
+            Some(StreamReply::Busy) => Err(OpenError::Busy),
+            Some(StreamReply::Unreachable) => Err(OpenError::Service),
+            Some(StreamReply::Refused) | None => Err(OpenError::Refused),
+        }
+    }
+
+    /// Returns the live grant, made live by its durable name if it is not.
+    async fn live(&self, link: &Link) -> Result<Reference, OpenError> {
+        if let Some(live) = link.live() {
+            return Ok(live);
+        }
+        let _enlivening = link.enlivening.lock().await;
+        if let Some(live) = link.live() {
+            return Ok(live);
+        }
+        let live = self
+            .peer
+            .enliven(&link.sturdyref)
+            .await
+            .map_err(OpenError::Enliven)?;
+        *lock(&link.live) = Some(live.clone());
+        Ok(live)
+    }
+
+    /// Returns the grant that was handed over, or what its durable name leads to.
+    async fn take_over(
+        &self,
+        capability: Reference,
+        sturdyref: &Sturdyref,
+    ) -> Result<(Reference, Described), Broken> {
+        let handed = timeout(HANDOFF_TIMEOUT, capability.call(method::DESCRIBE, [])).await;
+        let error = match handed {
+            Ok(Ok(described)) => return Ok((capability, from_passable("describe", &described)?)),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        tracing::info!(%error, "a grant was not handed over; trying its durable name");
+        let enlivened = timeout(HANDOFF_TIMEOUT, async {
+            let live = self
+                .peer
+                .enliven(sturdyref)
+                .await
+                .map_err(OpenError::Enliven)?;
+            let described = live
+                .call(method::DESCRIBE, [])
+                .await
+                .map_err(OpenError::Ticket)?;
+            Ok::<_, OpenError>((live, from_passable("describe", &described)?))
+        });
+        enlivened
+            .await
+            .unwrap_or(Err(OpenError::TimedOut(HANDOFF_TIMEOUT)))
+            .map_err(|error| Broken::new(code::UNREACHABLE, Chain(&error).to_string()))
+    }
+}
+
+/// What a stream between hobs is.
+type Stream = tokio_rustls::TlsStream<tokio::net::TcpStream>;
+
+impl Slot {
+    fn link(&self) -> Arc<Link> {
+        Arc::clone(&lock(&self.link))
+    }
+
+    fn replace(&self, link: Arc<Link>) {
+        let former = std::mem::replace(&mut *lock(&self.link), link);
+        let mut all = lock(&self.former);
+        all.retain(|former| former.strong_count() > 0);
+        all.push(Arc::downgrade(&former));
+    }
+
+    fn bound(&self) -> Vec<Expose> {
+        lock(&self.sockets)
+            .iter()
+            .map(|socket| socket.bound.clone())
+            .collect()
+    }
+
+    fn held(&self) -> Held {
+        Held {
+            address: self
+                .bound()
+                .first()
+                .map(expose::address)
+                .unwrap_or_default(),
+            directory: self.directory.display().to_string(),
+        }
+    }
+
+    fn status(&self, name: &str) -> BindingStatus {
+        let (link, Held { address, directory }) = (self.link(), self.held());
+        let streams = *link.streams.borrow() as u64;
+        BindingStatus {
+            name: name.to_owned(),
+            binding: link.generation.binding.clone(),
+            generation: link.generation.generation,
+            address,
+            directory,
+            live: link.live().is_some(),
+            streams,
+        }
+    }
+
+    async fn write_files(&self, r#type: Option<&str>) -> io::Result<()> {
+        let Some(first) = self.bound().into_iter().next() else {
+            return Ok(());
+        };
+        let (directory, files) = (self.directory.clone(), expose::files(r#type, &first));
+        tokio::task::spawn_blocking(move || expose::write_files(&directory, &files))
+            .await
+            .unwrap_or_else(|gone| Err(io::Error::other(gone)))
+    }
+}
+
+impl Link {
+    fn new(row: &BindingRow, live: Option<Reference>) -> Arc<Self> {
+        Arc::new(Self {
+            generation: row.registration.generation(),
+            sturdyref: row.grant.clone(),
+            live: Mutex::new(live),
+            enlivening: tokio::sync::Mutex::default(),
+            closed: watch::Sender::new(false),
+            streams: watch::Sender::new(0),
+        })
+    }
+
+    fn live(&self) -> Option<Reference> {
+        lock(&self.live).clone()
+    }
+
+    /// Waits for an answer of the live grant; a broken one is forgotten if its session is over.
+    async fn ask(&self, answer: Promise, grant: &Reference) -> Result<Passable, Broken> {
+        let answer = answer.await;
+        if answer.as_ref().is_err_and(Broken::is_severed) {
+            let mut live = lock(&self.live);
+            if live.as_ref() == Some(grant) {
+                *live = None;
+            }
+        }
+        answer
+    }
+
+    async fn close(&self) {
+        self.closed.send_replace(true);
+        // The sender is ours, so this ends only by the condition.
+        let _ = self
+            .streams
+            .subscribe()
+            .wait_for(|streams| *streams == 0)
+            .await;
+    }
+}
+
+impl OpenError {
+    /// Returns whether it may be otherwise in a moment: the exporter is away.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Enliven(EnlivenError::Refused(broken)) | Self::Ticket(broken) => {
+                broken.is_severed()
+            }
+            Self::Enliven(EnlivenError::Connect(_)) | Self::Dial(_) | Self::Io(_) => true,
+            Self::Enliven(_)
+            | Self::Malformed(_)
+            | Self::Refused
+            | Self::Busy
+            | Self::Service
+            | Self::TimedOut(_) => false,
+        }
+    }
+}
+
+impl Registration {
+    /// Returns which generation of which binding this is.
+    pub fn generation(&self) -> Generation {
+        Generation {
+            binding: self.binding.clone(),
+            generation: self.generation,
+        }
+    }
+}
+
+/// A name becomes a directory and a part of environment variables.
+fn check_name(name: &str) -> Result<(), Malformed> {
+    let fits = name.len() <= NAME_SIZE_MAX
+        && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    let why = || "a name has up to 64 letters, digits, _ and -, and begins with a letter or _";
+    fits.then_some(()).ok_or_else(|| Malformed {
+        what: "register-binding",
+        why: why().into(),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

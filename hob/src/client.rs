@@ -1,0 +1,132 @@
+//! The half on the machine, as the boss calls it: names to capabilities.
+
+use std::sync::Arc;
+
+use ocapn::{Answer, Broken, Object, Passable, PeerId, Turn};
+
+use crate::agent::Hob;
+use crate::protocol::{
+    Args, Generation, Grant, Granted, Malformed, Offer, Registration, Withdraw, code, method,
+    to_passable,
+};
+
+/// Services that one machine offers; more are refused.
+const OFFERS_MAX: usize = 1_000;
+
+/// The object that the hob registers. It answers the boss that its presence is of, nobody else.
+pub(crate) struct ClientPresence {
+    hob: Arc<Hob>,
+}
+
+impl ClientPresence {
+    /// Returns the presence of this machine.
+    pub(crate) fn new(hob: Arc<Hob>) -> Self {
+        Self { hob }
+    }
+
+    fn turn(&self, turn: &Turn, args: Vec<Passable>) -> Result<Answer, Broken> {
+        let mut args = Args::read(args)?;
+        if !turn.peer().is_some_and(|peer| answers(&self.hob, peer)) {
+            return Err(Broken::new(
+                code::NOT_YOURS,
+                "this presence answers its boss",
+            ));
+        }
+        let hob = Arc::clone(&self.hob);
+        Ok(match args.method() {
+            method::OFFER => {
+                let Offer { service, spec } = args.data("offer")?;
+                Answer::later(async move {
+                    let full = hob.store.write(move |contents| {
+                        let known = contents.offers.contains_key(&service);
+                        let full = !known && contents.offers.len() >= OFFERS_MAX;
+                        if !full {
+                            contents.offers.insert(service, spec);
+                        }
+                        full
+                    });
+                    if full.await? {
+                        let message = "this machine offers no more services";
+                        return Err(Broken::new(code::BUSY, message));
+                    }
+                    Ok(Passable::Null)
+                })
+            }
+            method::WITHDRAW => {
+                let Withdraw { service } = args.data("withdraw")?;
+                Answer::later(async move {
+                    hob.store
+                        .write(move |contents| contents.offers.remove(&service))
+                        .await?;
+                    Ok(Passable::Null)
+                })
+            }
+            method::GRANT => {
+                let grant: Grant = args.data("grant")?;
+                let vat = turn.vat().clone();
+                Answer::later(async move {
+                    let (object, sturdyref) = hob.grants.grant(&hob.locator, grant).await?;
+                    let grant = vat.export(object);
+                    Ok(Granted { grant, sturdyref }.to_passable())
+                })
+            }
+            method::REVOKE => {
+                let revoked: Generation = args.data("revoke")?;
+                Answer::later(async move {
+                    hob.grants.revoke(revoked).await?;
+                    Ok(Passable::Null)
+                })
+            }
+            method::REGISTER_BINDING => {
+                let registration: Registration = args.data("register-binding")?;
+                let capability = args.reference("register-binding")?;
+                let sturdyref = args.sturdyref("register-binding")?;
+                Answer::later(async move {
+                    let held = hob
+                        .bindings
+                        .register(registration, capability, sturdyref)
+                        .await?;
+                    Ok(to_passable(&held))
+                })
+            }
+            method::UNREGISTER_BINDING => {
+                let given_up: Generation = args.data("unregister-binding")?;
+                Answer::later(async move {
+                    hob.bindings.unregister(given_up).await?;
+                    Ok(Passable::Null)
+                })
+            }
+            method::CHECK_BINDING => {
+                let asked: Generation = args.data("check-binding")?;
+                Answer::later(async move {
+                    Ok(to_passable(&Arc::clone(&hob.bindings).check(asked).await?))
+                })
+            }
+            method::GET_BINDING => {
+                let name: String = args.data("get-binding")?;
+                Answer::later(async move { Ok(Arc::clone(&hob.bindings).get(name).await?.into()) })
+            }
+            method::LIST_BINDINGS => Answer::value(to_passable(&hob.bindings.status())),
+            method::STATUS => Answer::value(to_passable(&hob.status())),
+            _ => {
+                let why = "a client presence has no such method".into();
+                return Err(Malformed { what: "call", why }.into());
+            }
+        })
+    }
+}
+
+impl Object for ClientPresence {
+    fn deliver(&self, turn: &Turn, args: Vec<Passable>) -> Answer {
+        self.turn(turn, args)
+            .unwrap_or_else(|refused| Answer::Now(Err(refused)))
+    }
+}
+
+/// Returns whether this peer is the boss that the machine's presence is of.
+pub(crate) fn answers(hob: &Hob, peer: &PeerId) -> bool {
+    peer.authenticated
+        && hob
+            .boss()
+            .is_some_and(|boss| peer.is(&boss.transport, &boss.designator))
+}

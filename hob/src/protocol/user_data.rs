@@ -1,0 +1,105 @@
+//! The document that a machine starts with.
+
+use ocapn::Sturdyref;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{Malformed, sturdyref_text};
+
+/// What a machine is given to find its boss with: one JSON text, readable by anyone on the
+/// machine until the hob has erased its copy, and worthless after the claim.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct UserData {
+    /// The version of this document.
+    #[serde(rename = "gobs")]
+    pub format: u32,
+    /// The one-time sturdyref of the machine's presence, as a URI.
+    #[serde(with = "sturdyref_text")]
+    pub sturdyref: Sturdyref,
+    /// Where the hob listens, such as `127.0.0.1:0`; port 0 is chosen once, then kept.
+    pub listen: String,
+    /// The addresses (`host:port`, or `host` for the port listened on) that others dial. Empty:
+    /// the one listened on.
+    #[serde(default)]
+    pub advertise: Vec<String>,
+}
+
+/// The version of [`UserData`].
+pub const USER_DATA_FORMAT: u32 = 1;
+
+impl UserData {
+    /// Returns the document as text; it holds a secret.
+    pub fn encode(&self) -> Zeroizing<String> {
+        // Strings and numbers only: this cannot fail.
+        Zeroizing::new(serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// Reads the document. The error tells no part of the text.
+    pub fn decode(text: &str) -> Result<Self, Malformed> {
+        let malformed = |why: String| Malformed {
+            what: "user data",
+            why,
+        };
+        #[derive(Deserialize)]
+        struct Format {
+            gobs: u32,
+        }
+        let place = |error: &serde_json::Error| {
+            format!(
+                "line {} column {} cannot be read",
+                error.line(),
+                error.column()
+            )
+        };
+        let Format { gobs } = serde_json::from_str(text).map_err(|e| malformed(place(&e)))?;
+        if gobs != USER_DATA_FORMAT {
+            let why = format!("format {gobs} is not the one of this hob ({USER_DATA_FORMAT})");
+            return Err(malformed(why));
+        }
+        serde_json::from_str(text).map_err(|e| malformed(place(&e)))
+    }
+}
+
+impl std::fmt::Debug for UserData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "UserData({}, listen {})", self.sturdyref, self.listen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::named;
+    use super::*;
+
+    #[test]
+    fn user_data_is_read_back_and_errors_tell_nothing_of_it() {
+        let data = UserData {
+            format: USER_DATA_FORMAT,
+            sturdyref: named(b"secret"),
+            listen: "127.0.0.1:0".into(),
+            advertise: vec!["db.example:7463".into()],
+        };
+        let back = UserData::decode(&data.encode()).unwrap();
+        assert_eq!(back.sturdyref, data.sturdyref);
+        assert_eq!(
+            (back.listen, back.advertise),
+            (data.listen.clone(), data.advertise.clone())
+        );
+        assert!(!format!("{data:?}").contains("c2VjcmV0"));
+
+        let newer = data.encode().replace("\"gobs\":1", "\"gobs\":2");
+        assert!(
+            UserData::decode(&newer)
+                .unwrap_err()
+                .why
+                .contains("format 2")
+        );
+        let broken = data.encode().replace("127.0.0.1:0\"", "127.0.0.1:0");
+        assert!(
+            !UserData::decode(&broken)
+                .unwrap_err()
+                .to_string()
+                .contains("c2VjcmV0")
+        );
+    }
+}

@@ -184,3 +184,17 @@ fn init_starts_a_project_and_overwrites_nothing() {
     let run = project.gobs(&["init", "--example", "secnd"]).code(64);
     assert!(run.stderr.contains("first, app-and-db"), "{}", run.stderr);
 }
+
+#[test]
+fn the_agent_has_its_own_arguments() {
+    let project = Project::empty();
+    let run = project.gobs(&["hob", "--help"]).ok();
+    assert!(
+        run.stdout.starts_with("The agent of a machine"),
+        "{}",
+        run.stdout
+    );
+    let run = project.gobs(&["hob", "--dir", "nowhere", "list"]).code(1);
+    assert!(run.stderr.contains("nowhere"), "{}", run.stderr);
+    project.gobs(&["hob", "unheard-of"]).code(64);
+}

@@ -5,6 +5,7 @@
 
 mod argv;
 pub mod exit;
+mod hob;
 mod init;
 mod log;
 mod terminal;
@@ -73,6 +74,7 @@ enum Color {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    Hob(hob::Hob),
     Version(version::Version),
 }
 
@@ -80,6 +82,7 @@ impl Command {
     fn run(self, context: &mut Context) -> Outcome {
         match self {
             Self::Init(it) => it.run(context),
+            Self::Hob(it) => it.run(),
             Self::Version(it) => it.run(context),
         }
     }

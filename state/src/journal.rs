@@ -97,6 +97,19 @@ pub struct Doubt {
     pub since: SystemTime,
 }
 
+/// One step of a run, as history remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it was done to.
+    pub address: Address,
+    /// The step's name.
+    pub action: String,
+    /// When it was begun.
+    pub started_at: SystemTime,
+    /// When and how it ended; nothing while it runs or is in doubt.
+    pub ended: Option<(SystemTime, Outcome)>,
+}
+
 /// One run of a command that could change something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -213,6 +226,40 @@ pub(crate) fn in_doubt(database: &Database) -> Result<Vec<Doubt>, Fault> {
         });
     }
     Ok(doubts)
+}
+
+/// Returns the steps of one run, in the order in which they began.
+pub(crate) fn history(database: &Database, run: u64) -> Result<Vec<Entry>, Fault> {
+    let mut statement = database.connection.prepare_cached(
+        "SELECT id, address, action, started_at, ended_at, message FROM journal
+         WHERE run = ?1 ORDER BY id",
+    )?;
+    let mut rows = statement.query([integer(run)])?;
+    let mut entries = Vec::new();
+    while let Some(row) = rows.next()? {
+        let ended = match row.get::<_, Option<i64>>(4)? {
+            None => None,
+            Some(ended_at) => {
+                let outcome = match row.get::<_, Option<Vec<u8>>>(5)? {
+                    None => Outcome::Done,
+                    Some(message) => {
+                        let id = row.get::<_, i64>(0)?.to_string();
+                        let message = message_cell(&id).open(&database.cells, &message)?;
+                        Outcome::Failed(String::from_utf8_lossy(&message).into_owned())
+                    }
+                };
+                Some((time(ended_at)?, outcome))
+            }
+        };
+        let address = row.get_ref(1)?.as_str().map_err(Fault::corrupt)?;
+        entries.push(Entry {
+            address: address.parse().map_err(Fault::corrupt)?,
+            action: row.get(2)?,
+            started_at: time(row.get(3)?)?,
+            ended,
+        });
+    }
+    Ok(entries)
 }
 
 /// Forgets what ended long ago.

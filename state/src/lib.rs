@@ -20,7 +20,6 @@
 
 mod backup;
 mod boss;
-mod claim;
 mod database;
 mod encode;
 mod error;
@@ -32,13 +31,12 @@ mod snapshot;
 mod store;
 
 pub use backup::BACKUPS_KEPT;
-pub use boss::BossStore;
-pub use claim::{
-    Alert, CLAIM_LIFETIME_MAX, CLAIM_TTL, Claim, ClaimOutcome, HobRow, JoinOutcome, NewClaim,
-    Refusal, SwissnumHash,
+pub use boss::{
+    Alert, BossStore, CLAIM_LIFETIME_MAX, CLAIM_TTL, Claim, ClaimOutcome, HobRow, JoinOutcome,
+    NewClaim, Refusal, SwissnumHash,
 };
 pub use error::{Fault, OpenError, StoreError};
-pub use journal::{Doubt, Finished, Intent, Outcome, RowChange, Run, Started};
+pub use journal::{Doubt, Entry, Finished, Intent, Outcome, RowChange, Run, Started};
 pub use lock::{Holder, Lock, LockError};
 pub use seal::{DataKey, KeyError, SealError, SealedBlob};
 pub use snapshot::{Phase, Row, RowKind, Snapshot};

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 
 use crate::database::{Database, count, milliseconds, time};
 use crate::error::{Fault, OpenError, StoreError};
-use crate::journal::{self, Doubt, Finished, Intent, Run, Started};
+use crate::journal::{self, Doubt, Entry, Finished, Intent, Run, Started};
 use crate::lock::Lock;
 use crate::seal::DataKey;
 use crate::snapshot::{self, Snapshot};
@@ -81,6 +81,15 @@ impl Reader {
             }
             Ok(runs)
         })
+    }
+
+    /// Returns what one run did, in the order in which it was begun.
+    ///
+    /// # Errors
+    /// As for [`snapshot`](Self::snapshot).
+    pub fn history(&self, run: u64) -> Result<Vec<Entry>, StoreError> {
+        self.database
+            .read(|database| journal::history(database, run))
     }
 
     /// Returns what SQLite's own check finds wrong with the file; nothing where it is sound.

@@ -160,6 +160,7 @@ fn use_everything(project: &Project) -> usize {
             note(reader.snapshot().is_err());
             note(reader.in_doubt().is_err());
             note(reader.runs().is_err());
+            note(reader.history(1).is_err());
             note(reader.check().is_err());
         }
     }

@@ -16,6 +16,10 @@ const DIRECTORY: &str = "GOBS_STATE_TEST_DIRECTORY";
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
 /// Returns the directory that the child half works in; nothing in the parent.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test binary takes no arguments but the harness's own"
+)]
 pub(crate) fn child_directory() -> Option<PathBuf> {
     std::env::var_os(DIRECTORY).map(PathBuf::from)
 }

@@ -159,6 +159,40 @@ fn runs_are_numbered_and_a_doubt_names_its_run() {
 }
 
 #[test]
+fn history_says_how_each_step_ended() {
+    let project = Project::new();
+    let mut store = project.running();
+    let [a, b] = ["machine.a", "machine.b"].map(|name| start(&mut store, intent(name)));
+    drop(start(&mut store, intent("machine.c")));
+    let why = Outcome::Failed("the provider refused".into());
+    let failed = Finished {
+        started: a,
+        outcome: why.clone(),
+        changes: Vec::new(),
+    };
+    let none = store.commit(vec![failed, done(b, Vec::new())], Vec::new());
+    assert_eq!(none.expect("committed"), []);
+    let entries = store.history(1).expect("readable");
+    let ended: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            (
+                entry.address.to_string(),
+                entry.ended.clone().map(|(_, how)| how),
+            )
+        })
+        .collect();
+    let expected = [
+        ("machine.a".to_owned(), Some(why)),
+        ("machine.b".to_owned(), Some(Outcome::Done)),
+        ("machine.c".to_owned(), None),
+    ];
+    assert_eq!(ended, expected);
+    assert!(entries.iter().all(|entry| entry.action == "create"));
+    assert_eq!(store.history(2).expect("readable"), []);
+}
+
+#[test]
 fn history_is_bounded_and_doubts_are_never_forgotten() {
     const STEPS: usize = 10_500;
     let project = Project::new();

@@ -273,8 +273,8 @@ impl Machines {
         let doubt = |error: RecordError| Error::InDoubt(error.to_string());
         let token = record.token.clone();
         let dir = &place.dir;
-        let stop = || {
-            process::stop(&self.agent, dir, &token)
+        let stop = |record: &Record| {
+            process::stop(&self.agent, dir, &token, record.agent.as_ref())
                 .map_err(|error| Error::InDoubt(format!("{}: {error}", id_of(&token))))
         };
         loop {
@@ -292,7 +292,7 @@ impl Machines {
                     }
                 }
                 Phase::Rebuilding => {
-                    stop()?;
+                    stop(&record)?;
                     wipe(dir).map_err(doubt)?;
                     remove_tree(&self.runtime_dir(&token)).map_err(doubt)?;
                     reach(crash, Point::Wiped);
@@ -304,7 +304,7 @@ impl Machines {
                     record.phase = Phase::Settled;
                 }
                 Phase::Deleting => {
-                    stop()?;
+                    stop(&record)?;
                     remove_tree(&self.runtime_dir(&token)).map_err(doubt)?;
                     reach(crash, Point::Stopped);
                     rename(dir, &place.gone).map_err(doubt)?;

@@ -184,8 +184,16 @@ pub(crate) fn reload(agent: Process) {
 }
 
 /// Ends everything that runs on a machine: its agent first, since it restarts what ends.
-pub(crate) fn stop(agent: &[OsString], dir: &Path, token: &Token) -> Result<(), StopError> {
-    let mut sessions = BTreeSet::new();
+pub(crate) fn stop(
+    agent: &[OsString],
+    dir: &Path,
+    token: &Token,
+    recorded: Option<&Agent>,
+) -> Result<(), StopError> {
+    // The session that it led outlives it, and its number is not used again for as long.
+    let led = recorded.filter(|it| it.boot == boot()).map(|it| it.process);
+    let led = led.filter(|led| stat(led.pid).is_none_or(|it| it.process == *led));
+    let mut sessions: BTreeSet<i32> = led.map(|it| it.pid).into_iter().collect();
     let command = agent_command(agent, dir);
     let locked = locked_by(dir);
     let is_agent = |it: &Process| Some(*it) == locked || runs(it.pid, &command);
@@ -298,7 +306,7 @@ fn ended_by(fd: &OwnedFd, deadline: Instant) -> bool {
 
 /// Returns what runs on a machine: its agent, what has its token, what is in a session that such
 /// a process leads or led, and the children of all these, so that a cleaned environment hides
-/// little: only a program that cleaned it, began a session and lost its agent is not seen.
+/// little: only a program that cleaned it, began a session and lost its parent is not seen.
 ///
 /// This process and its ancestors are left out: gobs may itself run on a machine.
 fn belonging(dir: &Path, token: &Token, sessions: &mut BTreeSet<i32>) -> Vec<Process> {

@@ -14,7 +14,8 @@ use gobs_provider_dummy::{Dummy, DummyHost};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Counts its starts, copies its description when told to read it again, and runs a program in a
-/// session of its own, and one with a cleaned environment where its description says `clean`.
+/// session of its own; where its description says so, also one with a cleaned environment, in the
+/// agent's session or in its own.
 const AGENT: &str = r#"
 dir=$2
 echo started >> "$dir/logs/starts"
@@ -22,7 +23,8 @@ mkdir -p "$dir/hob" && echo one > "$dir/hob/key"
 trap 'exit 0' TERM
 trap 'cp "$dir/machine.json" "$dir/reloaded"' HUP
 setsid sleep 300 &
-if grep -q clean "$dir/machine.json"; then env -i setsid sleep 300 & fi
+if grep -q clean-session "$dir/machine.json"; then env -i setsid sleep 300 & fi
+if grep -q clean-here "$dir/machine.json"; then env -i sleep 300 & fi
 while :; do sleep 300 & wait $!; done
 "#;
 

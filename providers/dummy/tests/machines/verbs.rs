@@ -243,7 +243,7 @@ async fn a_program_that_will_not_end_is_ended() {
 async fn a_program_that_hides_is_ended() {
     let (host, token) = (Host::new(), token());
     let dummy = host.dummy();
-    let run = [("run", Value::list(["clean".into()]))];
+    let run = [("run", Value::list(["clean-session".into()]))];
     // Once when it surely runs, and once while it is being started.
     for patient in [true, false] {
         let token = if patient {
@@ -263,6 +263,43 @@ async fn a_program_that_hides_is_ended() {
         dummy.delete(&made, Arc::new(drop)).await.expect("deleted");
         assert_eq!(host.leftovers(), [""; 0], "patient: {patient}");
     }
+}
+
+#[tokio::test]
+async fn a_program_that_hides_is_ended_after_its_agents_death() {
+    let (host, token) = (Host::new(), token());
+    let dummy = host.dummy();
+    let run = [("run", Value::list(["clean-here".into()]))];
+    let made = dummy
+        .create(create(&token, run), Arc::new(drop))
+        .await
+        .expect("a machine");
+    wait_for("all its programs", || host.working_in(&token).len() >= 4);
+    kill(agent(&host, &token));
+    wait_for("the agent's end", || !is_alive(&host, &token));
+    dummy.delete(&made, Arc::new(drop)).await.expect("deleted");
+    assert_eq!(host.leftovers(), [""; 0]);
+}
+
+/// The last machine takes the directories with it, while the next one is being made in them.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_come_and_go_at_once() {
+    let host = Host::new();
+    let dummy = Arc::new(host.dummy());
+    let lives = (0..40).map(|_| {
+        let (dummy, token) = (dummy.clone(), token());
+        tokio::spawn(async move {
+            let made = dummy.create(create(&token, []), Arc::new(drop)).await?;
+            let found = dummy.find(&token).await?;
+            let deleted = dummy.delete(&made, Arc::new(drop)).await;
+            deleted.map(|()| (made, found))
+        })
+    });
+    for life in lives.collect::<Vec<_>>() {
+        let (made, found) = life.await.expect("no panic").expect("a whole life");
+        assert_eq!(found.map(|it| it.id), Some(made.id));
+    }
+    assert_eq!(host.leftovers(), [""; 0]);
 }
 
 #[tokio::test]

@@ -1,0 +1,329 @@
+//! Hand-overs: the exporter grants, the importer takes; and the way back.
+
+use std::time::{Duration, Instant};
+
+use gobs_model::{Address, Instance, Known, Name, Value};
+use hob::protocol::{self, Generation, code, method};
+use ocapn::{Broken, Passable, Reference};
+
+use super::{Boss, BossError, CALL_TIMEOUT, Key, RETRY_MAX, RETRY_MIN};
+
+/// How long a hob that has registered may be away before a step that needs it fails.
+const HOB_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long an exporter may be away before a revocation is left pending.
+const REVOKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A grant to be made and handed over.
+#[derive(Clone, Debug)]
+pub struct BindRequest {
+    /// The binding.
+    pub binding: Address,
+    /// Higher than that of any grant that this binding ever had.
+    pub generation: u64,
+    /// The service's machine, with its incarnation.
+    pub exporter: (Instance, u64),
+    /// The service's name on it.
+    pub service: Name,
+    /// The machine that gets it, with its incarnation.
+    pub importer: (Instance, u64),
+    /// The name that it gets there.
+    pub name: Name,
+    /// An object, or `null`.
+    pub attenuate: Value,
+    /// A list of objects.
+    pub expose: Value,
+    /// How long the service may take until it answers through the binding.
+    pub ready: Duration,
+}
+
+/// A binding that works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// How a program on the receiving machine reaches it: `unix:/path` or `host:port`.
+    pub address: String,
+    /// The directory of its servicebinding.io files.
+    pub directory: String,
+}
+
+/// A grant to be taken back.
+#[derive(Clone, Debug)]
+pub struct UnbindRequest {
+    /// The binding.
+    pub binding: Address,
+    /// Which grant of it.
+    pub generation: u64,
+    /// The machine that gave it, with its incarnation; nothing where it is gone.
+    pub exporter: Option<(Instance, u64)>,
+    /// The machine that has it, likewise.
+    pub importer: Option<(Instance, u64)>,
+}
+
+/// How a revocation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unbound {
+    /// Nothing flows any more.
+    Done,
+    /// The receiver's side is closed as far as it could be reached; the exporter could not be.
+    Pending(String),
+}
+
+impl Boss {
+    /// Tells a machine's hob of a service.
+    ///
+    /// # Errors
+    /// When the hob is away or refuses.
+    pub async fn offer(
+        &self,
+        machine: &(Instance, u64),
+        service: &Name,
+        spec: &Known,
+    ) -> Result<(), BossError> {
+        let service = service.to_string();
+        let data = Passable::Struct(
+            ocapn::Struct::new()
+                .with("service", service.as_str())
+                .with("spec", to_passable(spec.value())),
+        );
+        self.call(&key(machine), method::OFFER, vec![data], HOB_DEADLINE)
+            .await?;
+        Ok(())
+    }
+
+    /// Tells a machine's hob that a service is offered no longer.
+    ///
+    /// # Errors
+    /// When the hob is away or refuses.
+    pub async fn withdraw(
+        &self,
+        machine: &(Instance, u64),
+        service: &Name,
+    ) -> Result<(), BossError> {
+        let data = protocol::to_passable(&protocol::Withdraw {
+            service: service.to_string(),
+        });
+        match self
+            .call(&key(machine), method::WITHDRAW, vec![data], HOB_DEADLINE)
+            .await
+        {
+            Err(BossError::Refused { code: Some(it), .. }) if it == code::UNKNOWN => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Grants a service and hands it over; returns when the service answers through the binding.
+    ///
+    /// Every call is idempotent by binding and generation, so a lost answer is asked for again.
+    ///
+    /// # Errors
+    /// When a hob is away or refuses, or the service does not answer in time.
+    pub async fn bind(&self, request: BindRequest) -> Result<Bound, BossError> {
+        let (exporter, importer) = (key(&request.exporter), key(&request.importer));
+        for (machine, incarnation) in [&exporter, &importer] {
+            self.refuse_contested(machine, *incarnation)?;
+        }
+        let receiver = self
+            .wait_registered(&importer.0, importer.1, HOB_DEADLINE)
+            .await?;
+        let deadline = Instant::now() + HOB_DEADLINE;
+        let held: protocol::Held = loop {
+            let attenuate = match request.attenuate.is_null() {
+                true => Passable::Struct(ocapn::Struct::new()),
+                false => to_passable(&request.attenuate),
+            };
+            let grant = Passable::Struct(
+                ocapn::Struct::new()
+                    .with("service", request.service.as_str())
+                    .with("binding", request.binding.to_string())
+                    .with("generation", request.generation)
+                    .with("receiver", receiver.designator.as_str())
+                    .with("attenuate", attenuate),
+            );
+            let answer = self
+                .call(&exporter, method::GRANT, vec![grant], HOB_DEADLINE)
+                .await?;
+            let granted = protocol::Granted::from_passable(&answer)
+                .map_err(|error| malformed(&exporter, &error))?;
+            let registration = Passable::Struct(
+                ocapn::Struct::new()
+                    .with("name", request.name.as_str())
+                    .with("binding", request.binding.to_string())
+                    .with("generation", request.generation)
+                    .with("expose", to_passable(&request.expose)),
+            );
+            let args = vec![registration, granted.grant.into(), granted.sturdyref.into()];
+            match self
+                .call(&importer, method::REGISTER_BINDING, args, HOB_DEADLINE)
+                .await
+            {
+                Ok(answer) => {
+                    break protocol::from_passable("register-binding's answer", &answer)
+                        .map_err(|error| malformed(&importer, &error))?;
+                }
+                // The gift died with a session on the way: a fresh one is granted.
+                Err(BossError::Refused { code: Some(it), .. })
+                    if it == code::UNREACHABLE && Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.wait_ready(&request, &importer).await?;
+        Ok(Bound {
+            address: held.address,
+            directory: held.directory,
+        })
+    }
+
+    async fn wait_ready(&self, request: &BindRequest, importer: &Key) -> Result<(), BossError> {
+        let deadline = Instant::now() + request.ready;
+        let mut pause = RETRY_MIN;
+        loop {
+            let data = protocol::to_passable(&generation(&request.binding, request.generation));
+            let answer = self
+                .call(importer, method::CHECK_BINDING, vec![data], HOB_DEADLINE)
+                .await?;
+            let check: protocol::Check = protocol::from_passable("check-binding's answer", &answer)
+                .map_err(|error| malformed(importer, &error))?;
+            if check.answers {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let waited = request.ready;
+                return Err(BossError::NotReady {
+                    waited,
+                    detail: check.detail,
+                });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Takes a grant back: at the exporter, where it counts, and at the receiver.
+    ///
+    /// # Errors
+    /// When a hob refuses; one that is away leaves the revocation pending.
+    pub async fn unbind(&self, request: UnbindRequest) -> Result<Unbound, BossError> {
+        let data = protocol::to_passable(&generation(&request.binding, request.generation));
+        let revoke = async {
+            match &request.exporter {
+                Some(machine) => {
+                    let (key, args) = (key(machine), vec![data.clone()]);
+                    self.call(&key, method::REVOKE, args, REVOKE_DEADLINE)
+                        .await
+                        .map(|_| ())
+                }
+                None => Ok(()),
+            }
+        };
+        let close = async {
+            match &request.importer {
+                Some(machine) => {
+                    let (key, args) = (key(machine), vec![data.clone()]);
+                    self.call(&key, method::UNREGISTER_BINDING, args, REVOKE_DEADLINE)
+                        .await
+                        .map(|_| ())
+                }
+                None => Ok(()),
+            }
+        };
+        let (revoked, closed) = tokio::join!(revoke, close);
+        match closed {
+            // The exporter's word is what counts; a receiver that is away finds out when it asks.
+            Ok(()) | Err(BossError::Unreachable { .. }) => {}
+            Err(BossError::Refused { code: Some(it), .. }) if it == code::UNKNOWN => {}
+            Err(error) => return Err(error),
+        }
+        match revoked {
+            Ok(()) => Ok(Unbound::Done),
+            Err(BossError::Unreachable { detail, .. }) => Ok(Unbound::Pending(detail)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls a method of a machine's hob; a session that breaks on the way is replaced and the
+    /// call made again, since every method is idempotent.
+    pub(super) async fn call(
+        &self,
+        key: &Key,
+        method: &str,
+        args: Vec<Passable>,
+        within: Duration,
+    ) -> Result<Passable, BossError> {
+        let deadline = Instant::now() + within;
+        loop {
+            let client = self.client(key, deadline, within).await?;
+            let error = match self.call_once(&client, method, args.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !error.is_severed() {
+                let message = error.to_string();
+                let code = error.code().map(ToOwned::to_owned);
+                return Err(BossError::Refused {
+                    machine: key.0.clone(),
+                    code,
+                    message,
+                });
+            }
+            self.drop_client(key, &client);
+            if Instant::now() >= deadline {
+                let detail = error.to_string();
+                return Err(BossError::Unreachable {
+                    machine: key.0.clone(),
+                    waited: within,
+                    detail,
+                });
+            }
+        }
+    }
+
+    async fn call_once(
+        &self,
+        client: &Reference,
+        method: &str,
+        args: Vec<Passable>,
+    ) -> Result<Passable, Broken> {
+        tokio::time::timeout(CALL_TIMEOUT, client.call(method, args))
+            .await
+            .unwrap_or_else(|_| Err(Broken::severed("no answer in time")))
+    }
+}
+
+fn key((instance, incarnation): &(Instance, u64)) -> Key {
+    (Address::Machine(instance.clone()), *incarnation)
+}
+
+fn generation(binding: &Address, generation: u64) -> Generation {
+    Generation {
+        binding: binding.to_string(),
+        generation,
+    }
+}
+
+fn malformed(key: &Key, error: &protocol::Malformed) -> BossError {
+    BossError::Refused {
+        machine: key.0.clone(),
+        code: Some(code::MALFORMED.into()),
+        message: error.to_string(),
+    }
+}
+
+/// Returns a value as it travels in a message: the settings of services and bindings are text,
+/// integers, lists and objects. What is `null` is left out: a hob sees what is set.
+fn to_passable(value: &Value) -> Passable {
+    if let Some(entries) = value.as_entries() {
+        let set = entries.iter().filter(|(_, value)| !value.is_null());
+        let fields = set.map(|(name, value)| (name.to_string(), to_passable(value)));
+        return Passable::Struct(fields.collect());
+    }
+    if let Some(elements) = value.as_elements() {
+        return Passable::List(elements.iter().map(to_passable).collect());
+    }
+    if let Some(text) = value.as_str() {
+        return text.into();
+    }
+    if let Some(number) = value.as_i64() {
+        return number.into();
+    }
+    value.as_bool().map_or(Passable::Null, Passable::Bool)
+}

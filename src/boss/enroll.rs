@@ -1,0 +1,535 @@
+//! Enrollment: the claim is the fetch of a one-time swissnum.
+//!
+//! Objects do not see who calls them; the netlayer does. So the sturdyref table consults the
+//! session's authenticated peer: the first fetch of a claim's swissnum binds the key, durably and
+//! before the reply; the same key gets the same presence again; another key gets what an unknown
+//! swissnum gets. Later sessions name the presence by a swissnum that is computed from the boss's
+//! seed and the hob's key, so that nothing of it has to be stored.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use gobs_model::{Address, Name};
+use gobs_provider::UserData;
+use gobs_state::{ClaimOutcome, HobRow, JoinOutcome, NewClaim, StoreError, SwissnumHash};
+use hob::protocol::{self, Args, Registered as RegisteredData, code, method};
+use hob::server::{Active, Call, Registering, Reply, ServerPresence};
+use ocapn::{
+    Answer, Broken, Object, Passable, PeerId, Reference, Sturdyref, SturdyrefTable, Swissnum, Turn,
+};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::{Boss, BossError, Inner, Key, RETRY_MAX, RETRY_MIN, lock};
+
+/// How many unknown swissnums a peer may ask for in the boss's life before it is sent away:
+/// a hob needs one or two, and guessing 32 bytes needs more than this.
+const REFUSALS_MAX: u32 = 20;
+
+/// How many peers' refusals are counted; when more have been refused, the count starts again,
+/// since memory must not grow with hostile keys.
+const REFUSED_PEERS_MAX: usize = 10_000;
+
+/// What a new machine is given, and what must be on disk before anybody gets it.
+pub struct Invitation {
+    /// For the provider; holds the one-time secret.
+    pub user_data: UserData,
+    /// For the journal; holds its hash.
+    pub claim: NewClaim,
+}
+
+/// A hob that called home.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The designator of its key.
+    pub designator: String,
+}
+
+/// One machine's hob as this boss has it.
+pub(super) struct Presence {
+    pub(super) state: ServerPresence<Reference>,
+    object: Reference,
+}
+
+impl Boss {
+    /// Returns an invitation for a machine's hob.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
+    pub fn mint_invitation(
+        &self,
+        machine: &Address,
+        incarnation: u64,
+        listen: Option<&str>,
+        advertise: Vec<String>,
+        expects: &[Name],
+    ) -> Result<Invitation, std::io::Error> {
+        let mut secret = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *secret).map_err(std::io::Error::from)?;
+        let claim = NewClaim {
+            swissnum_hash: SwissnumHash::of(&*secret),
+            machine: machine.clone(),
+            incarnation,
+            minted_at: SystemTime::now(),
+        };
+        let sturdyref = Sturdyref {
+            peer: self.locator(),
+            swissnum: Swissnum::new(*secret),
+        };
+        let user_data = protocol::UserData {
+            format: protocol::USER_DATA_FORMAT,
+            sturdyref,
+            // Loopback is where a dummy machine and its importers are.
+            listen: listen.unwrap_or("127.0.0.1:0").to_owned(),
+            advertise,
+        };
+        self.expect_bindings(machine, incarnation, expects);
+        Ok(Invitation {
+            user_data: UserData(user_data.encode().as_str().to_owned()),
+            claim,
+        })
+    }
+
+    /// Says under which names a machine is about to get bindings; its programs wait for them.
+    pub fn expect_bindings(&self, machine: &Address, incarnation: u64, names: &[Name]) {
+        let names = names.iter().map(ToString::to_string).collect();
+        lock(&self.0.expects).insert((machine.clone(), incarnation), names);
+    }
+
+    /// Waits until the hob of a machine has registered.
+    ///
+    /// # Errors
+    /// When it has not by the deadline, or its claim is contested.
+    pub async fn wait_registered(
+        &self,
+        machine: &Address,
+        incarnation: u64,
+        deadline: Duration,
+    ) -> Result<Registered, BossError> {
+        let key = (machine.clone(), incarnation);
+        let mut changed = self.0.changed.subscribe();
+        let arrival = async {
+            loop {
+                if let Some(Presence {
+                    state: ServerPresence::Active(active),
+                    ..
+                }) = lock(&self.0.presences).get(&key)
+                {
+                    return Registered {
+                        designator: active.key.clone(),
+                    };
+                }
+                // The sender lives as long as this boss.
+                let _ = changed.changed().await;
+            }
+        };
+        let registered =
+            tokio::time::timeout(deadline, arrival)
+                .await
+                .map_err(|_| BossError::Unclaimed {
+                    machine: machine.clone(),
+                    waited: deadline,
+                })?;
+        self.refuse_contested(machine, incarnation)?;
+        Ok(registered)
+    }
+
+    /// Refuses to give anything to a machine whose claim another key tried in time.
+    pub(super) fn refuse_contested(
+        &self,
+        machine: &Address,
+        incarnation: u64,
+    ) -> Result<(), BossError> {
+        let contested = self
+            .0
+            .store
+            .claims(machine, incarnation)?
+            .iter()
+            .any(|it| it.contested);
+        if contested {
+            Err(BossError::Contested {
+                machine: machine.clone(),
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Forgets a machine that is deleted or rebuilt: its claim and its presence end.
+    ///
+    /// # Errors
+    /// When the state file cannot be written.
+    pub fn forget(&self, machine: &Address, incarnation: u64) -> Result<(), StoreError> {
+        self.0
+            .store
+            .forget_machine(machine, incarnation, SystemTime::now())?;
+        lock(&self.0.presences).retain(|(at, age), _| at != machine || *age > incarnation);
+        Ok(())
+    }
+
+    /// Returns the live client presence of a machine's hob, dialling it where need be.
+    ///
+    /// # Errors
+    /// When it is not there by the deadline.
+    pub(super) async fn client(
+        &self,
+        key: &Key,
+        deadline: Instant,
+        waited: Duration,
+    ) -> Result<Reference, BossError> {
+        let mut changed = self.0.changed.subscribe();
+        let mut pause = RETRY_MIN;
+        let mut detail = "it has not registered".to_owned();
+        loop {
+            let sturdyref = match lock(&self.0.presences).get(key).map(|it| &it.state) {
+                Some(ServerPresence::Active(active)) => match &active.client {
+                    Some(client) => return Ok(client.clone()),
+                    None => Some(active.sturdyref.clone()),
+                },
+                Some(ServerPresence::Pending(_)) | None => None,
+            };
+            if let Some(sturdyref) = sturdyref {
+                match self.enliven(&sturdyref).await {
+                    Ok(client) => {
+                        self.set_client(key, &client);
+                        return Ok(client);
+                    }
+                    Err(error) => detail = error,
+                }
+            }
+            if Instant::now() >= deadline {
+                let machine = key.0.clone();
+                return Err(BossError::Unreachable {
+                    machine,
+                    waited,
+                    detail,
+                });
+            }
+            let nap = pause.min(deadline.saturating_duration_since(Instant::now()));
+            let _ = tokio::time::timeout(nap, changed.changed()).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Forgets a live reference that proved dead.
+    pub(super) fn drop_client(&self, key: &Key, dead: &Reference) {
+        if let Some(Presence {
+            state: ServerPresence::Active(active),
+            ..
+        }) = lock(&self.0.presences).get_mut(key)
+            && active.client.as_ref() == Some(dead)
+        {
+            active.client = None;
+        }
+    }
+
+    pub(super) fn severed(&self, designator: &str) {
+        let mut presences = lock(&self.0.presences);
+        let keys: Vec<Key> = presences
+            .iter()
+            .filter(|(_, presence)| presence.state.key() == designator)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            if let Some(presence) = presences.remove(&key) {
+                let (state, _) = presence.state.turn(Call::Severed);
+                presences.insert(key, Presence { state, ..presence });
+            }
+        }
+        drop(presences);
+        self.0.note_change();
+    }
+
+    /// Makes the presences of the hobs that have registered with an earlier run.
+    pub(super) fn restore_presences(&self) -> Result<(), StoreError> {
+        for hob in self.0.store.hobs()? {
+            let Some(sturdyref) = hob.presence.as_ref().and_then(|uri| uri.parse().ok()) else {
+                continue;
+            };
+            let Ok(locator) = hob.locator.parse() else {
+                continue;
+            };
+            let state = ServerPresence::Active(Active {
+                key: hob.designator,
+                locator,
+                sturdyref,
+                client: None,
+                // The state file is what judges join sequences.
+                confirmed: 0,
+            });
+            let key = (hob.machine, hob.incarnation);
+            let Some(object) = self.export_presence(&key) else {
+                continue;
+            };
+            lock(&self.0.presences).insert(key, Presence { state, object });
+        }
+        Ok(())
+    }
+
+    /// Dials every hob that has registered: nobody waits out another's backoff.
+    pub(super) fn dial_known(&self) {
+        let keys: Vec<Key> = lock(&self.0.presences).keys().cloned().collect();
+        for key in keys {
+            let boss = self.clone();
+            let task = tokio::spawn(async move {
+                // One try: whoever needs the hob later tries again, and the hob dials too.
+                let _ = boss.client(&key, Instant::now(), Duration::ZERO).await;
+            });
+            lock(&self.0.tasks).push(task);
+        }
+    }
+
+    fn set_client(&self, key: &Key, client: &Reference) {
+        if let Some(Presence {
+            state: ServerPresence::Active(active),
+            ..
+        }) = lock(&self.0.presences).get_mut(key)
+        {
+            active.client = Some(client.clone());
+        }
+        self.0.note_change();
+    }
+
+    fn export_presence(&self, key: &Key) -> Option<Reference> {
+        let object = PresenceObject {
+            boss: Arc::downgrade(&self.0),
+            key: key.clone(),
+        };
+        Some(self.peer()?.export(object))
+    }
+
+    /// Returns the presence that a claim's key gets, made at the first fetch.
+    fn presence_of_claim(&self, key: Key, designator: &str) -> Option<Reference> {
+        if let Some(presence) = lock(&self.0.presences).get(&key)
+            && presence.state.key() == designator
+        {
+            return Some(presence.object.clone());
+        }
+        let object = self.export_presence(&key)?;
+        let state = ServerPresence::pending(designator);
+        lock(&self.0.presences).insert(
+            key,
+            Presence {
+                state,
+                object: object.clone(),
+            },
+        );
+        Some(object)
+    }
+
+    /// The swissnum under which a registered hob finds its presence again.
+    fn durable_swissnum(&self, (machine, incarnation): &Key, designator: &str) -> Swissnum {
+        let mut hash = Sha256::new();
+        hash.update(b"gobs presence 1\0");
+        hash.update(*self.0.identity.seed());
+        for part in [
+            machine.to_string().as_str(),
+            &incarnation.to_string(),
+            designator,
+        ] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Swissnum::new(hash.finalize().to_vec())
+    }
+
+    fn find(&self, swissnum: &[u8], from: &PeerId) -> Result<Option<Reference>, StoreError> {
+        if !from.authenticated {
+            return Ok(None);
+        }
+        if let Some(object) = self.operator_object(swissnum, &from.designator) {
+            return Ok(Some(object));
+        }
+        let own: Vec<(Key, Reference)> = lock(&self.0.presences)
+            .iter()
+            .filter(|(_, presence)| presence.state.key() == from.designator)
+            .map(|(key, presence)| (key.clone(), presence.object.clone()))
+            .collect();
+        for (key, object) in own {
+            if self.durable_swissnum(&key, &from.designator).reveal() == swissnum {
+                return Ok(Some(object));
+            }
+        }
+        let hash = SwissnumHash::of(swissnum);
+        let outcome =
+            self.0
+                .store
+                .claim(hash, &from.designator, from.address, SystemTime::now())?;
+        match outcome {
+            ClaimOutcome::Bound(claim) | ClaimOutcome::Again(claim) => {
+                let key = (claim.machine, claim.incarnation);
+                Ok(self.presence_of_claim(key, &from.designator))
+            }
+            ClaimOutcome::Refused(reason) => {
+                tracing::warn!(peer = %from.designator, ?reason, "fetch refused");
+                Ok(None)
+            }
+        }
+    }
+
+    fn count_refusal(&self, designator: &str) {
+        let mut refusals = lock(&self.0.refusals);
+        if refusals.len() >= REFUSED_PEERS_MAX {
+            refusals.clear();
+        }
+        let count = refusals.entry(designator.to_owned()).or_default();
+        *count += 1;
+        let too_many = *count > REFUSALS_MAX;
+        drop(refusals);
+        if too_many && let Some(peer) = self.peer() {
+            peer.disconnect(designator, "too many unknown swissnums");
+        }
+    }
+
+    /// Takes a registration: judged, on disk, and only then answered.
+    fn register(&self, key: &Key, call: Registering<Reference>) -> Result<Passable, Broken> {
+        let from = call.from.clone();
+        let presented = call.register.join_sequence;
+        let (locator, sturdyref) = (call.register.locator.to_string(), call.sturdyref.to_uri());
+        // A copy takes the turn: it becomes the presence once the state file has it.
+        let state = lock(&self.0.presences)
+            .get(key)
+            .map(|presence| presence.state.clone())
+            .ok_or_else(|| Broken::new(code::UNKNOWN, "this machine is gone"))?;
+        let (next, reply) = state.turn(Call::Register(Box::new(call)));
+        if let Reply::Refused(refused) = reply {
+            return Err(Broken::new(refused.code(), refused.to_string()));
+        }
+        let now = SystemTime::now();
+        let row = HobRow {
+            machine: key.0.clone(),
+            incarnation: key.1,
+            designator: from.designator.clone(),
+            locator,
+            presence: Some(sturdyref),
+            last_seen: now,
+            locked_at: None,
+        };
+        let stored = self
+            .0
+            .store
+            .put_hob(&row)
+            .and_then(|offered| match offered {
+                Some(_) => self.0.store.join(&key.0, presented, now),
+                None => Ok(JoinOutcome::Unknown),
+            });
+        let join_sequence = match stored {
+            Ok(JoinOutcome::Welcome(join_sequence)) => join_sequence,
+            Ok(JoinOutcome::Unknown) => {
+                return Err(Broken::new(
+                    code::UNKNOWN,
+                    "a later incarnation has registered",
+                ));
+            }
+            Ok(JoinOutcome::Locked) => {
+                let text = "the machine's state is older than what was seen of it";
+                return Err(Broken::new(code::STALE, text));
+            }
+            Err(error) => {
+                // The detail stays here; the hob tries again.
+                tracing::error!(%error, machine = %key.0, "a registration was not stored");
+                return Err(Broken::new(code::STORE, "the boss cannot write its state"));
+            }
+        };
+        if let Some(presence) = lock(&self.0.presences).get_mut(key) {
+            presence.state = next;
+        }
+        self.0.note_change();
+        let expects = lock(&self.0.expects).get(key).cloned().unwrap_or_default();
+        let registered = RegisteredData {
+            machine: key.0.to_string(),
+            join_sequence,
+            expects,
+        };
+        let swissnum = self.durable_swissnum(key, &from.designator);
+        let presence = Sturdyref {
+            peer: self.locator(),
+            swissnum,
+        };
+        Ok(protocol::RegisterReply {
+            registered,
+            presence,
+        }
+        .to_passable())
+    }
+}
+
+impl Inner {
+    pub(super) fn note_change(&self) {
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// Returns the table that answers `fetch`.
+pub(super) fn table(inner: &Arc<Inner>) -> Arc<dyn SturdyrefTable> {
+    Arc::new(Table(Arc::downgrade(inner)))
+}
+
+struct Table(Weak<Inner>);
+
+impl SturdyrefTable for Table {
+    fn fetch(
+        &self,
+        swissnum: bytes::Bytes,
+        from: &PeerId,
+    ) -> BoxFuture<'static, Option<Reference>> {
+        let Some(boss) = self.0.upgrade().map(Boss) else {
+            return async { None }.boxed();
+        };
+        let from = from.clone();
+        // The claim is a durable write, so it has a thread of its own.
+        let task = tokio::task::spawn_blocking(move || {
+            let found = boss.find(&swissnum, &from).unwrap_or_else(|error| {
+                tracing::error!(%error, "a fetch could not be answered from the state file");
+                None
+            });
+            if found.is_none() {
+                boss.count_refusal(&from.designator);
+            }
+            found
+        });
+        async move { task.await.ok().flatten() }.boxed()
+    }
+}
+
+/// What a hob finds at the end of its sturdyref.
+struct PresenceObject {
+    boss: Weak<Inner>,
+    key: Key,
+}
+
+impl Object for PresenceObject {
+    fn deliver(&self, turn: &Turn, args: Vec<Passable>) -> Answer {
+        let (Some(boss), Some(from)) = (self.boss.upgrade().map(Boss), turn.peer().cloned()) else {
+            return Answer::broken(code::UNKNOWN, "the boss is stopping");
+        };
+        let read = || -> Result<Registering<Reference>, Broken> {
+            let mut args = Args::read(args)?;
+            if args.method() != method::REGISTER {
+                let text = format!("a presence has no method {}", args.method());
+                return Err(Broken::new(code::MALFORMED, text));
+            }
+            let register = args.data("register")?;
+            let client = args.reference("register")?;
+            let sturdyref = args.sturdyref("register")?;
+            Ok(Registering {
+                from,
+                register,
+                client,
+                sturdyref,
+            })
+        };
+        let key = self.key.clone();
+        match read() {
+            Err(broken) => Answer::Now(Err(broken)),
+            Ok(call) => Answer::later(async move {
+                let task = tokio::task::spawn_blocking(move || boss.register(&key, call));
+                task.await
+                    .unwrap_or_else(|_| Err(Broken::new(code::STORE, "the boss failed")))
+            }),
+        }
+    }
+}

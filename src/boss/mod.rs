@@ -1,0 +1,303 @@
+//! The boss: keeps the machines' hobs, and hands each what its bindings declare.
+//!
+//! `gobs apply` hosts a [`Boss`] for its run. The boss listens for hobs, dials those that it
+//! knows, and is in no binding's path: what it has handed over works without it.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `enroll.rs` | one-time claims, presences pending → active, sturdyrefs bound to keys |
+//! | `bind.rs` | offers, grants, hand-overs, revocations |
+//! | `operator.rs` | the posts' `get-machine`, `list-machines`, `create-machine` over CapTP |
+//! | `status.rs` | what an operator sees, and the socket that shows it beside a running apply |
+
+mod bind;
+mod enroll;
+mod operator;
+mod status;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use gobs_model::Address;
+use gobs_state::{BossStore, StoreError};
+use ocapn::netlayer::tls_rpk::{TlsRpk, TlsRpkOptions};
+use ocapn::{EnlivenError, Identity, Limits, Peer, PeerLocator, SessionEvent, Sturdyref};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use bind::{BindRequest, Bound, UnbindRequest, Unbound};
+pub use enroll::{Invitation, Registered};
+pub use operator::{Machines, operator_identity, operator_sturdyref};
+pub use status::{AlertReport, HobReport, StatusReport, ask_status};
+
+use enroll::Presence;
+
+/// How long one call to a hob may take before it is tried again on another session: far longer
+/// than a round trip and a write to a slow disk.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The pause between tries to reach a hob: it starts short, since most are there already, and
+/// doubles up to the second.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What one hob may use of the boss: a hob needs a presence and a few calls at a time.
+fn limits() -> Limits {
+    Limits {
+        message_size_max: 1 << 20,
+        exports_max: 10_000,
+        imports_max: 10_000,
+        answers_max: 10_000,
+        queue_max: 10_000,
+        output_max: 16 << 20,
+        ..Limits::default()
+    }
+}
+
+/// How a boss is reached.
+#[derive(Clone, Debug)]
+pub struct BossOptions {
+    /// Where it listens: `127.0.0.1:0`, `[::]:7462`. Port 0 is chosen once, then kept.
+    pub listen: String,
+    /// The addresses that hobs dial, `host:port` or `host`; empty: the one listened on.
+    pub advertise: Vec<String>,
+    /// The socket on which other processes of this project ask it: `.gobs/boss.sock`.
+    pub socket: PathBuf,
+}
+
+/// Why the boss could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BossError {
+    /// It cannot listen.
+    #[error("the boss cannot listen on {listen}: {source}")]
+    Listen {
+        /// The address.
+        listen: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// An address is none.
+    #[error("{0:?} is not an address to listen on, such as 127.0.0.1:0 or [::]:7462")]
+    Address(String),
+    /// Its socket cannot be made.
+    #[error("cannot make the socket {}: {source}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process uses the boss's key.
+    #[error("another process of this project runs the boss (it answers on {})", .0.display())]
+    Running(PathBuf),
+    /// The state file cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The hob cannot be reached in time.
+    #[error("the hob on {machine} was not reached within {} s: {detail}", waited.as_secs())]
+    Unreachable {
+        /// Its machine.
+        machine: Address,
+        /// How long it was waited for.
+        waited: Duration,
+        /// What the last try said.
+        detail: String,
+    },
+    /// The machine never claimed, or claimed and never registered.
+    #[error("the hob on {machine} did not call home within {} s", waited.as_secs())]
+    Unclaimed {
+        /// The machine.
+        machine: Address,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// Another key tried the machine's claim while it was open: nothing is given to it until an
+    /// operator has looked.
+    #[error("another key tried to claim {machine} while its claim was open")]
+    Contested {
+        /// The machine.
+        machine: Address,
+    },
+    /// The hob refused.
+    #[error("the hob on {machine} refused: {message}")]
+    Refused {
+        /// Its machine.
+        machine: Address,
+        /// The code on the wire (`hob::protocol::code`), where there is one.
+        code: Option<String>,
+        /// What it said.
+        message: String,
+    },
+    /// The service does not answer through the binding.
+    #[error("the service did not answer within {} s: {detail}", waited.as_secs())]
+    NotReady {
+        /// How long it was tried.
+        waited: Duration,
+        /// What the last try said.
+        detail: String,
+    },
+}
+
+/// A machine of one incarnation.
+type Key = (Address, u64);
+
+/// The boss. Clones are the same boss; it ends with [`Boss::shutdown`].
+#[derive(Clone)]
+pub struct Boss(Arc<Inner>);
+
+struct Inner {
+    store: BossStore,
+    identity: Identity,
+    peer: Mutex<Option<Peer>>,
+    locator: Mutex<PeerLocator>,
+    presences: Mutex<HashMap<Key, Presence>>,
+    /// The names under which a machine is about to get bindings.
+    expects: Mutex<HashMap<Key, Vec<String>>>,
+    /// Fetches refused since the peer connected, by designator.
+    refusals: Mutex<HashMap<String, u32>>,
+    machines: Mutex<Option<Arc<dyn Machines>>>,
+    /// Counts changes of presences, for whoever waits for one.
+    changed: watch::Sender<u64>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    socket: PathBuf,
+}
+
+impl Boss {
+    /// Starts the boss: listens, answers on its socket, and dials every hob that it knows.
+    ///
+    /// # Errors
+    /// When another process runs it, or an address or the socket cannot be had.
+    pub async fn start(store: BossStore, options: BossOptions) -> Result<Self, BossError> {
+        let socket = status::bind(&options.socket).await?;
+        let identity = Identity::from_seed(&*store.seed()?);
+        let kept = store.port()?;
+        let listen = listen_address(&options.listen, kept).await?;
+        let netlayer_options = TlsRpkOptions {
+            advertise: advertised(&options.advertise, listen.port()),
+            ..TlsRpkOptions::default()
+        };
+        let netlayer = TlsRpk::bind(identity.clone(), listen, netlayer_options)
+            .await
+            .map_err(|source| BossError::Listen {
+                listen: listen.to_string(),
+                source,
+            })?;
+        if let Some(bound) = netlayer.local_addr()
+            && kept != Some(bound.port())
+        {
+            store.set_port(bound.port())?;
+        }
+        let inner = Arc::new(Inner {
+            store,
+            identity,
+            peer: Mutex::new(None),
+            locator: Mutex::new(PeerLocator::new("", "")),
+            presences: Mutex::default(),
+            expects: Mutex::default(),
+            refusals: Mutex::default(),
+            machines: Mutex::default(),
+            changed: watch::Sender::new(0),
+            tasks: Mutex::default(),
+            socket: options.socket,
+        });
+        let peer = Peer::builder()
+            .netlayer(netlayer)
+            .sturdyrefs(enroll::table(&inner))
+            .limits(limits())
+            .spawn();
+        *lock(&inner.locator) = peer.locator();
+        let events = peer.session_events();
+        *lock(&inner.peer) = Some(peer);
+        let boss = Self(inner);
+        boss.restore_presences()?;
+        let watcher = tokio::spawn(watch_sessions(boss.clone(), events));
+        let server = tokio::spawn(status::serve(boss.clone(), socket));
+        lock(&boss.0.tasks).extend([watcher, server]);
+        boss.dial_known();
+        Ok(boss)
+    }
+
+    /// Returns where the boss is reached.
+    pub fn locator(&self) -> PeerLocator {
+        lock(&self.0.locator).clone()
+    }
+
+    /// Stops: closes sessions, the listener and the socket.
+    pub async fn shutdown(self) {
+        for task in lock(&self.0.tasks).drain(..) {
+            task.abort();
+        }
+        lock(&self.0.presences).clear();
+        *lock(&self.0.machines) = None;
+        let peer = lock(&self.0.peer).take();
+        if let Some(peer) = peer {
+            peer.close().await;
+        }
+        // Whoever starts next removes what a crash left; a clean end leaves nothing.
+        let _ = std::fs::remove_file(&self.0.socket);
+    }
+
+    fn peer(&self) -> Option<Peer> {
+        lock(&self.0.peer).clone()
+    }
+
+    async fn enliven(&self, sturdyref: &Sturdyref) -> Result<ocapn::Reference, String> {
+        let Some(peer) = self.peer() else {
+            return Err("the boss is stopping".into());
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, peer.enliven(sturdyref)).await {
+            Ok(Ok(reference)) => Ok(reference),
+            Ok(Err(EnlivenError::Connect(error))) => Err(error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("no answer".into()),
+        }
+    }
+}
+
+/// Locks a mutex whose data is whole between any two statements, whoever panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the address to bind: the kept port in place of port 0, so that the sturdyref in
+/// yesterday's user data still leads here.
+async fn listen_address(listen: &str, kept: Option<u16>) -> Result<SocketAddr, BossError> {
+    let mut found = tokio::net::lookup_host(listen)
+        .await
+        .map_err(|_| BossError::Address(listen.to_owned()))?;
+    let mut address = found
+        .next()
+        .ok_or_else(|| BossError::Address(listen.to_owned()))?;
+    if address.port() == 0 {
+        address.set_port(kept.unwrap_or(0));
+    }
+    Ok(address)
+}
+
+fn advertised(addresses: &[String], port: u16) -> Vec<(String, u16)> {
+    addresses
+        .iter()
+        .map(|text| match text.rsplit_once(':') {
+            Some((host, given)) if given.parse::<u16>().is_ok() => {
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                (host.to_owned(), given.parse().unwrap_or(port))
+            }
+            _ => (text.clone(), port),
+        })
+        .collect()
+}
+
+async fn watch_sessions(boss: Boss, mut events: tokio::sync::broadcast::Receiver<SessionEvent>) {
+    use tokio::sync::broadcast::error::RecvError;
+    loop {
+        match events.recv().await {
+            Ok(SessionEvent::Down(peer, _)) => boss.severed(&peer.designator),
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}

@@ -5,3 +5,6 @@ pub mod boss;
 pub mod cli;
 pub mod lang;
 pub mod plan;
+pub mod project;
+pub mod refresh;
+pub mod run;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use gobs_model::{Address, Diagnostic};
 
+use crate::plan::Counts;
+
 /// What a step does, as people name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
@@ -89,7 +91,7 @@ pub enum Event {
         /// What the step was about.
         address: Address,
         /// The run that left it.
-        run: i64,
+        run: u64,
         /// What came of it: `adopted`, `not created`, `deleted`.
         what: String,
     },
@@ -103,18 +105,8 @@ pub enum Event {
 /// How an apply ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Machines created; a replaced one counts here and under `destroyed`.
-    pub added: usize,
-    /// Machines changed in place, resized or rebuilt.
-    pub changed: usize,
-    /// Machines deleted.
-    pub destroyed: usize,
-    /// Bindings granted, or granted again.
-    pub granted: usize,
-    /// Bindings pointed at another service.
-    pub moved: usize,
-    /// Bindings revoked.
-    pub revoked: usize,
+    /// What was done.
+    pub counts: Counts,
     /// Bindings that could not be revoked yet: the exporter is away.
     pub revoke_pending: usize,
     /// Steps that failed.

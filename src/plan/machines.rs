@@ -518,7 +518,8 @@ pub(crate) fn provider_name(provider: &str) -> &str {
 }
 
 /// Returns what a machine's row will keep as asked.
-fn wanted_of(values: &MachineValues) -> Value {
+/// Returns what a machine's row keeps as asked.
+pub(crate) fn wanted_of(values: &MachineValues) -> Value {
     let mut wanted = values.attributes.as_entries().cloned().unwrap_or_default();
     wanted.insert(HOB.into(), values.hob.to_value());
     let sensitive = values.attributes.sensitive;

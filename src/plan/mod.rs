@@ -31,6 +31,8 @@ pub use step::{
     OutputChange, Plan, Step, StepId,
 };
 
+pub(crate) use machines::wanted_of;
+
 use draft::{Draft, Node};
 use machines::{Failed, MachinePlan};
 

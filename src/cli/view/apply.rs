@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use gobs_model::{Address, Value};
 
 use crate::apply::{Event, Summary, Verb};
-use crate::plan::Counts;
 
 use super::text::{BOLD, GREEN, RED, YELLOW, printable_line, styled};
 use super::value::literal;
@@ -193,14 +192,7 @@ pub fn output(value: &Value) -> String {
 }
 
 fn counts(summary: &Summary, destroyed_only: bool) -> String {
-    let all = Counts {
-        add: summary.added,
-        change: summary.changed,
-        destroy: summary.destroyed,
-        grant: summary.granted,
-        moved: summary.moved,
-        revoke: summary.revoked,
-    };
+    let all = &summary.counts;
     let machines = if destroyed_only {
         format!("Resources: {} destroyed.", all.destroy)
     } else {
@@ -487,10 +479,8 @@ Stopping: nothing more is started, 2 steps still run. Ctrl-C again leaves at onc
 
     #[test]
     fn the_last_lines_leave_out_bindings_that_are_zero() {
-        let mut it = Summary {
-            added: 2,
-            ..Summary::default()
-        };
+        let mut it = Summary::default();
+        it.counts.add = 2;
         let check = |it: &Summary, destroy, expected: &str| {
             assert_eq!(plain(&summary(it, destroy)), expected);
         };
@@ -499,17 +489,14 @@ Stopping: nothing more is started, 2 steps still run. Ctrl-C again leaves at onc
             false,
             "Apply complete! Resources: 2 added, 0 changed, 0 destroyed.\n",
         );
-        it.granted = 1;
+        it.counts.grant = 1;
         check(
             &it,
             false,
             "Apply complete! Resources: 2 added, 0 changed, 0 destroyed. Bindings: 1 granted.\n",
         );
-        let it = Summary {
-            destroyed: 3,
-            revoked: 2,
-            ..Summary::default()
-        };
+        let mut it = Summary::default();
+        (it.counts.destroy, it.counts.revoke) = (3, 2);
         check(
             &it,
             true,
@@ -520,7 +507,10 @@ Stopping: nothing more is started, 2 steps still run. Ctrl-C again leaves at onc
     #[test]
     fn an_apply_that_is_not_complete_says_what_remains() {
         let it = Summary {
-            added: 1,
+            counts: crate::plan::Counts {
+                add: 1,
+                ..Default::default()
+            },
             failed: 1,
             revoke_pending: 1,
             remaining: (0..22)

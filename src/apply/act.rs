@@ -1,0 +1,510 @@
+//! Effects: each runs only when its intent is on disk.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path};
+use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
+use gobs_state::{Phase, Row, RowChange, RowKind, Started};
+use tokio::sync::watch;
+
+use crate::boss::{BindRequest, Boss, BossError, UnbindRequest, Unbound};
+
+use super::prepare::{set_enrolled, with_bound, with_observed};
+use super::{Event, Events};
+
+/// How often a call that the provider was too busy for is made: with the waits that providers
+/// ask for, a quarter of an hour and more.
+const BUSY_TRIES_MAX: u32 = 60;
+
+/// The longest wait that a provider may ask for; a longer one is cut to this.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// How often a change whose answer was lost, and of which nothing is to be seen, is asked for
+/// again before the step is left in doubt.
+const LOST_TRIES_MAX: u32 = 3;
+
+/// How long a machine whose creation is in doubt is looked for beyond the provider's list lag,
+/// and how often.
+const LOOK_MARGIN: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a step does.
+pub(super) enum Work {
+    /// Changes rows only.
+    Rows(Vec<RowChange>),
+    Create {
+        work: MachineWork,
+        request: CreateRequest,
+        row: Row,
+    },
+    /// `ended` is the incarnation whose hob a rebuild ends.
+    Update {
+        work: MachineWork,
+        request: UpdateRequest,
+        row: Row,
+        ended: Option<u64>,
+    },
+    Delete {
+        work: MachineWork,
+        before: Observed,
+        ended: u64,
+        changes: Vec<RowChange>,
+    },
+    Enroll {
+        boss: Boss,
+        incarnation: u64,
+        deadline: Duration,
+        row: Row,
+        stop: watch::Receiver<bool>,
+        teller: Teller,
+    },
+    Offer {
+        boss: Boss,
+        machine: (Instance, u64),
+        service: Name,
+        spec: Known,
+        changes: Vec<RowChange>,
+    },
+    Withdraw {
+        boss: Boss,
+        machine: (Instance, u64),
+        service: Name,
+        changes: Vec<RowChange>,
+    },
+    Bind(Box<BindWork>),
+    Unbind {
+        boss: Boss,
+        request: UnbindRequest,
+        row: Option<Arc<Row>>,
+    },
+}
+
+/// What every call of a provider needs.
+pub(super) struct MachineWork {
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) boss: Option<Boss>,
+    pub(super) teller: Teller,
+}
+
+/// A grant, and what it takes the place of.
+pub(super) struct BindWork {
+    pub(super) boss: Boss,
+    pub(super) request: BindRequest,
+    pub(super) revokes: Option<UnbindRequest>,
+    /// The row that the binding has until now.
+    pub(super) old: Option<Arc<Row>>,
+    pub(super) name: Name,
+    pub(super) row: Row,
+    pub(super) teller: Teller,
+}
+
+/// How a step ended.
+pub(super) enum Ended {
+    Done(Vec<RowChange>),
+    Failed {
+        diagnostic: Box<Diagnostic>,
+        changes: Vec<RowChange>,
+    },
+    /// Nobody knows whether it was done.
+    InDoubt(Box<Diagnostic>),
+}
+
+/// Tells of one step.
+#[derive(Clone)]
+pub(super) struct Teller {
+    pub(super) events: Events,
+    pub(super) address: Address,
+}
+
+impl Teller {
+    fn waiting(&self, what: &str) {
+        let _ = self.events.send(Event::Waiting {
+            address: self.address.clone(),
+            what: what.into(),
+        });
+    }
+
+    fn progress(&self) -> Progress {
+        let teller = self.clone();
+        Arc::new(move |text| {
+            let _ = teller.events.send(Event::Progress {
+                address: teller.address.clone(),
+                text,
+            });
+        })
+    }
+}
+
+impl Work {
+    /// Does it. The proof is not read; it is asked for so that nothing starts without one.
+    pub(super) async fn run(self, _proof: &Started) -> Ended {
+        match self {
+            Self::Rows(changes) => Ended::Done(changes),
+            Self::Create { work, request, row } => work.create(request, row).await,
+            Self::Update {
+                work,
+                request,
+                row,
+                ended,
+            } => work.update(request, row, ended).await,
+            Self::Delete {
+                work,
+                before,
+                ended,
+                changes,
+            } => work.delete(before, ended, changes).await,
+            Self::Enroll {
+                boss,
+                incarnation,
+                deadline,
+                mut row,
+                mut stop,
+                teller,
+            } => {
+                teller.waiting("the hob");
+                let machine = row.address.clone();
+                let arrival = boss.wait_registered(&machine, incarnation, deadline);
+                let registered = tokio::select! {
+                    registered = arrival => registered,
+                    // Waiting changes nothing, so it need not be finished.
+                    () = asked_to_stop(&mut stop) => return Ended::Failed {
+                        diagnostic: Box::new(Diagnostic::error(
+                            "Stopped waiting",
+                            format!("The hob on {machine} had not called home yet. The next apply \
+                                     waits for it again."),
+                        )),
+                        changes: Vec::new(),
+                    },
+                };
+                match registered {
+                    Ok(registered) => {
+                        set_enrolled(&mut row, &registered.designator);
+                        Ended::Done(vec![RowChange::PutRow(Box::new(row))])
+                    }
+                    Err(error) => refused("Enrollment failed", &machine, &error),
+                }
+            }
+            Self::Offer {
+                boss,
+                machine,
+                service,
+                spec,
+                changes,
+            } => {
+                let done = boss.offer(&machine, &service, &spec).await;
+                let address = Address::Service {
+                    machine: machine.0,
+                    service,
+                };
+                settled("Offer failed", &address, done, changes)
+            }
+            Self::Withdraw {
+                boss,
+                machine,
+                service,
+                changes,
+            } => {
+                let done = boss.withdraw(&machine, &service).await;
+                let address = Address::Service {
+                    machine: machine.0,
+                    service,
+                };
+                settled("Withdrawal failed", &address, done, changes)
+            }
+            Self::Bind(work) => work.run().await,
+            Self::Unbind { boss, request, row } => {
+                let binding = request.binding.clone();
+                match boss.unbind(request).await {
+                    Ok(Unbound::Done) => Ended::Done(vec![RowChange::RemoveRow(binding)]),
+                    Ok(Unbound::Pending(_)) => Ended::Done(pending(row.as_deref())),
+                    Err(error) => refused("Revocation failed", &binding, &error),
+                }
+            }
+        }
+    }
+}
+
+impl BindWork {
+    async fn run(self) -> Ended {
+        self.teller.waiting("the service");
+        let binding = self.request.binding.clone();
+        let bound = match self.boss.bind(self.request.clone()).await {
+            Ok(bound) => bound,
+            Err(error @ BossError::NotReady { .. }) => {
+                let exporter = Address::Machine(self.request.exporter.0.clone());
+                let diagnostic = not_ready(&binding, &exporter, &error);
+                return self.abandon(Box::new(diagnostic)).await;
+            }
+            Err(error) => {
+                let diagnostic = refusal("Binding failed", &binding, &error);
+                return self.abandon(diagnostic).await;
+            }
+        };
+        if let Some(revokes) = self.revokes {
+            let detail = match self.boss.unbind(revokes).await {
+                Ok(Unbound::Done) => None,
+                Ok(Unbound::Pending(detail)) => Some(detail),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(detail) = detail {
+                let detail = format!(
+                    "The new grant of {binding} is in use, but the old one could not be revoked: \
+                     {detail}. The next apply takes both back and grants it afresh."
+                );
+                let diagnostic = Diagnostic::error("Old grant not revoked", detail)
+                    .about(binding, Path::default());
+                return Ended::InDoubt(Box::new(diagnostic));
+            }
+        }
+        let row = with_bound(
+            self.row,
+            self.name.as_str(),
+            &bound.address,
+            &bound.directory,
+        );
+        Ended::Done(vec![RowChange::PutRow(Box::new(row))])
+    }
+
+    /// Takes back what may have been granted: a binding that failed leaves no capability behind.
+    async fn abandon(self, diagnostic: Box<Diagnostic>) -> Ended {
+        let request = UnbindRequest {
+            binding: self.request.binding,
+            generation: self.request.generation,
+            exporter: Some(self.request.exporter),
+            importer: Some(self.request.importer),
+        };
+        match self.boss.unbind(request).await {
+            Ok(Unbound::Done) => Ended::Failed {
+                diagnostic,
+                changes: pending(self.old.as_deref()),
+            },
+            // The intent stays in the journal, and the next run takes it back.
+            Ok(Unbound::Pending(_)) | Err(_) => Ended::InDoubt(diagnostic),
+        }
+    }
+}
+
+impl MachineWork {
+    async fn create(self, request: CreateRequest, row: Row) -> Ended {
+        let mut lost = 0;
+        loop {
+            let answer = self
+                .unless_busy(|| {
+                    self.provider
+                        .create(request.clone(), self.teller.progress())
+                })
+                .await;
+            let error = match answer {
+                Ok(observed) => return created(row, observed),
+                Err(error) => error,
+            };
+            let Error::InDoubt(_) = &error else {
+                return self.failed("Creation failed", &error);
+            };
+            lost += 1;
+            // Never repeated blindly: it may exist.
+            match self.look_for(&request.token).await {
+                Ok(Some(observed)) => return created(row, observed),
+                Ok(None) if lost < LOST_TRIES_MAX => {}
+                Ok(None) | Err(_) => return self.failed("Creation in doubt", &error),
+            }
+        }
+    }
+
+    async fn update(self, request: UpdateRequest, row: Row, ended: Option<u64>) -> Ended {
+        let mut lost = 0;
+        loop {
+            let answer = self
+                .unless_busy(|| {
+                    self.provider
+                        .update(request.clone(), self.teller.progress())
+                })
+                .await;
+            match answer {
+                Ok(observed) => {
+                    self.forget(ended);
+                    let row = with_observed(row, observed);
+                    return Ended::Done(vec![RowChange::PutRow(Box::new(row))]);
+                }
+                // The request carries its token, so that a repeat is no second change.
+                Err(Error::InDoubt(_)) if lost < LOST_TRIES_MAX => lost += 1,
+                Err(error) => return self.failed("Change failed", &error),
+            }
+        }
+    }
+
+    async fn delete(self, before: Observed, ended: u64, changes: Vec<RowChange>) -> Ended {
+        let mut lost = 0;
+        loop {
+            let answer = self
+                .unless_busy(|| self.provider.delete(&before, self.teller.progress()))
+                .await;
+            match answer {
+                Ok(()) => break,
+                // Deleting what is gone is a success, so a repeat tells.
+                Err(Error::InDoubt(_)) if lost < LOST_TRIES_MAX => lost += 1,
+                Err(error) => return self.failed("Deletion failed", &error),
+            }
+        }
+        self.forget(Some(ended));
+        Ended::Done(changes)
+    }
+
+    /// Ends the claim and the presence of a hob that is gone.
+    fn forget(&self, ended: Option<u64>) {
+        if let (Some(boss), Some(ended)) = (&self.boss, ended)
+            && let Err(error) = boss.forget(&self.teller.address, ended)
+        {
+            // The machine is gone all the same; a claim of it only lives until its time is over.
+            tracing::warn!(%error, machine = %self.teller.address, "a claim was not withdrawn");
+        }
+    }
+
+    async fn unless_busy<'a, T, F>(&'a self, call: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + 'a,
+    {
+        let mut tries = 0;
+        loop {
+            match call().await {
+                Err(Error::Busy { after, .. }) if tries < BUSY_TRIES_MAX => {
+                    tries += 1;
+                    self.teller.waiting("the provider, which is busy");
+                    tokio::time::sleep(after.min(BUSY_WAIT_MAX)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Looks for a machine until its absence means something.
+    async fn look_for(&self, token: &Token) -> Result<Option<Observed>, Error> {
+        look_for(&*self.provider, token).await
+    }
+
+    fn failed(&self, summary: &str, error: &Error) -> Ended {
+        let (path, hint) = match error {
+            Error::Rejected { attribute, .. } => (
+                attribute
+                    .as_deref()
+                    .map(Path::attribute)
+                    .unwrap_or_default(),
+                None,
+            ),
+            Error::Denied(_) => (
+                Path::default(),
+                Some("Check the provider's credentials and what they allow."),
+            ),
+            Error::Busy { .. } => (Path::default(), Some("Try again later.")),
+            Error::InDoubt(_) => (
+                Path::default(),
+                Some("Nobody knows whether it was done: the next run looks before it acts."),
+            ),
+        };
+        let detail = format!("{}: {error}.", self.teller.address);
+        let mut diagnostic =
+            Diagnostic::error(summary, detail).about(self.teller.address.clone(), path);
+        diagnostic.hint = hint.map(ToOwned::to_owned);
+        let diagnostic = Box::new(diagnostic);
+        match error {
+            Error::InDoubt(_) => Ended::InDoubt(diagnostic),
+            _ => Ended::Failed {
+                diagnostic,
+                changes: Vec::new(),
+            },
+        }
+    }
+}
+
+/// Looks for a machine by its token until its absence means something.
+pub(super) async fn look_for(
+    provider: &dyn Provider,
+    token: &Token,
+) -> Result<Option<Observed>, Error> {
+    let until = Instant::now() + provider.schema().list_lag + LOOK_MARGIN;
+    loop {
+        match provider.find(token).await {
+            Ok(Some(observed)) => return Ok(Some(observed)),
+            Ok(None) if Instant::now() >= until => return Ok(None),
+            Err(Error::Busy { after, .. }) if Instant::now() < until + BUSY_WAIT_MAX => {
+                tokio::time::sleep(after.min(BUSY_WAIT_MAX)).await;
+            }
+            Err(Error::InDoubt(_)) | Ok(None) if Instant::now() < until => {}
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+fn created(row: Row, observed: Observed) -> Ended {
+    Ended::Done(vec![RowChange::PutRow(Box::new(with_observed(
+        row, observed,
+    )))])
+}
+
+fn pending(row: Option<&Row>) -> Vec<RowChange> {
+    let Some(mut row) = row.cloned() else {
+        return Vec::new();
+    };
+    if let RowKind::Binding { phase, .. } = &mut row.kind {
+        *phase = Phase::RevokePending;
+    }
+    vec![RowChange::PutRow(Box::new(row))]
+}
+
+fn settled(
+    summary: &str,
+    address: &Address,
+    done: Result<(), BossError>,
+    changes: Vec<RowChange>,
+) -> Ended {
+    match done {
+        Ok(()) => Ended::Done(changes),
+        Err(error) => refused(summary, address, &error),
+    }
+}
+
+fn refused(summary: &str, address: &Address, error: &BossError) -> Ended {
+    Ended::Failed {
+        diagnostic: refusal(summary, address, error),
+        changes: Vec::new(),
+    }
+}
+
+fn refusal(summary: &str, address: &Address, error: &BossError) -> Box<Diagnostic> {
+    let hint = match error {
+        BossError::Unclaimed { .. } => Some(
+            "Look at the machine's own log. `gobs apply` waits again; to start over, change the \
+             machine so that it is rebuilt, or destroy it.",
+        ),
+        BossError::Unreachable { .. } => {
+            Some("See `gobs status`, and whether the machine runs. The next apply tries again.")
+        }
+        BossError::Contested { .. } => {
+            Some("Look at `gobs status`: another key tried to be this machine.")
+        }
+        _ => None,
+    };
+    let mut diagnostic = Diagnostic::error(summary, format!("{address}: {error}."))
+        .about(address.clone(), Path::default());
+    diagnostic.hint = hint.map(ToOwned::to_owned);
+    Box::new(diagnostic)
+}
+
+fn not_ready(binding: &Address, exporter: &Address, error: &BossError) -> Diagnostic {
+    let detail = format!("{binding}: {error}.");
+    Diagnostic::error("Service does not answer", detail)
+        .about(binding.clone(), Path::default())
+        .hint(format!(
+            "Look at the logs of {exporter}; the next apply tries again."
+        ))
+}
+
+async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone will never ask.
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,690 @@
+//! From a planned step to an intent and an effect. No effect happens here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path, Value};
+use gobs_provider::{CreateRequest, Observed, Provider, Token, UpdateRequest, UserData};
+use gobs_state::{Intent, NewClaim, Phase, Row, RowChange, RowKind};
+use serde::{Deserialize, Serialize};
+
+use crate::boss::{BindRequest, Boss, UnbindRequest};
+use crate::plan::{Action, Grant, HOB, Held, Step, wanted_of};
+
+use super::act::{BindWork, MachineWork, Teller, Work};
+use super::{Walk, expected_names};
+
+type Prepared<T> = Result<T, Box<Diagnostic>>;
+
+/// What recovery needs to know of a step in doubt: the journal seals it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub(super) enum Detail {
+    /// The row that the machine gets once it is found.
+    Create {
+        /// The provider's name.
+        provider: String,
+        /// The row's `wanted`.
+        wanted: Known,
+        /// The row's incarnation.
+        incarnation: u64,
+        /// The row's direct dependencies.
+        depends_on: Vec<Address>,
+    },
+    /// What the machine is to be.
+    Update {
+        /// The row's `wanted`.
+        wanted: Known,
+        /// The row's incarnation.
+        incarnation: u64,
+        /// Whether its disk is written anew, so that another hob enrolls.
+        rebuilt: bool,
+    },
+    /// The grant that may have been made.
+    Bind {
+        /// The grant's generation.
+        generation: u64,
+        /// The service.
+        from: Address,
+        /// The incarnation of its machine.
+        from_incarnation: u64,
+        /// The machine that gets it.
+        to: Address,
+        /// Its incarnation.
+        to_incarnation: u64,
+    },
+    /// Nothing beside the row is needed.
+    Other {},
+}
+
+/// Returns the intent of writing outputs, which have no effect outside.
+pub(super) fn outputs_intent() -> Intent {
+    Intent {
+        // The journal wants an address; outputs as a whole have none of their own.
+        address: Address::Output(gobs_model::Name::new("all").unwrap_or_else(|_| unreachable!())),
+        action: "output".into(),
+        token: None,
+        claim: None,
+        detail: detail(&Detail::Other {}),
+    }
+}
+
+fn detail(detail: &Detail) -> serde_json::Value {
+    // The enum has text keys only: this cannot fail.
+    serde_json::to_value(detail).unwrap_or_default()
+}
+
+impl Walk<'_> {
+    /// Returns a step's intent, and its effect for when the intent is on disk.
+    pub(super) fn prepare(&self, step: &Step) -> Prepared<(Intent, Work)> {
+        let mut intent = Intent {
+            address: step.address.clone(),
+            action: step.action.name().into(),
+            token: None,
+            claim: None,
+            detail: detail(&Detail::Other {}),
+        };
+        let work = match &step.action {
+            Action::Create {
+                provider,
+                wanted,
+                incarnation,
+                simulated,
+                ..
+            } => {
+                let wanted = self.machine_wanted(step, wanted)?;
+                let token = mint_token().map_err(|error| randomness(step, &error))?;
+                intent.token = Some(token.0.clone());
+                intent.detail = detail(&Detail::Create {
+                    provider: provider.clone(),
+                    wanted: wanted.clone(),
+                    incarnation: *incarnation,
+                    depends_on: step.depends_on.clone(),
+                });
+                let user_data =
+                    self.invite(step, &wanted, *incarnation, *simulated, &mut intent.claim)?;
+                let request = CreateRequest {
+                    token: token.clone(),
+                    address: step.address.clone(),
+                    wanted: provider_wanted(&wanted),
+                    user_data,
+                };
+                let row = Row {
+                    address: step.address.clone(),
+                    wanted,
+                    observed: Known::empty(),
+                    depends_on: step.depends_on.clone(),
+                    version: 0,
+                    kind: RowKind::Machine {
+                        provider: provider.clone(),
+                        id: String::new(),
+                        token: token.0,
+                        incarnation: *incarnation,
+                        enrolled: None,
+                    },
+                };
+                self.machine_work(step, provider, |work| Work::Create { work, request, row })?
+            }
+            Action::Update {
+                provider,
+                wanted,
+                change,
+                incarnation,
+                calls_provider,
+                simulated,
+            } => {
+                let wanted = self.machine_wanted(step, wanted)?;
+                let row = self.row(step, &step.address)?;
+                let (mut next, before) = (Row::clone(&row), observed_of(&row));
+                let was_wanted = provider_wanted(&row.wanted);
+                next.wanted = wanted;
+                next.depends_on.clone_from(&step.depends_on);
+                let rebuilt = *change == gobs_model::Change::Rebuild;
+                if let RowKind::Machine {
+                    incarnation: kept,
+                    enrolled,
+                    ..
+                } = &mut next.kind
+                {
+                    *kept = *incarnation;
+                    if rebuilt {
+                        *enrolled = None;
+                    }
+                }
+                if *calls_provider {
+                    intent.detail = detail(&Detail::Update {
+                        wanted: next.wanted.clone(),
+                        incarnation: *incarnation,
+                        rebuilt,
+                    });
+                    let token = mint_token().map_err(|error| randomness(step, &error))?;
+                    intent.token = Some(token.0.clone());
+                    let user_data = if rebuilt {
+                        self.invite(
+                            step,
+                            &next.wanted,
+                            *incarnation,
+                            *simulated,
+                            &mut intent.claim,
+                        )?
+                    } else {
+                        None
+                    };
+                    let request = UpdateRequest {
+                        token,
+                        address: step.address.clone(),
+                        before,
+                        was_wanted,
+                        wanted: provider_wanted(&next.wanted),
+                        change: *change,
+                        user_data,
+                    };
+                    let ended = rebuilt.then(|| incarnation_of(&row)).flatten();
+                    self.machine_work(step, provider, |work| Work::Update {
+                        work,
+                        request,
+                        row: next,
+                        ended,
+                    })?
+                } else {
+                    Work::Rows(vec![RowChange::PutRow(Box::new(next))])
+                }
+            }
+            Action::Delete { provider, .. } => {
+                let row = self.row(step, &step.address)?;
+                let mut changes = vec![RowChange::RemoveRow(step.address.clone())];
+                changes.extend(self.services_of(&step.address).map(RowChange::RemoveRow));
+                let ended = incarnation_of(&row).unwrap_or_default();
+                let before = observed_of(&row);
+                self.machine_work(step, provider, |work| Work::Delete {
+                    work,
+                    before,
+                    ended,
+                    changes,
+                })?
+            }
+            Action::Enroll {
+                incarnation,
+                simulated,
+                deadline_s,
+            } => {
+                let mut row = Row::clone(&*self.row(step, &step.address)?);
+                if *simulated {
+                    // A row only: nobody calls home, and nothing is left to wait for.
+                    set_enrolled(&mut row, "simulated");
+                    Work::Rows(vec![RowChange::PutRow(Box::new(row))])
+                } else {
+                    Work::Enroll {
+                        boss: self.boss(step)?,
+                        incarnation: *incarnation,
+                        deadline: Duration::from_secs(*deadline_s),
+                        row,
+                        stop: self.apply.stop.clone(),
+                        teller: self.teller(step),
+                    }
+                }
+            }
+            Action::Offer {
+                spec,
+                incarnation,
+                simulated,
+            } => {
+                let spec = self.service_spec(step, spec)?;
+                let row = Row {
+                    address: step.address.clone(),
+                    wanted: spec.clone(),
+                    observed: Known::empty(),
+                    depends_on: step.depends_on.clone(),
+                    version: 0,
+                    kind: RowKind::Service {
+                        incarnation: *incarnation,
+                    },
+                };
+                let changes = vec![RowChange::PutRow(Box::new(row))];
+                match (simulated, service_of(&step.address)) {
+                    (false, Some((machine, service))) => Work::Offer {
+                        boss: self.boss(step)?,
+                        machine: (machine, *incarnation),
+                        service,
+                        spec,
+                        changes,
+                    },
+                    _ => Work::Rows(changes),
+                }
+            }
+            Action::Withdraw {
+                settled_by_delete,
+                simulated,
+            } => {
+                let changes = vec![RowChange::RemoveRow(step.address.clone())];
+                let row = self.rows.get(&step.address);
+                let incarnation = row.and_then(|row| match row.kind {
+                    RowKind::Service { incarnation } => Some(incarnation),
+                    _ => None,
+                });
+                match (service_of(&step.address), incarnation) {
+                    (Some((machine, service)), Some(incarnation))
+                        if !settled_by_delete && !simulated =>
+                    {
+                        let boss = self.boss(step)?;
+                        Work::Withdraw {
+                            boss,
+                            machine: (machine, incarnation),
+                            service,
+                            changes,
+                        }
+                    }
+                    _ => Work::Rows(changes),
+                }
+            }
+            Action::Bind {
+                grant,
+                revokes,
+                simulated,
+            } => {
+                intent.detail = detail(&bind_detail(grant));
+                self.bind_work(step, grant, revokes.as_ref(), *simulated)?
+            }
+            Action::Move {
+                grant,
+                revokes,
+                simulated,
+            } => {
+                intent.detail = detail(&bind_detail(grant));
+                self.bind_work(step, grant, Some(revokes), *simulated)?
+            }
+            Action::Unbind { held, simulated } => {
+                let row = self.rows.get(&step.address).cloned();
+                if *simulated {
+                    Work::Rows(vec![RowChange::RemoveRow(step.address.clone())])
+                } else {
+                    let request = self.unbind_request(&step.address, held);
+                    Work::Unbind {
+                        boss: self.boss(step)?,
+                        request,
+                        row,
+                    }
+                }
+            }
+        };
+        Ok((intent, work))
+    }
+
+    fn bind_work(
+        &self,
+        step: &Step,
+        grant: &Grant,
+        revokes: Option<&Held>,
+        simulated: bool,
+    ) -> Prepared<Work> {
+        let mut grant = grant.clone();
+        if grant.attenuate.contains_unknown() || grant.expose.contains_unknown() {
+            let Address::Binding(instance) = &step.address else {
+                return Err(bug(step));
+            };
+            let values = self.apply.evaluator.binding(instance).map_err(first)?;
+            keeps_promise(step, &grant.attenuate, &values.attenuate)?;
+            keeps_promise(step, &grant.expose, &values.expose)?;
+            (grant.attenuate, grant.expose) = (values.attenuate, values.expose);
+        }
+        let row = Row {
+            address: step.address.clone(),
+            wanted: known(step, grant.wanted())?,
+            observed: Known::empty(),
+            depends_on: step.depends_on.clone(),
+            version: 0,
+            kind: RowKind::Binding {
+                generation: grant.generation,
+                from_incarnation: grant.from_incarnation,
+                to_incarnation: grant.to_incarnation,
+                phase: Phase::Granted,
+            },
+        };
+        if simulated {
+            let row = with_bound(row, grant.name.as_str(), "simulated", "simulated");
+            return Ok(Work::Rows(vec![RowChange::PutRow(Box::new(row))]));
+        }
+        let (Some((exporter, service)), Address::Machine(importer)) =
+            (service_of(&grant.from), grant.to.clone())
+        else {
+            return Err(bug(step));
+        };
+        let request = BindRequest {
+            binding: step.address.clone(),
+            generation: grant.generation,
+            exporter: (exporter, grant.from_incarnation),
+            service,
+            importer: (importer, grant.to_incarnation),
+            name: grant.name.clone(),
+            attenuate: grant.attenuate.clone(),
+            expose: grant.expose.clone(),
+            ready: Duration::from_secs(grant.ready_s),
+        };
+        Ok(Work::Bind(Box::new(BindWork {
+            boss: self.boss(step)?,
+            request,
+            old: self.rows.get(&step.address).cloned(),
+            revokes: revokes.map(|held| {
+                let mut request = self.unbind_request(&step.address, held);
+                // The receiver has switched to the new grant by then.
+                if held.to == grant.to {
+                    request.importer = None;
+                }
+                request
+            }),
+            name: grant.name,
+            row,
+            teller: self.teller(step),
+        })))
+    }
+
+    fn unbind_request(&self, binding: &Address, held: &Held) -> UnbindRequest {
+        let kind = self.rows.get(binding).map(|row| row.kind.clone());
+        let (from_incarnation, to_incarnation) = match kind {
+            Some(RowKind::Binding {
+                from_incarnation,
+                to_incarnation,
+                ..
+            }) => (from_incarnation, to_incarnation),
+            _ => (0, 0),
+        };
+        let machine = |address: &Address, incarnation, gone: bool| {
+            address
+                .as_machine()
+                .filter(|_| !gone)
+                .map(|it| (it.clone(), incarnation))
+        };
+        UnbindRequest {
+            binding: binding.clone(),
+            generation: held.generation,
+            exporter: machine(&held.from, from_incarnation, held.settled_by_delete),
+            importer: machine(&held.to, to_incarnation, held.importer_gone),
+        }
+    }
+
+    /// Returns what a machine is to be: as planned, with what was not known then.
+    fn machine_wanted(&self, step: &Step, planned: &Value) -> Prepared<Known> {
+        if !planned.contains_unknown() {
+            return known(step, planned.clone());
+        }
+        let Address::Machine(instance) = &step.address else {
+            return Err(bug(step));
+        };
+        let values = self.apply.evaluator.machine(instance).map_err(first)?;
+        let wanted = wanted_of(&values);
+        keeps_promise(step, planned, &wanted)?;
+        known(step, wanted)
+    }
+
+    fn service_spec(&self, step: &Step, planned: &Value) -> Prepared<Known> {
+        if !planned.contains_unknown() {
+            return known(step, planned.clone());
+        }
+        let Some((machine, service)) = service_of(&step.address) else {
+            return Err(bug(step));
+        };
+        let mut values = self.apply.evaluator.machine(&machine).map_err(first)?;
+        let Some(values) = values.services.remove(&service) else {
+            return Err(bug(step));
+        };
+        keeps_promise(step, planned, &values.spec)?;
+        known(step, values.spec)
+    }
+
+    fn invite(
+        &self,
+        step: &Step,
+        wanted: &Known,
+        incarnation: u64,
+        simulated: bool,
+        claim: &mut Option<NewClaim>,
+    ) -> Prepared<Option<UserData>> {
+        let hob = wanted.get(HOB);
+        let enabled = hob
+            .and_then(|hob| hob.get("enabled"))
+            .and_then(Value::as_bool);
+        if simulated || enabled == Some(false) {
+            return Ok(None);
+        }
+        let listen = hob
+            .and_then(|hob| hob.get("listen"))
+            .and_then(Value::as_str);
+        let advertise = hob
+            .and_then(|hob| hob.get("advertise"))
+            .and_then(Value::as_elements);
+        let advertise = advertise.into_iter().flatten().filter_map(Value::as_str);
+        let expects = expected_names(self.apply.plan, &step.address);
+        let invitation = self
+            .boss(step)?
+            .mint_invitation(
+                &step.address,
+                incarnation,
+                listen,
+                advertise.map(ToOwned::to_owned).collect(),
+                &expects,
+            )
+            .map_err(|error| randomness(step, &error))?;
+        *claim = Some(invitation.claim);
+        Ok(Some(invitation.user_data))
+    }
+
+    fn machine_work(
+        &self,
+        step: &Step,
+        provider: &str,
+        work: impl FnOnce(MachineWork) -> Work,
+    ) -> Prepared<Work> {
+        let Some(provider) = self.apply.providers.get(provider) else {
+            let detail = format!("{} needs the provider {provider:?}.", step.address);
+            return Err(Box::new(about(step, "Unknown provider", detail)));
+        };
+        Ok(work(MachineWork {
+            provider: Arc::<dyn Provider>::clone(provider),
+            boss: self.apply.boss.clone(),
+            teller: self.teller(step),
+        }))
+    }
+
+    fn teller(&self, step: &Step) -> Teller {
+        Teller {
+            events: self.apply.events.clone(),
+            address: step.address.clone(),
+        }
+    }
+
+    fn boss(&self, step: &Step) -> Prepared<Boss> {
+        self.apply.boss.clone().ok_or_else(|| bug(step))
+    }
+
+    fn row(&self, step: &Step, address: &Address) -> Prepared<Arc<Row>> {
+        self.rows.get(address).cloned().ok_or_else(|| bug(step))
+    }
+
+    fn services_of(&self, machine: &Address) -> impl Iterator<Item = Address> {
+        let machine = machine.as_machine().cloned();
+        let of_machine = move |address: &&Address| match address {
+            Address::Service { machine: on, .. } => machine.as_ref() == Some(on),
+            _ => false,
+        };
+        self.rows.keys().filter(of_machine).cloned()
+    }
+}
+
+impl Detail {
+    /// Reads what an earlier run, perhaps of another version, wrote.
+    pub(super) fn read(json: &serde_json::Value) -> Option<Self> {
+        serde_json::from_value(json.clone()).ok()
+    }
+}
+
+fn bind_detail(grant: &Grant) -> Detail {
+    Detail::Bind {
+        generation: grant.generation,
+        from: grant.from.clone(),
+        from_incarnation: grant.from_incarnation,
+        to: grant.to.clone(),
+        to_incarnation: grant.to_incarnation,
+    }
+}
+
+/// Returns a fresh token: 16 random bytes as 26 characters of lower-case base32.
+fn mint_token() -> std::io::Result<Token> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
+    Ok(Token(
+        data_encoding::BASE32_NOPAD.encode(&bytes).to_lowercase(),
+    ))
+}
+
+/// Returns what the provider is asked for: the row's `wanted` without what is gobs' own.
+pub(super) fn provider_wanted(wanted: &Known) -> Known {
+    let Some(entries) = wanted.value().as_entries() else {
+        return wanted.clone();
+    };
+    let theirs = entries.iter().filter(|(name, _)| &***name != HOB);
+    let theirs = theirs.map(|(name, value)| (name.clone(), value.clone()));
+    // A part of what is known is known.
+    Known::try_from(Value::object(theirs)).unwrap_or_else(|_| Known::empty())
+}
+
+/// Returns a machine as its row last saw it.
+pub(crate) fn observed_of(row: &Row) -> Observed {
+    let id = match &row.kind {
+        RowKind::Machine { id, .. } => id.clone(),
+        _ => String::new(),
+    };
+    Observed {
+        id,
+        attributes: row.observed.clone(),
+    }
+}
+
+/// Returns a machine's row with what the provider says.
+pub(super) fn with_observed(mut row: Row, observed: Observed) -> Row {
+    if let RowKind::Machine { id, .. } = &mut row.kind {
+        *id = observed.id;
+    }
+    row.observed = observed.attributes;
+    row
+}
+
+/// Returns a binding's row with where programs find it.
+pub(super) fn with_bound(mut row: Row, name: &str, address: &str, directory: &str) -> Row {
+    let id = match row.kind {
+        RowKind::Binding { generation, .. } => format!("{}#{generation}", row.address),
+        _ => row.address.to_string(),
+    };
+    let observed = [
+        ("id", id.as_str()),
+        ("as", name),
+        ("address", address),
+        ("directory", directory),
+    ];
+    let observed = Value::object(observed.map(|(field, text)| (field, Value::from(text))));
+    row.observed = Known::try_from(observed).unwrap_or_else(|_| Known::empty());
+    row
+}
+
+pub(super) fn set_enrolled(row: &mut Row, designator: &str) {
+    if let RowKind::Machine { enrolled, .. } = &mut row.kind {
+        *enrolled = Some(designator.to_owned());
+    }
+}
+
+fn incarnation_of(row: &Row) -> Option<u64> {
+    match row.kind {
+        RowKind::Machine { incarnation, .. } => Some(incarnation),
+        _ => None,
+    }
+}
+
+fn service_of(address: &Address) -> Option<(Instance, Name)> {
+    match address {
+        Address::Service { machine, service } => Some((machine.clone(), service.clone())),
+        _ => None,
+    }
+}
+
+fn known(step: &Step, value: Value) -> Prepared<Known> {
+    Known::try_from(value).map_err(|unknown| {
+        let detail = format!(
+            "{} of {} is still not known, though everything that it refers to exists.",
+            if unknown.0.0.is_empty() {
+                "The value".into()
+            } else {
+                format!("The value at {}", unknown.0)
+            },
+            step.address
+        );
+        Box::new(about(step, "Value not known", detail))
+    })
+}
+
+/// Refuses a value that differs from what the plan showed where the plan knew it.
+fn keeps_promise(step: &Step, planned: &Value, real: &Value) -> Prepared<()> {
+    match broken_promise(planned, real, &Path::default()) {
+        None => Ok(()),
+        Some(path) => {
+            let detail = format!(
+                "The plan showed another value for {path} of {}: what it was made from has \
+                 changed since. Nothing was done to it.",
+                step.address
+            );
+            Err(Box::new(
+                about(step, "Plan not kept", detail).hint("Plan again."),
+            ))
+        }
+    }
+}
+
+fn broken_promise(planned: &Value, real: &Value, at: &Path) -> Option<Path> {
+    if planned.is_unknown() {
+        return None;
+    }
+    if let (Some(planned), Some(real)) = (planned.as_entries(), real.as_entries()) {
+        if planned.len() != real.len() {
+            return Some(at.clone());
+        }
+        return planned
+            .iter()
+            .find_map(|(name, planned)| match real.get(name) {
+                None => Some(at.join(name)),
+                Some(real) => broken_promise(planned, real, &at.join(name)),
+            });
+    }
+    if let (Some(planned), Some(real)) = (planned.as_elements(), real.as_elements()) {
+        if planned.len() != real.len() {
+            // A set whose elements were unknown may shrink when two turn out to be the same.
+            let may_shrink = planned.iter().any(Value::contains_unknown);
+            return (!may_shrink).then(|| at.clone());
+        }
+        let mut pairs = planned.iter().zip(real).enumerate();
+        return pairs.find_map(|(i, (planned, real))| broken_promise(planned, real, &at.index(i)));
+    }
+    (!planned.same(real)).then(|| at.clone())
+}
+
+fn first(diagnostics: Vec<Diagnostic>) -> Box<Diagnostic> {
+    let error = diagnostics.into_iter().find(Diagnostic::is_error);
+    Box::new(
+        error.unwrap_or_else(|| Diagnostic::error("Evaluation failed", "No value came of it.")),
+    )
+}
+
+fn randomness(step: &Step, error: &std::io::Error) -> Box<Diagnostic> {
+    let detail = format!("The system gave no random bytes: {error}.");
+    Box::new(about(step, "No randomness", detail))
+}
+
+fn bug(step: &Step) -> Box<Diagnostic> {
+    let detail = format!(
+        "The step {} of {} lacks what it needs. This is a mistake in gobs; please report it.",
+        step.action.name(),
+        step.address
+    );
+    Box::new(about(step, "Impossible step", detail))
+}
+
+fn about(step: &Step, summary: &str, detail: String) -> Diagnostic {
+    Diagnostic::error(summary, detail).about(step.address.clone(), Path::default())
+}

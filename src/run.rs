@@ -1,0 +1,291 @@
+//! The order of a run: lock, recover, refresh, plan, apply.
+
+use std::time::SystemTime;
+
+use gobs_model::Diagnostic;
+use gobs_state::{Finished, Intent, Outcome, RowChange, Snapshot, Store};
+use tokio::sync::watch;
+
+use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
+use crate::boss::Boss;
+use crate::plan::{self, Options, Plan, PlanFile, review};
+use crate::project::{Project, boss_error, store_error};
+use crate::refresh::{Refreshed, refresh};
+
+/// What `plan`, `apply` and `destroy` let a user choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Plans the end of everything.
+    pub destroy: bool,
+    /// Whether the providers are asked what is there now.
+    pub refresh: bool,
+    /// How many provider calls run at once.
+    pub parallelism: usize,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self {
+            destroy: false,
+            refresh: true,
+            parallelism: apply::PARALLELISM_DEFAULT,
+        }
+    }
+}
+
+/// A plan, and the rows that it was made on.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// The rows, as the providers said a moment ago.
+    pub snapshot: Snapshot,
+}
+
+/// Plans without writing anything: beside a running apply too.
+///
+/// # Errors
+/// Everything that is wrong.
+pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, Vec<Diagnostic>> {
+    let (snapshot, doubts) = match project.reader().map_err(one)? {
+        None => (Snapshot::default(), Vec::new()),
+        Some(reader) => {
+            let snapshot = reader
+                .snapshot()
+                .map_err(|error| one(store_error(&error)))?;
+            let doubts = reader
+                .in_doubt()
+                .map_err(|error| one(store_error(&error)))?;
+            (snapshot, doubts)
+        }
+    };
+    let providers = project.providers(&snapshot).await?;
+    let (snapshot, warnings) = apply::recover_in_memory(snapshot, doubts, &providers).await?;
+    let refreshed = refreshed(&snapshot, &providers, choices).await?;
+    let mut planned = make_plan(project, &providers, refreshed, choices)?;
+    planned.plan.warnings.extend(warnings);
+    Ok(planned)
+}
+
+/// A run that may change things: it holds the lock from its beginning to its end.
+pub struct Run<'a> {
+    project: &'a Project,
+    store: Store,
+    providers: Providers,
+    boss: Option<Boss>,
+    /// What an earlier run had left, if anything.
+    pub recovered: Recovered,
+}
+
+impl<'a> Run<'a> {
+    /// Takes the lock, makes a backup, starts the boss, and settles what an earlier run left.
+    ///
+    /// # Errors
+    /// When another process writes, something cannot be opened, or a step in doubt cannot be
+    /// settled.
+    pub async fn begin(
+        project: &'a Project,
+        command: &str,
+        events: &Events,
+    ) -> Result<Self, Vec<Diagnostic>> {
+        let mut store = project.store(command).map_err(one)?;
+        let unusable = |error| one(store_error(&error));
+        let snapshot = store.snapshot().map_err(unusable)?;
+        let now = SystemTime::now();
+        if snapshot.serial > 0 {
+            store
+                .backup(&project.paths().backups(), now)
+                .map_err(unusable)?;
+        }
+        store.begin_run(command, now).map_err(unusable)?;
+        let providers = project.providers(&snapshot).await?;
+        let boss = if providers.values().all(|provider| provider.is_simulated()) {
+            None
+        } else {
+            let store = project.boss_store().map_err(one)?;
+            let boss = Boss::start(store, project.boss_options()).await;
+            Some(boss.map_err(|error| one(boss_error(&error)))?)
+        };
+        let recovered = recover(&mut store, &providers, boss.as_ref(), events).await;
+        let mut run = Self {
+            project,
+            store,
+            providers,
+            boss,
+            recovered: Recovered::default(),
+        };
+        match recovered {
+            Ok(recovered) if recovered.unsettled.is_empty() => {
+                run.recovered = recovered;
+                Ok(run)
+            }
+            Ok(recovered) => {
+                run.end().await;
+                Err(recovered.unsettled)
+            }
+            Err(error) => {
+                run.end().await;
+                Err(unusable(error))
+            }
+        }
+    }
+
+    /// Plans on what is there now, and writes what was seen.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub async fn plan(&mut self, choices: Choices) -> Result<Planned, Vec<Diagnostic>> {
+        let unusable = |error| one(store_error(&error));
+        let snapshot = self.store.snapshot().map_err(unusable)?;
+        let mut refreshed = refreshed(&snapshot, &self.providers, choices).await?;
+        if !refreshed.changes.is_empty() {
+            self.write(std::mem::take(&mut refreshed.changes))
+                .map_err(one)?;
+            // The versions of the rows that were written are part of what the plan rests on.
+            refreshed.snapshot = self.store.snapshot().map_err(unusable)?;
+        }
+        make_plan(self.project, &self.providers, refreshed, choices)
+    }
+
+    /// Takes a plan file: the plan is as it was made, or it is refused.
+    ///
+    /// # Errors
+    /// When it is for another project or version, or a row that it read has moved on.
+    pub fn planned(&self, file: &PlanFile) -> Result<Planned, Vec<Diagnostic>> {
+        let snapshot = self
+            .store
+            .snapshot()
+            .map_err(|error| one(store_error(&error)))?;
+        file.check(env!("CARGO_PKG_VERSION"), &snapshot)
+            .map_err(|error| {
+                let detail = format!("The plan file cannot be applied: {error}.");
+                vec![Diagnostic::error("Plan file refused", detail)]
+            })?;
+        Ok(Planned {
+            plan: file.plan.clone(),
+            snapshot,
+        })
+    }
+
+    /// Does what was planned.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn apply(
+        &mut self,
+        planned: &Planned,
+        parallelism: usize,
+        stop: watch::Receiver<bool>,
+        events: Events,
+    ) -> Result<Summary, Vec<Diagnostic>> {
+        let apply = Apply {
+            plan: &planned.plan,
+            snapshot: &planned.snapshot,
+            evaluator: self.project.evaluator()?,
+            store: &mut self.store,
+            providers: &self.providers,
+            boss: self.boss.clone(),
+            parallelism,
+            events,
+            stop,
+        };
+        apply.run().await.map_err(|error| one(store_error(&error)))
+    }
+
+    /// Returns the rows and outputs as they are now.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, Vec<Diagnostic>> {
+        self.store
+            .snapshot()
+            .map_err(|error| one(store_error(&error)))
+    }
+
+    /// Ends the run: the boss stops, and the lock is free.
+    pub async fn end(self) {
+        if let Some(boss) = self.boss {
+            boss.shutdown().await;
+        }
+    }
+
+    fn write(&mut self, changes: Vec<RowChange>) -> Result<(), Box<Diagnostic>> {
+        let unusable = |error| store_error(&error);
+        let Some(RowChange::PutRow(first)) = changes.first() else {
+            return Ok(());
+        };
+        let intent = Intent {
+            address: first.address.clone(),
+            action: "refresh".into(),
+            token: None,
+            claim: None,
+            detail: serde_json::Value::Null,
+        };
+        let mut changes = Some(changes);
+        for started in self
+            .store
+            .commit(Vec::new(), vec![intent])
+            .map_err(unusable)?
+        {
+            let changes = changes.take().unwrap_or_default();
+            let finished = Finished {
+                started,
+                outcome: Outcome::Done,
+                changes,
+            };
+            self.store
+                .commit(vec![finished], Vec::new())
+                .map_err(unusable)?;
+        }
+        Ok(())
+    }
+}
+
+async fn refreshed(
+    snapshot: &Snapshot,
+    providers: &Providers,
+    choices: Choices,
+) -> Result<Refreshed, Vec<Diagnostic>> {
+    if choices.refresh {
+        refresh(snapshot, providers, choices.parallelism).await
+    } else {
+        Ok(Refreshed {
+            snapshot: snapshot.clone(),
+            ..Refreshed::default()
+        })
+    }
+}
+
+fn make_plan(
+    project: &Project,
+    providers: &Providers,
+    refreshed: Refreshed,
+    choices: Choices,
+) -> Result<Planned, Vec<Diagnostic>> {
+    let simulated = providers
+        .iter()
+        .filter(|(_, provider)| provider.is_simulated());
+    let options = Options {
+        destroy: choices.destroy,
+        simulated: simulated.map(|(name, _)| name.clone()).collect(),
+    };
+    let Refreshed {
+        snapshot, drift, ..
+    } = refreshed;
+    let (config, inputs, schemas) = (&project.config, &project.inputs, &project.schemas);
+    let plan = plan::plan(config, inputs, &snapshot, schemas, &options, drift)?;
+    review(config, schemas, &snapshot, &plan).map_err(|impossible| {
+        let detail = format!("{impossible}: {}.", impossible.findings.join("; "));
+        let hint = "This is a mistake in gobs, and nothing was done. Please report it.";
+        vec![Diagnostic::error("Impossible plan", detail).hint(hint)]
+    })?;
+    Ok(Planned { plan, snapshot })
+}
+
+#[expect(
+    clippy::boxed_local,
+    reason = "errors travel boxed until they are listed"
+)]
+fn one(diagnostic: Box<Diagnostic>) -> Vec<Diagnostic> {
+    vec![*diagnostic]
+}

@@ -376,6 +376,10 @@ impl Core {
             }
             _ = closing.wait_for(|closing| *closing) => return Err(ConnectError::Closed),
         };
+        // The peer was quicker; a second session of ours would only replace the one that stands.
+        if let Some(peer) = self.peer_at(to) {
+            return Ok(peer);
+        }
         let served = self.open(
             connection,
             Direction::Outbound(to.clone()),

@@ -37,8 +37,9 @@ use crate::netlayer::{DialError, Netlayer};
 use crate::vat::{Dialect, Limits, Object, Vat};
 
 /// How often a sturdyref is fetched before giving up. A session that looked alive may turn out to
-/// be the ghost of a peer that restarted; its end is the sign to dial anew, once.
-const FETCHES_MAX: usize = 2;
+/// be the ghost of a peer that restarted, or lose against the peer's own dial: its end is the sign
+/// to fetch anew.
+const FETCHES_MAX: usize = 3;
 
 /// What the bootstrap object's `fetch` answers from.
 pub trait SturdyrefTable: Send + Sync + 'static {

@@ -34,7 +34,6 @@ pub(super) async fn serve(vat: &Vat, session: SessionId, connection: Connection)
         let mut write = pin!(transmit(vat, session, outgoing.as_mut(), &sent));
         tokio::select! {
             reason = read => {
-                vat.closed(session, &reason);
                 // What was said last (why the session is aborted, say) is still sent.
                 let _ = timeout(LINGER, write).await;
                 reason
@@ -69,12 +68,17 @@ async fn receive(
 ) -> String {
     let mut chunks = Vec::new();
     loop {
-        match incoming.read(&mut chunks).await {
-            Ok(true) => {}
-            Ok(false) => return "the peer closed the connection".to_owned(),
-            Err(error) => return error.to_string(),
+        let ended = match incoming.read(&mut chunks).await {
+            Ok(true) => None,
+            Ok(false) => Some("the peer closed the connection".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = ended {
+            vat.closed(session, &reason);
+            return reason;
         }
         for chunk in chunks.drain(..) {
+            // The vat has ended the session by itself, and may have a last word to send.
             if let Err(over) = vat.receive(session, &chunk) {
                 return over.reason;
             }

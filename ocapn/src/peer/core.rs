@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::connection::serve;
 use super::{ConnectError, SessionEvent, SturdyrefTable};
@@ -43,6 +43,11 @@ const REFUSALS_MAX: usize = 100;
 /// How long after a lost dial the peer's own connection is waited for: of two crossed dials one is
 /// given up, and the end that gives up may learn of it before the other connection stands.
 const CROSSING_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a connection waits to be served whose other end proves nothing. Such a peer cannot take
+/// the place of its own old session, so the end of that one is given the time to be seen first
+/// where both are under way.
+const UNPROVEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long closing waits for the last words to reach the other peers.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -92,6 +97,16 @@ struct Link {
 struct Dial {
     to: PeerLocator,
     outcome: watch::Receiver<Option<Result<PeerId, ConnectError>>>,
+}
+
+/// How it stands with a peer.
+enum Standing {
+    /// There is no session.
+    Absent,
+    /// There is a session whose event has not been seen to yet.
+    Untold,
+    /// There is a session.
+    Up(PeerId),
 }
 
 impl Core {
@@ -264,6 +279,7 @@ impl Core {
             authenticated,
             address: connection.address,
         };
+        let unproven = !authenticated && matches!(direction, Direction::Inbound);
         let greet = match direction {
             Direction::Inbound if authenticated => Greet::AfterPeer,
             _ => Greet::AtOnce,
@@ -291,6 +307,9 @@ impl Core {
         };
         let task = tokio::spawn(async move {
             let _place = place;
+            if unproven {
+                sleep(UNPROVEN_PAUSE).await;
+            }
             serve(&served.core.vat, served.session, connection).await
         });
         if let Some(link) = self.registry().connections.get_mut(&session) {
@@ -319,8 +338,14 @@ impl Core {
         }
         let mut changed = self.changed.subscribe();
         loop {
-            if let Some(peer) = self.peer_at(to) {
-                return Ok(peer);
+            match self.standing(to) {
+                Standing::Up(peer) => return Ok(peer),
+                Standing::Untold => {
+                    // Its event is on the way, and marks the change.
+                    let _ = changed.changed().await;
+                    continue;
+                }
+                Standing::Absent => {}
             }
             if *self.closing.borrow() {
                 return Err(ConnectError::Closed);
@@ -331,13 +356,13 @@ impl Core {
                     outcome = dial.outcome.wait_for(Option::is_some) => {
                         break outcome.ok().and_then(|outcome| outcome.clone());
                     }
-                    _ = changed.changed() => if let Some(peer) = self.peer_at(to) {
+                    _ = changed.changed() => if let Standing::Up(peer) = self.standing(to) {
                         return Ok(peer);
                     }
                 }
             };
             match outcome {
-                Some(Ok(_)) => {}
+                Some(Ok(peer)) => return Ok(peer),
                 // Somebody else's dial tried other addresses than ours would.
                 Some(Err(_)) if dial.to != *to => {}
                 Some(Err(error)) => return Err(error),
@@ -377,8 +402,9 @@ impl Core {
             _ = closing.wait_for(|closing| *closing) => return Err(ConnectError::Closed),
         };
         // The peer was quicker; a second session of ours would only replace the one that stands.
-        if let Some(peer) = self.peer_at(to) {
-            return Ok(peer);
+        if self.session_with(to).is_some() {
+            let told = timeout(CROSSING_GRACE, self.wait_for_peer(to)).await;
+            return told.map_err(|_| ConnectError::Refused("it ended at once".to_owned()));
         }
         let served = self.open(
             connection,
@@ -399,7 +425,7 @@ impl Core {
     async fn wait_for_peer(&self, to: &PeerLocator) -> PeerId {
         let mut changed = self.changed.subscribe();
         loop {
-            if let Some(peer) = self.peer_at(to) {
+            if let Standing::Up(peer) = self.standing(to) {
                 return peer;
             }
             if changed.changed().await.is_err() {
@@ -408,9 +434,16 @@ impl Core {
         }
     }
 
-    fn peer_at(&self, to: &PeerLocator) -> Option<PeerId> {
+    /// Returns how it stands with a peer. The vat knows first; the registry follows its events.
+    fn standing(&self, to: &PeerLocator) -> Standing {
+        let Some(session) = self.session_with(to) else {
+            return Standing::Absent;
+        };
         let key = (to.transport.clone(), to.designator.clone());
-        self.registry().up.get(&key).map(|(_, peer)| peer.clone())
+        match self.registry().up.get(&key) {
+            Some((up, peer)) if *up == session => Standing::Up(peer.clone()),
+            _ => Standing::Untold,
+        }
     }
 
     pub(super) fn session_with(&self, to: &PeerLocator) -> Option<SessionId> {

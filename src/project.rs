@@ -11,8 +11,8 @@ use gobs_model::{Diagnostic, Known};
 use gobs_provider::Provider;
 use gobs_provider_dummy::{Dummy, DummyHost};
 use gobs_state::{
-    BossStore, DataKey, KeyError, Lock, LockError, OpenError, Reader, RowKind, Snapshot, Store,
-    StoreError,
+    BossStore, CrashAt, DataKey, KeyError, Lock, LockError, OpenError, Reader, RowKind, Snapshot,
+    Store, StoreError,
 };
 
 use crate::apply::Providers;
@@ -43,6 +43,8 @@ pub struct Surroundings {
     pub agent: Vec<OsString>,
     /// Where machines of this host have their sockets.
     pub runtime_root: PathBuf,
+    /// Where a test of crash safety wants a run to die.
+    pub crash_at: Option<CrashAt>,
 }
 
 /// A project whose files are read and right.
@@ -240,7 +242,12 @@ impl Project {
         let paths = self.paths();
         let lock = Lock::acquire(&paths.lock(), command, SystemTime::now())
             .map_err(|error| lock_error(&error))?;
-        Store::open(&paths.state, &self.key()?, lock).map_err(|error| open_error(&error))
+        let store = Store::open(&paths.state, &self.key()?, lock);
+        let mut store = store.map_err(|error| open_error(&error))?;
+        if let Some(point) = self.surroundings.crash_at {
+            store.crash_at(point);
+        }
+        Ok(store)
     }
 
     /// Opens the boss's own tables.

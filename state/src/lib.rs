@@ -40,4 +40,4 @@ pub use journal::{Doubt, Entry, Finished, Intent, Outcome, RowChange, Run, Start
 pub use lock::{Holder, Lock, LockError};
 pub use seal::{DataKey, KeyError, SealError, SealedBlob};
 pub use snapshot::{Phase, Row, RowKind, Snapshot};
-pub use store::{Reader, Store};
+pub use store::{CrashAt, Reader, Store};

@@ -22,7 +22,18 @@ pub struct Reader {
 pub struct Store {
     reader: Reader,
     run: Option<u64>,
+    commits: u64,
+    crash: Option<CrashAt>,
     _lock: Lock,
+}
+
+/// Where a test of crash safety wants this process to die, as by SIGKILL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashAt {
+    /// Before the commit of this number, counted from 1: effects are done, and not yet written.
+    Before(u64),
+    /// After the commit of this number: intents are written, and nothing of them is done.
+    After(u64),
 }
 
 impl Reader {
@@ -121,6 +132,8 @@ impl Store {
         Ok(Self {
             reader: Reader { database },
             run: None,
+            commits: 0,
+            crash: None,
             _lock: lock,
         })
     }
@@ -158,13 +171,30 @@ impl Store {
         finished: Vec<Finished>,
         starting: Vec<Intent>,
     ) -> Result<Vec<Started>, StoreError> {
+        self.commits += 1;
+        self.crash_if(CrashAt::Before(self.commits));
         let run = self.run;
-        self.reader.database.write(|transaction, cells| {
+        let started = self.reader.database.write(|transaction, cells| {
             let changes = finished.iter().flat_map(|finished| &finished.changes);
             snapshot::write(transaction, cells, changes)?;
             journal::end(transaction, cells, &finished)?;
             journal::start(transaction, cells, run, starting)
-        })
+        })?;
+        self.crash_if(CrashAt::After(self.commits));
+        Ok(started)
+    }
+
+    /// Kills this process at a commit to come, for tests of crash safety.
+    pub fn crash_at(&mut self, point: CrashAt) {
+        self.crash = Some(point);
+    }
+
+    fn crash_if(&self, point: CrashAt) {
+        if self.crash == Some(point) {
+            use rustix::process::{Signal, getpid, kill_process};
+            // No destructor may run, as none would.
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
     }
 }
 

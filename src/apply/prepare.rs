@@ -411,7 +411,7 @@ impl Walk<'_> {
             return Err(bug(step));
         };
         let values = self.apply.evaluator.machine(instance).map_err(first)?;
-        let wanted = wanted_of(&values);
+        let wanted = wanted_of(&values, Some(planned));
         keeps_promise(step, planned, &wanted)?;
         known(step, wanted)
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gobs_model::{Address, Change, Diagnostic, Instance, Name, Path, Segment, Value};
+use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Path, Segment, Value};
 use gobs_state::{Row, RowKind};
 
 use crate::lang::{BlockId, IgnoreChanges, MachineValues, ServiceValues};
@@ -97,20 +97,19 @@ impl Planner<'_> {
         let snapshot = self.snapshot;
         let row = snapshot.rows.get(&address);
         let existing = row.and_then(Existing::of);
-        let mut wanted = wanted_of(&values);
+        let last = existing.as_ref().map(|it| it.row.wanted.value());
+        let wanted = wanted_of(&values, last);
         let fate = match &existing {
             None => Fate::Create(vec![Because::Declared]),
-            Some(existing) => {
-                keep_ignored(&mut wanted, existing.row.wanted.value(), &values);
-                self.fate(existing, &wanted, &values, block)
-            }
+            Some(existing) => self.fate(existing, &wanted, &values, block),
         };
         self.refuse_destruction(&address, &values, &fate);
 
         let simulated = self.options.simulated.contains(&values.provider);
-        let before = existing.as_ref().map_or(Value::NULL, |existing| {
-            let (wanted, observed) = (existing.row.wanted.value(), existing.row.observed.value());
-            diff::planned_machine(block, wanted, Some(observed), existing.enrolled)
+        let changed = existing.as_ref().filter(|_| !matches!(fate, Fate::Keep));
+        let before = changed.map_or(Value::NULL, |it| {
+            let (wanted, observed) = (it.row.wanted.value(), it.row.observed.value());
+            diff::planned_machine(block, wanted, Some(observed), it.enrolled)
         });
         let (observed, enrolled) = match (&existing, &fate) {
             (Some(it), Fate::Keep | Fate::Update(..)) => {
@@ -249,7 +248,7 @@ impl Planner<'_> {
         existing: &Existing<'_>,
         wanted: &Value,
         values: &MachineValues,
-        block: &gobs_model::Block,
+        block: &Block,
     ) -> Fate {
         let drift = self
             .drift
@@ -410,7 +409,8 @@ impl Planner<'_> {
                 continue;
             }
             let declared = self.config.machines.get(&instance.name);
-            if self.options.destroy && declared.is_some_and(|it| it.lifecycle.prevent_destroy) {
+            let gone = self.is_gone(&row.address);
+            if !gone && declared.is_some_and(|it| it.lifecycle.prevent_destroy) {
                 self.refuse(&row.address, "destroy it");
             }
             let provider = existing.provider.to_owned();
@@ -424,7 +424,6 @@ impl Planner<'_> {
                     diff::planned_machine(&it.machine, wanted, Some(observed), enrolled)
                 },
             );
-            let gone = self.is_gone(&row.address);
             let mut because = vec![self.why_gone(declared.is_some())];
             because.extend(gone.then_some(Because::Gone));
             let node = self.draft.step(NewStep {
@@ -517,13 +516,17 @@ pub(crate) fn provider_name(provider: &str) -> &str {
     provider.split_once('.').map_or(provider, |(name, _)| name)
 }
 
-/// Returns what a machine's row will keep as asked.
-/// Returns what a machine's row keeps as asked.
-pub(crate) fn wanted_of(values: &MachineValues) -> Value {
+/// Returns what a machine's row keeps as asked; where `ignore_changes` says so, what was asked
+/// last stays. Apply gives what was planned as the last.
+pub(crate) fn wanted_of(values: &MachineValues, last: Option<&Value>) -> Value {
     let mut wanted = values.attributes.as_entries().cloned().unwrap_or_default();
     wanted.insert(HOB.into(), values.hob.to_value());
     let sensitive = values.attributes.sensitive;
-    Value::object::<Arc<str>>(wanted).sensitive_if(sensitive)
+    let mut wanted = Value::object::<Arc<str>>(wanted).sensitive_if(sensitive);
+    if let Some(last) = last {
+        keep_ignored(&mut wanted, last, values);
+    }
+    wanted
 }
 
 /// Puts back what was asked last where `ignore_changes` says so.
@@ -538,11 +541,10 @@ fn keep_ignored(wanted: &mut Value, was: &Value, values: &MachineValues) {
         .flatten()
         .map(|(name, value)| {
             let ignore = &**name != HOB && is_ignored(ignored, &Path::attribute(name));
-            let value = if ignore {
-                was.get(name).unwrap_or(value)
-            } else {
-                value
-            };
+            let last = was
+                .get(name)
+                .filter(|last| ignore && !last.contains_unknown());
+            let value = last.unwrap_or(value);
             (name.clone(), value.clone())
         });
     *wanted = Value::object::<Arc<str>>(kept.collect::<Vec<_>>()).sensitive_if(wanted.sensitive);

@@ -3,8 +3,6 @@
 //! `passable` is the data model and `syrup` its encoding, `captp` one session without I/O, `vat`
 //! the objects and sessions of one peer. A driver (`peer`) brings sockets and tasks.
 
-#![expect(dead_code, reason = "the vat is laid out before its dispatch")]
-
 pub mod captp;
 mod identity;
 mod locator;
@@ -24,6 +22,6 @@ pub use netlayer::{DialError, Netlayer};
 pub use passable::{ErrorValue, Integer, Opaque, Passable, Struct, Symbol, Tagged};
 pub use peer::{ConnectError, EnlivenError, Peer, PeerBuilder, SessionEvent, SturdyrefTable};
 pub use vat::{
-    Answer, Dialect, Direction, Greet, Limits, Object, Opening, Output, Over, Turn, Vat, VatEvent,
-    VatOptions,
+    Answer, Dialect, Direction, Greet, Inspection, Limits, Object, Opening, Output, Over, Turn,
+    Vat, VatEvent, VatOptions,
 };

@@ -11,7 +11,6 @@ mod write;
 
 pub use read::{Reader, Token};
 pub use scan::Scanner;
-#[expect(unused_imports, reason = "the session reads and writes by them")]
 pub(crate) use value::{Describe, Refer, read_value, write_value};
 pub use value::{ENCODE_DEPTH_MAX, decode, encode};
 pub use write::Writer;

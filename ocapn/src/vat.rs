@@ -5,17 +5,25 @@
 //! its events ([`Vat::next_event`]). Turns run one at a time in the order of arrival, outside of
 //! every lock, on whichever of those calls finds them waiting.
 
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+mod dispatch;
+mod gifts;
+mod sessions;
+mod wire;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::captp::broken::Broken;
-use crate::captp::promise::{Kind, Node, Promise, Reference, Resolver, Route, State};
+use crate::captp::promise::{Kind, Node, Promise, Reference, Resolver, Route, State, lock};
 use crate::captp::{Place, SessionId};
 use crate::locator::{PeerId, PeerLocator, Swissnum};
 use crate::passable::Passable;
+use dispatch::{Inner, Waiting};
 
 /// An object that takes messages.
 pub trait Object: Send + Sync + 'static {
@@ -202,7 +210,7 @@ pub enum VatEvent {
         swissnum: Swissnum,
         /// Who asks.
         from: PeerId,
-        /// Takes the object. Every refusal reads the same, whatever it is broken with.
+        /// Takes the object. Whatever is refused must read the same to the peer: drop it.
         answer: Resolver,
     },
     /// Connect to this peer and open a session: something was handed over from there. Failure is
@@ -214,73 +222,171 @@ pub enum VatEvent {
     Down(SessionId, PeerId, String),
 }
 
+/// What was dropped and must be dealt with by the vat.
 pub(crate) enum Dropped {
     Object(Arc<dyn Object>),
     Import(Place),
     Promise(Route, Box<State>),
+    Resolver(Reference),
 }
 
-#[derive(Default)]
-pub(crate) struct Shared {}
+/// Turns that one call runs before it leaves the rest to the next, so that none is kept for ever
+/// by objects that go on calling each other.
+const TURNS_AT_ONCE_MAX: usize = 4_096;
+
+/// What the clones of a vat share. `inner` is taken before `dropped` and `idle`, which are
+/// taken alone.
+pub(crate) struct Shared {
+    this: Weak<Self>,
+    inner: Mutex<Inner>,
+    dropped: Mutex<Vec<Dropped>>,
+    has_dropped: AtomicBool,
+    /// Wakes who waits for events.
+    idle: Mutex<Option<Waker>>,
+}
 
 impl Shared {
+    /// Runs `f` on the locked vat, then what follows from it; wakes and drops what belongs to
+    /// programs after the lock.
+    fn with<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> R {
+        let mut objects = Vec::new();
+        let mut inner = lock(&self.inner);
+        let result = f(&mut inner);
+        inner.work();
+        while self.has_dropped.swap(false, Ordering::AcqRel) {
+            // Collecting drops more, which takes the lock of this list.
+            let batch = std::mem::take(&mut *lock(&self.dropped));
+            for dropped in batch {
+                match dropped {
+                    Dropped::Object(object) => objects.push(object),
+                    other => inner.collect(other),
+                }
+            }
+            inner.work();
+        }
+        let wakers = std::mem::take(&mut inner.wakers);
+        let busy = inner.has_event() || inner.has_turn();
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
+        if busy {
+            self.wake_idle();
+        }
+        drop(objects);
+        result
+    }
+
+    fn wake_idle(&self) {
+        let waker = lock(&self.idle).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     pub(crate) fn dropped(&self, dropped: Dropped) {
-        crate::captp::drop_flat(dropped);
+        lock(&self.dropped).push(dropped);
+        if !self.has_dropped.swap(true, Ordering::AcqRel) {
+            self.wake_idle();
+        }
     }
 
-    pub(crate) fn call(&self, _to: &Reference, _args: Vec<Passable>) -> Promise {
-        Promise(Node::broken(&Weak::new(), Broken::severed("no session")))
+    pub(crate) fn call(&self, to: &Reference, args: Vec<Passable>) -> Promise {
+        Promise(self.with(|inner| inner.call(to, args)))
     }
 
-    pub(crate) fn send(&self, _to: &Reference, _args: Vec<Passable>) {}
+    pub(crate) fn send(&self, to: &Reference, args: Vec<Passable>) {
+        self.with(|inner| inner.send(to, args));
+    }
 
-    pub(crate) fn settle(&self, _promise: Reference, _result: Result<Passable, Broken>) {}
+    pub(crate) fn settle(&self, promise: Reference, result: Result<Passable, Broken>) {
+        self.with(|inner| inner.settle(promise, result));
+    }
 
-    pub(crate) fn listen(&self, _promise: &Reference) {}
+    pub(crate) fn listen(&self, promise: &Reference) {
+        self.with(|inner| inner.ask_resolution(promise));
+    }
+
+    /// Runs turns until none is left, unless another thread does.
+    fn run_turns(&self) {
+        let mut done = None;
+        for turns in 0.. {
+            let next = self
+                .with(|inner| inner.next_turn(done.take(), turns > 0, turns < TURNS_AT_ONCE_MAX));
+            let Some(Waiting { target, delivery }) = next else {
+                return;
+            };
+            let (Kind::Object(Some(object)), Some(this)) = (&target.0.kind, self.this.upgrade())
+            else {
+                continue;
+            };
+            let turn = Turn {
+                vat: Vat(this),
+                from: delivery.from,
+            };
+            let args = delivery.args;
+            // A program that panics in a turn breaks its answer, not the vat.
+            let answer = catch_unwind(AssertUnwindSafe(|| object.deliver(&turn, args)))
+                .unwrap_or_else(|_| Answer::broken("internal", "the object failed"));
+            match answer {
+                Answer::Now(result) => done = delivery.answer.map(|promise| (promise, result)),
+                Answer::Later(future) => {
+                    let resolver = delivery.answer.map(Resolver::new);
+                    let task = async move {
+                        let result = future.await;
+                        if let Some(resolver) = resolver {
+                            resolver.settle(result);
+                        }
+                    };
+                    self.with(|inner| inner.event(VatEvent::Spawn(Box::pin(task))));
+                }
+            }
+        }
+    }
 }
 
 impl Vat {
     /// Returns a vat without sessions.
-    pub fn new(_options: VatOptions) -> Self {
-        Self(Arc::default())
+    pub fn new(options: VatOptions) -> Self {
+        Self(Arc::new_cyclic(|this| Shared {
+            this: this.clone(),
+            inner: Mutex::new(Inner::new(this.clone(), options)),
+            dropped: Mutex::default(),
+            has_dropped: AtomicBool::new(false),
+            idle: Mutex::default(),
+        }))
     }
 
     /// Sets where this peer can be reached, for the sessions opened from now on.
-    pub fn set_location(&self, _location: PeerLocator) {}
+    pub fn set_location(&self, location: PeerLocator) {
+        self.0.with(|inner| inner.location = location);
+    }
 
     /// Returns a new reference to `object`.
     pub fn export(&self, object: impl Object) -> Reference {
-        Node::reference(
-            &Arc::downgrade(&self.0),
-            Kind::Object(Some(Arc::new(object))),
-        )
+        Node::reference(&self.0.this, Kind::Object(Some(Arc::new(object))))
     }
 
     /// Returns a promise and the right to resolve it.
     pub fn promise(&self) -> (Promise, Resolver) {
-        let promise = Node::promise(&Arc::downgrade(&self.0), Route::Here);
+        let promise = Node::promise(&self.0.this, Route::Here);
         (Promise(promise.clone()), Resolver::new(promise))
     }
 
     /// Opens a session on a new connection.
-    pub fn open(&self, _opening: Opening) -> SessionId {
-        SessionId { slot: 0, serial: 0 }
+    pub fn open(&self, opening: Opening) -> SessionId {
+        self.0.with(|inner| inner.open(opening))
     }
 
     /// Takes bytes that arrived, cut anywhere, and runs the turns they cause.
-    pub fn receive(&self, _session: SessionId, _bytes: &[u8]) -> Result<(), Over> {
-        Err(Over {
-            reason: "not open".into(),
-        })
+    pub fn receive(&self, session: SessionId, bytes: &[u8]) -> Result<(), Over> {
+        let result = self.0.with(|inner| inner.receive(session, bytes));
+        self.0.run_turns();
+        result
     }
 
     /// Waits for bytes to send; `None` when the session is over and its last bytes were taken.
-    pub fn poll_transmit(
-        &self,
-        _session: SessionId,
-        _cx: &mut Context<'_>,
-    ) -> Poll<Option<Output>> {
-        Poll::Ready(None)
+    pub fn poll_transmit(&self, session: SessionId, cx: &mut Context<'_>) -> Poll<Option<Output>> {
+        self.0
+            .with(|inner| inner.transmit(session, Some(cx.waker())))
     }
 
     /// Waits for bytes to send; `None` when the session is over and its last bytes were taken.
@@ -288,20 +394,38 @@ impl Vat {
         std::future::poll_fn(|cx| self.poll_transmit(session, cx)).await
     }
 
+    /// Returns the bytes that are to be sent now, if any.
+    pub fn try_transmit(&self, session: SessionId) -> Option<Output> {
+        match self.0.with(|inner| inner.transmit(session, None)) {
+            Poll::Ready(output) => output,
+            Poll::Pending => None,
+        }
+    }
+
     /// Returns the number of bytes that wait to be taken by [`Vat::transmit`].
-    pub fn backlog(&self, _session: SessionId) -> usize {
-        0
+    pub fn backlog(&self, session: SessionId) -> usize {
+        self.0
+            .with(|inner| inner.session(session).map_or(0, |s| s.output.writer.len()))
     }
 
     /// Tells that the connection is gone: its promises break. Does nothing when it was over.
-    pub fn closed(&self, _session: SessionId, _reason: &str) {}
+    pub fn closed(&self, session: SessionId, reason: &str) {
+        self.0.with(|inner| inner.closed(session, reason));
+    }
 
     /// Ends a session from our side: sends the reason, breaks its promises.
-    pub fn abort(&self, _session: SessionId, _reason: &str) {}
+    pub fn abort(&self, session: SessionId, reason: &str) {
+        self.0.with(|inner| inner.abort(session, reason));
+    }
 
     /// Waits for the next event; runs the turns that local calls caused. One task loops on it.
-    pub fn poll_event(&self, _cx: &mut Context<'_>) -> Poll<VatEvent> {
-        Poll::Pending
+    pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<VatEvent> {
+        *lock(&self.0.idle) = Some(cx.waker().clone());
+        self.0.run_turns();
+        match self.0.with(Inner::next_event) {
+            Some(event) => Poll::Ready(event),
+            None => Poll::Pending,
+        }
     }
 
     /// Waits for the next event; runs the turns that local calls caused. One task loops on it.
@@ -310,27 +434,54 @@ impl Vat {
     }
 
     /// Tells that a peer that [`VatEvent::Dial`] named cannot be reached.
-    pub fn dial_failed(&self, _peer: &PeerLocator, _reason: &str) {}
+    pub fn dial_failed(&self, peer: &PeerLocator, reason: &str) {
+        self.0.with(|inner| inner.dial_failed(peer, reason));
+    }
+
+    /// Tells that a session has been up for longer than a message can be under way: from now on
+    /// a new session of the same peer is one that came back, not one that crossed ours.
+    pub fn settled(&self, session: SessionId) {
+        self.0.with(|inner| inner.settled(session));
+    }
 
     /// Returns the session that is up with this peer.
-    pub fn session_with(&self, _transport: &str, _designator: &str) -> Option<SessionId> {
-        None
+    pub fn session_with(&self, transport: &str, designator: &str) -> Option<SessionId> {
+        self.0
+            .with(|inner| inner.session_with(transport, designator))
     }
 
     /// Returns the peer's bootstrap object while the session is up.
-    pub fn bootstrap(&self, _session: SessionId) -> Option<Reference> {
-        None
+    pub fn bootstrap(&self, session: SessionId) -> Option<Reference> {
+        self.0.with(|inner| inner.bootstrap(session))
     }
 
     /// Asks the peer for the object of a swissnum.
     pub fn fetch(&self, session: SessionId, swissnum: &Swissnum) -> Promise {
-        let _ = swissnum;
+        let secret = Bytes::copy_from_slice(swissnum.reveal());
         match self.bootstrap(session) {
-            Some(bootstrap) => bootstrap.call("fetch", []),
-            None => Promise(Node::broken(
-                &Weak::new(),
-                Broken::severed("no such session"),
-            )),
+            Some(bootstrap) => bootstrap.call("fetch", [Passable::Bytes(secret)]),
+            None => {
+                let broken = Broken::severed("the session is not up");
+                Promise(Node::broken(&self.0.this, broken))
+            }
         }
     }
+
+    /// Returns how much a session holds; `None` when it is not open.
+    pub fn inspect(&self, session: SessionId) -> Option<Inspection> {
+        self.0.with(|inner| inner.inspect(session))
+    }
+}
+
+/// How much one session holds, for reports and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// Objects and promises of ours that the peer holds, the resolvers of our calls included.
+    pub exports: usize,
+    /// Objects and promises of the peer that we hold.
+    pub imports: usize,
+    /// Answers of ours that the peer has not collected.
+    pub answers: usize,
+    /// Gifts that the peer deposited, or for which somebody waits.
+    pub gifts: usize,
 }

@@ -6,7 +6,12 @@
 use std::cell::RefCell;
 
 pub(crate) mod broken;
+pub(crate) mod crypto;
+pub(crate) mod handoff;
+pub(crate) mod message;
 pub(crate) mod promise;
+pub(crate) mod session;
+pub(crate) mod tables;
 
 use crate::vat::Dropped;
 

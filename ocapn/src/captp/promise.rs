@@ -76,11 +76,14 @@ impl Route {
 pub(crate) enum State {
     Pending(Pending),
     /// Became another promise, which was not settled then.
-    Forwarded(Reference),
+    Forwarded {
+        to: Reference,
+        by_route: bool,
+    },
+    /// `by_route`: later messages still travel by the old route, since earlier ones did and
+    /// might otherwise be overtaken.
     Settled {
         result: Result<Passable, Broken>,
-        /// Later messages still travel by the old route, since earlier ones did and might
-        /// otherwise be overtaken.
         by_route: bool,
     },
 }
@@ -195,7 +198,11 @@ impl Drop for Node {
                 );
                 Some(Dropped::Promise(*route, Box::new(state)))
             }
-            Kind::Resolver(_) | Kind::Bootstrap(_) => None,
+            Kind::Resolver(promise) => {
+                let promise = promise.get_mut().unwrap_or_else(PoisonError::into_inner);
+                promise.take().map(Dropped::Resolver)
+            }
+            Kind::Bootstrap(_) => None,
         };
         if let Some(dropped) = dropped {
             match self.vat.upgrade() {
@@ -260,7 +267,7 @@ impl Reference {
             let next = match &at.0.kind {
                 Kind::Promise(_, state) => match &*lock(state) {
                     State::Pending(_) => None,
-                    State::Forwarded(to) => Some(to.clone()),
+                    State::Forwarded { to, .. } => Some(to.clone()),
                     State::Settled {
                         result: Ok(Passable::Reference(to)),
                         ..
@@ -287,7 +294,7 @@ impl Reference {
             && let Kind::Promise(_, state) = &self.0.kind
         {
             let mut state = lock(state);
-            if let State::Forwarded(to) = &mut *state {
+            if let State::Forwarded { to, .. } = &mut *state {
                 let old = mem::replace(to, at.clone());
                 drop(state);
                 drop(old);
@@ -368,7 +375,7 @@ impl Promise {
             };
             let mut state = lock(state);
             let next = match &mut *state {
-                State::Forwarded(to) => to.clone(),
+                State::Forwarded { to, .. } => to.clone(),
                 State::Settled {
                     result: Ok(Passable::Reference(to)),
                     ..

@@ -1,0 +1,334 @@
+//! The operations of CapTP: reading what a peer sent.
+
+use bytes::Bytes;
+
+use super::crypto::{Envelope, PublicKey, read_signature};
+use super::handoff;
+use super::promise::{Node, Part, Reference, Route};
+use super::tables::Tables;
+use crate::captp::broken::Broken;
+use crate::locator::PeerLocator;
+use crate::passable::{Opaque, Passable, Symbol};
+use crate::syrup::{Mode, Reader, Refer, SyrupError, SyrupErrorKind as Kind, read_value};
+
+/// The one version of CapTP there is.
+pub(crate) const VERSION: &str = "1.0";
+
+/// Why a session must end, in words that the peer may read.
+pub(crate) type Fault = String;
+
+/// A peer's start-session, its signature verified.
+pub(crate) struct Hello {
+    pub(crate) key: PublicKey,
+    pub(crate) location: PeerLocator,
+    /// The location as it came, to be named in certificates byte for byte.
+    pub(crate) location_encoding: Bytes,
+}
+
+/// What a peer asks for once the session is up.
+pub(crate) enum Message {
+    Deliver {
+        to: Reference,
+        args: Vec<Passable>,
+        answer: Option<u64>,
+        resolver: Option<Reference>,
+    },
+    Listen {
+        to: Reference,
+        listener: Reference,
+    },
+    Take {
+        from: Reference,
+        part: Part,
+        answer: u64,
+    },
+    Abort(String),
+    GcExports(Vec<(u64, u64)>),
+    GcAnswers(Vec<u64>),
+}
+
+/// A handoff certificate found in a message, and the promise that stands for the gift.
+pub(crate) struct Gift {
+    pub(crate) envelope: Envelope,
+    pub(crate) promise: Reference,
+}
+
+/// What is read before a session is up.
+pub(crate) enum Greeting {
+    Hello(Box<Hello>),
+    Abort(String),
+}
+
+/// Returns the bytes that a location's signature covers.
+pub(crate) fn my_location(location: &[u8]) -> Vec<u8> {
+    [b"<11'my-location", location, b">"].concat()
+}
+
+/// Reads the first message of a peer.
+pub(crate) fn read_greeting(frame: &Bytes, mode: Mode) -> Result<Greeting, Fault> {
+    let mut reader = Reader::new(frame, mode);
+    let wrong = |error: SyrupError| format!("malformed start-session: {error}");
+    match reader.record().map_err(wrong)? {
+        "op:abort" => return Ok(Greeting::Abort(read_reason(&mut reader).map_err(wrong)?)),
+        "op:start-session" => {}
+        _ => return Err("expected op:start-session".into()),
+    }
+    if reader.string().map_err(wrong)? != VERSION {
+        return Err(format!("this peer speaks CapTP {VERSION}"));
+    }
+    let mut rest = || {
+        let key = PublicKey::read(&mut reader)?;
+        let start = reader.offset();
+        let location_encoding = reader.raw()?;
+        reader.rewind(start);
+        let location = PeerLocator::read(&mut reader)?;
+        let signature = read_signature(&mut reader)?;
+        reader.end()?;
+        Ok((
+            Hello {
+                key,
+                location,
+                location_encoding,
+            },
+            signature,
+        ))
+    };
+    let (hello, signature) = rest().map_err(wrong)?;
+    if !hello
+        .key
+        .verifies(&my_location(&hello.location_encoding), &signature)
+    {
+        return Err("invalid location signature".into());
+    }
+    Ok(Greeting::Hello(Box::new(hello)))
+}
+
+fn read_reason(reader: &mut Reader<'_>) -> Result<String, SyrupError> {
+    let reason = reader.string()?.to_owned();
+    reader.end()?;
+    Ok(reason)
+}
+
+/// Reads messages of a session that is up.
+pub(crate) struct Decoder<'a> {
+    pub(crate) tables: &'a mut Tables,
+    pub(crate) vat: &'a std::sync::Weak<crate::vat::Shared>,
+    pub(crate) imports_max: usize,
+    pub(crate) mode: Mode,
+    pub(crate) gifts: &'a mut Vec<Gift>,
+    /// Set with an error whose reason is not one of Syrup.
+    pub(crate) fault: Option<Fault>,
+}
+
+impl Decoder<'_> {
+    pub(crate) fn read(mut self, frame: &Bytes) -> Result<Message, Fault> {
+        let mut reader = Reader::new(frame, self.mode);
+        let label = reader.record().unwrap_or_default();
+        self.message(label, &mut reader).map_err(|error| {
+            self.fault
+                .take()
+                .unwrap_or_else(|| format!("malformed {label}: {error}"))
+        })
+    }
+
+    fn message(&mut self, label: &str, reader: &mut Reader<'_>) -> Result<Message, SyrupError> {
+        let message = match label {
+            "op:deliver" => Message::Deliver {
+                to: self.target(reader)?,
+                args: self.args(reader)?,
+                answer: match reader.is_false()? {
+                    true => None,
+                    false => Some(reader.unsigned()?),
+                },
+                resolver: match reader.is_false()? {
+                    true => None,
+                    false => Some(self.reference(reader)?),
+                },
+            },
+            "op:deliver-only" => Message::Deliver {
+                to: self.target(reader)?,
+                args: self.args(reader)?,
+                answer: None,
+                resolver: None,
+            },
+            "op:listen" => {
+                let message = Message::Listen {
+                    to: self.target(reader)?,
+                    listener: self.reference(reader)?,
+                };
+                // Whether partial answers are wanted: the drafts dropped the field, peers did
+                // not.
+                if matches!(reader.peek()?, b't' | b'f') {
+                    reader.token()?;
+                }
+                message
+            }
+            "op:get" => {
+                let from = self.target(reader)?;
+                let part = Part::Field(reader.string()?.to_owned());
+                Message::Take {
+                    from,
+                    part,
+                    answer: reader.unsigned()?,
+                }
+            }
+            "op:index" => {
+                let from = self.target(reader)?;
+                let part = Part::Index(reader.unsigned()?);
+                Message::Take {
+                    from,
+                    part,
+                    answer: reader.unsigned()?,
+                }
+            }
+            "op:untag" => {
+                let from = self.target(reader)?;
+                // The draft says a string, the tag itself is a symbol.
+                let part = match read_value(reader, self)? {
+                    Passable::String(tag) => Part::Untag(Symbol::new(&tag)),
+                    Passable::Symbol(tag) => Part::Untag(tag),
+                    _ => return Err(reader.error(Kind::Kind)),
+                };
+                Message::Take {
+                    from,
+                    part,
+                    answer: reader.unsigned()?,
+                }
+            }
+            "op:abort" => return Ok(Message::Abort(read_reason(reader)?)),
+            "op:gc-exports" | "op:gc-export" => {
+                let (positions, deltas) = (numbers(reader)?, numbers(reader)?);
+                if positions.len() != deltas.len() {
+                    return Err(reader.error(Kind::Kind));
+                }
+                Message::GcExports(positions.into_iter().zip(deltas).collect())
+            }
+            "op:gc-answers" | "op:gc-answer" => Message::GcAnswers(numbers(reader)?),
+            "op:start-session" => return Err(self.fault(reader, "second op:start-session")),
+            _ => return Err(self.fault(reader, "unknown operation")),
+        };
+        reader.end()?;
+        Ok(message)
+    }
+
+    fn fault(&mut self, reader: &Reader<'_>, reason: impl Into<Fault>) -> SyrupError {
+        self.fault = Some(reason.into());
+        reader.error(Kind::Kind)
+    }
+
+    /// Reads whom a message is for.
+    fn target(&mut self, reader: &mut Reader<'_>) -> Result<Reference, SyrupError> {
+        let label = reader.record()?;
+        let position = reader.unsigned()?;
+        reader.end()?;
+        self.ours(label, position, reader)
+    }
+
+    /// Returns the export or the answer of ours at a position.
+    fn ours(
+        &mut self,
+        label: &str,
+        position: u64,
+        reader: &Reader<'_>,
+    ) -> Result<Reference, SyrupError> {
+        let found = match label {
+            "desc:export" => self.tables.exported(position),
+            "desc:answer" => self.tables.answers.get(&position),
+            _ => return Err(reader.error(Kind::Kind)),
+        };
+        match found.cloned() {
+            Some(reference) => Ok(reference),
+            None => Err(self.fault(reader, format!("nothing at {label} {position}"))),
+        }
+    }
+
+    fn reference(&mut self, reader: &mut Reader<'_>) -> Result<Reference, SyrupError> {
+        match read_value(reader, self)? {
+            Passable::Reference(reference) => Ok(reference),
+            _ => Err(reader.error(Kind::Kind)),
+        }
+    }
+
+    fn args(&mut self, reader: &mut Reader<'_>) -> Result<Vec<Passable>, SyrupError> {
+        reader.list()?;
+        let mut args = Vec::new();
+        while !reader.at_end()? {
+            args.push(read_value(reader, self)?);
+        }
+        Ok(args)
+    }
+
+    /// Returns what stands for a signed record: a promise for a gift, or for a receiver's
+    /// certificate the certificate itself, which only the bootstrap object understands.
+    fn envelope(&mut self, reader: &mut Reader<'_>) -> Result<Passable, SyrupError> {
+        let envelope = Envelope::read(reader)?;
+        if handoff::holds(&envelope, "desc:handoff-give", self.mode) {
+            let promise = Node::promise(self.vat, Route::Here);
+            self.gifts.push(Gift {
+                envelope,
+                promise: promise.clone(),
+            });
+            return Ok(promise.into());
+        }
+        let label = Passable::symbol(ENVELOPE);
+        let fields = vec![Passable::Bytes(envelope.encoding)];
+        Ok(Passable::Opaque(Box::new(Opaque { label, fields })))
+    }
+}
+
+const ENVELOPE: &str = "desc:sig-envelope";
+
+/// Returns the encoding of a signed record that came as an argument.
+pub(crate) fn as_envelope(value: &Passable) -> Option<&Bytes> {
+    match value {
+        Passable::Opaque(opaque) if opaque.label.as_symbol() == Some(ENVELOPE) => {
+            opaque.fields.first()?.as_bytes()
+        }
+        _ => None,
+    }
+}
+
+impl Refer for Decoder<'_> {
+    fn refer(
+        &mut self,
+        label: &str,
+        reader: &mut Reader<'_>,
+    ) -> Result<Option<Passable>, SyrupError> {
+        match label {
+            ENVELOPE => return self.envelope(reader).map(Some),
+            "desc:import-object" | "desc:import-promise" | "desc:export" | "desc:answer" => {}
+            _ => return Ok(None),
+        }
+        let label = reader.record()?;
+        let position = reader.unsigned()?;
+        reader.end()?;
+        if !label.starts_with("desc:import") {
+            return self
+                .ours(label, position, reader)
+                .map(|found| Some(found.into()));
+        }
+        let promise = label == "desc:import-promise";
+        match self.tables.import(position, promise, self.imports_max) {
+            Some(reference) => Ok(Some(reference.into())),
+            None => Err(self.fault(reader, "too many references")),
+        }
+    }
+}
+
+/// Reads a list of positions, or the one that the oldest peers send.
+fn numbers(reader: &mut Reader<'_>) -> Result<Vec<u64>, SyrupError> {
+    if reader.peek()? != b'[' {
+        return Ok(vec![reader.unsigned()?]);
+    }
+    reader.list()?;
+    let mut numbers = Vec::new();
+    while !reader.at_end()? {
+        numbers.push(reader.unsigned()?);
+    }
+    Ok(numbers)
+}
+
+/// Returns a promise that is broken because a certificate is not as it must be.
+pub(crate) fn refused(reason: &str) -> Broken {
+    Broken::new("handoff-refused", reason)
+}

@@ -1,0 +1,282 @@
+//! The state of one session, from the first byte to the last.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+
+use bytes::{Bytes, BytesMut};
+
+use super::SessionId;
+use super::crypto::{PublicKey, Secrets, SessionKeys, session_id};
+use super::message::{Decoder, Fault, Gift, Greeting, Hello, Message, VERSION};
+use super::message::{my_location, read_greeting};
+use super::tables::Tables;
+use crate::locator::{PeerId, PeerLocator};
+use crate::syrup::{self, Mode, Scanner, Writer};
+use crate::vat::{Dialect, Direction, Greet, Limits, Opening, Output, Shared};
+
+/// Positions in one GC operation, so that it stays small beside any limit on messages.
+const GC_POSITIONS_MAX: usize = 10_000;
+
+pub(crate) struct Session {
+    pub(crate) direction: Direction,
+    /// What the netlayer knows of the other end.
+    pub(crate) proven: Option<PeerId>,
+    dialect: Dialect,
+    pub(crate) keys: Arc<SessionKeys>,
+    pub(crate) secrets: Secrets,
+    location: PeerLocator,
+    greeted: bool,
+    /// Whether hellos that crossed ours would have arrived.
+    pub(crate) settled: bool,
+    pub(crate) phase: Phase,
+    pub(crate) tables: Tables,
+    input: BytesMut,
+    scanner: Scanner,
+    pub(crate) output: Outbox,
+    gc_exports: Vec<(u64, u64)>,
+    gc_answers: Vec<u64>,
+    /// Certificates in the message just read.
+    pub(crate) gifts: Vec<Gift>,
+    limits: Limits,
+}
+
+/// Where a session is, by what it waits for.
+pub(crate) enum Phase {
+    /// The peer's start-session.
+    Greeting,
+    /// Messages.
+    Up(Box<Link>),
+    /// Its last bytes to be taken.
+    Over(String),
+}
+
+/// What is known of the peer once a session is up.
+pub(crate) struct Link {
+    pub(crate) peer: Arc<PeerId>,
+    pub(crate) key: PublicKey,
+    pub(crate) location_encoding: Bytes,
+    /// The id of the session, the same at both ends.
+    pub(crate) id: [u8; 32],
+    /// The count of our next withdrawal.
+    pub(crate) handoffs: u64,
+    /// Withdrawals of the peer that were accepted: the gifter's session, the receiver's side
+    /// there, and the count. Goblins counts per session of gifter and receiver, Endo per session
+    /// of exporter and receiver; this accepts both, and neither twice.
+    pub(crate) withdrawn: HashSet<([u8; 32], [u8; 32], u64)>,
+}
+
+#[derive(Default)]
+pub(crate) struct Outbox {
+    pub(crate) writer: Writer,
+    pub(crate) ends: Vec<usize>,
+    pub(crate) waker: Option<Waker>,
+}
+
+impl Session {
+    pub(crate) fn new(
+        id: SessionId,
+        vat: Weak<Shared>,
+        opening: Opening,
+        location: PeerLocator,
+        limits: Limits,
+    ) -> Self {
+        let mut secrets = Secrets::new(opening.seed);
+        let keys = Arc::new(SessionKeys::new(&secrets.next()));
+        let syrup_limits = syrup::Limits {
+            size_max: limits.message_size_max,
+            depth_max: limits.depth_max,
+            values_max: limits.values_max,
+        };
+        let mut session = Self {
+            direction: opening.direction,
+            proven: opening.peer,
+            dialect: opening.dialect,
+            keys,
+            secrets,
+            location,
+            greeted: false,
+            settled: false,
+            phase: Phase::Greeting,
+            tables: Tables::new(id, vat),
+            input: BytesMut::new(),
+            scanner: Scanner::new(syrup_limits, Mode::Strict),
+            output: Outbox::default(),
+            gc_exports: Vec::new(),
+            gc_answers: Vec::new(),
+            gifts: Vec::new(),
+            limits,
+        };
+        if opening.greet == Greet::AtOnce {
+            session.greet();
+        }
+        session
+    }
+
+    /// Sends our start-session, once.
+    pub(crate) fn greet(&mut self) {
+        if std::mem::replace(&mut self.greeted, true) {
+            return;
+        }
+        let mut location = Writer::new();
+        self.location.write(&mut location);
+        let location = location.take();
+        let writer = &mut self.output.writer;
+        writer
+            .record("op:start-session")
+            .string(VERSION)
+            .raw(&self.keys.public.encoding);
+        writer.raw(&location);
+        self.keys.sign(&my_location(&location), writer);
+        writer.end_record();
+        self.end_message();
+    }
+
+    pub(crate) fn link(&self) -> Option<&Link> {
+        match &self.phase {
+            Phase::Up(link) => Some(link),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
+        match &mut self.phase {
+            Phase::Up(link) => Some(link),
+            _ => None,
+        }
+    }
+
+    /// Keeps bytes that arrived.
+    pub(crate) fn take_input(&mut self, bytes: &[u8]) {
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// Returns the next whole message.
+    pub(crate) fn frame(&mut self) -> Result<Option<Bytes>, Fault> {
+        let end = self.scanner.scan(&self.input);
+        let end = end.map_err(|error| format!("malformed message: {error}"))?;
+        Ok(end.map(|end| self.input.split_to(end).freeze()))
+    }
+
+    pub(crate) fn read_greeting(&self, frame: &Bytes) -> Result<Greeting, Fault> {
+        read_greeting(frame, Mode::Strict)
+    }
+
+    pub(crate) fn read_message(
+        &mut self,
+        frame: &Bytes,
+        vat: &Weak<Shared>,
+    ) -> Result<Message, Fault> {
+        let decoder = Decoder {
+            tables: &mut self.tables,
+            vat,
+            imports_max: self.limits.imports_max,
+            mode: Mode::Strict,
+            gifts: &mut self.gifts,
+            fault: None,
+        };
+        decoder.read(frame)
+    }
+
+    /// Brings the session up with a peer that greeted.
+    pub(crate) fn start(&mut self, hello: Hello) -> Arc<PeerId> {
+        self.greet();
+        let known = self.proven.as_ref();
+        let peer = Arc::new(PeerId {
+            transport: hello.location.transport,
+            designator: hello.location.designator,
+            authenticated: known.is_some_and(|peer| peer.authenticated),
+            address: known.and_then(|peer| peer.address),
+        });
+        self.phase = Phase::Up(Box::new(Link {
+            peer: Arc::clone(&peer),
+            id: session_id(&self.keys.public.side, &hello.key.side),
+            key: hello.key,
+            location_encoding: hello.location_encoding,
+            handoffs: 0,
+            withdrawn: HashSet::new(),
+        }));
+        peer
+    }
+
+    /// Ends one written message.
+    pub(crate) fn end_message(&mut self) {
+        self.output.ends.push(self.output.writer.len());
+    }
+
+    /// Writes the start of a delivery up to its arguments.
+    pub(crate) fn write_deliver_start(writer: &mut Writer, dialect: Dialect, only: bool) {
+        let label = match dialect {
+            Dialect::D1 if only => "op:deliver-only",
+            _ => "op:deliver",
+        };
+        writer.record(label);
+    }
+
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    pub(crate) fn write_abort(&mut self, reason: &str) {
+        self.output
+            .writer
+            .record("op:abort")
+            .string(reason)
+            .end_record();
+        self.end_message();
+    }
+
+    pub(crate) fn collect_export(&mut self, position: u64, received: u64) {
+        self.gc_exports.push((position, received));
+    }
+
+    pub(crate) fn collect_answer(&mut self, position: u64) {
+        self.gc_answers.push(position);
+    }
+
+    /// Takes what is to be sent, what was collected included.
+    pub(crate) fn take_output(&mut self) -> Option<Output> {
+        if matches!(self.phase, Phase::Up(_)) {
+            self.write_collected();
+        }
+        if self.output.ends.is_empty() {
+            return None;
+        }
+        let ends = std::mem::take(&mut self.output.ends);
+        Some(Output {
+            bytes: self.output.writer.take().freeze(),
+            ends,
+        })
+    }
+
+    fn write_collected(&mut self) {
+        let (exports, answers) = match self.dialect {
+            Dialect::D1 => ("op:gc-export", "op:gc-answer"),
+            Dialect::D2 => ("op:gc-exports", "op:gc-answers"),
+        };
+        let all = std::mem::take(&mut self.gc_answers);
+        for some in all.chunks(GC_POSITIONS_MAX) {
+            let writer = &mut self.output.writer;
+            writer.record(answers).list();
+            for position in some {
+                writer.unsigned(*position);
+            }
+            writer.end_list().end_record();
+            self.end_message();
+        }
+        let all = std::mem::take(&mut self.gc_exports);
+        for some in all.chunks(GC_POSITIONS_MAX) {
+            let writer = &mut self.output.writer;
+            writer.record(exports).list();
+            for (position, _) in some {
+                writer.unsigned(*position);
+            }
+            writer.end_list().list();
+            for (_, received) in some {
+                writer.unsigned(*received);
+            }
+            writer.end_list().end_record();
+            self.end_message();
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! Messages to their targets, results to their promises.
+//!
+//! All that follows from one step is done before the next: [`Inner::work`] takes from a list,
+//! and what a piece of work causes goes to the front of it, so that messages to one target
+//! keep their order and no chain of promises is walked on the stack.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::sync::Weak;
+use std::task::Waker;
+
+use super::gifts::Gifts;
+use super::sessions::Slot;
+use super::wire::Desc;
+use super::{Dropped, Limits, Shared, VatEvent, VatOptions};
+use crate::captp::broken::Broken;
+use crate::captp::promise::{
+    Delivery, Kind, Listener, Node, Pending, Reference, Resolver, Route, State, lock,
+};
+use crate::captp::{Place, SessionId};
+use crate::locator::PeerLocator;
+use crate::passable::Passable;
+
+/// The state of a vat, under its lock.
+pub(crate) struct Inner {
+    pub(super) vat: Weak<Shared>,
+    pub(super) location: PeerLocator,
+    pub(super) limits: Limits,
+    pub(super) slots: Vec<Slot>,
+    pub(super) free: Vec<u32>,
+    /// The sessions that are up, by transport and designator.
+    pub(super) peers: HashMap<(String, String), SessionId>,
+    /// Our own connections that wait for the peer's start-session.
+    pub(super) dialling: HashMap<(String, String), SessionId>,
+    pub(super) gifts: Gifts,
+    turns: VecDeque<Waiting>,
+    running: bool,
+    events: VecDeque<VatEvent>,
+    pub(super) wakers: Vec<Waker>,
+    work: VecDeque<Work>,
+}
+
+/// A turn that waits to run.
+pub(super) struct Waiting {
+    pub(super) target: Reference,
+    pub(super) delivery: Delivery,
+}
+
+enum Work {
+    Deliver(Reference, Delivery),
+    Settle(Reference, Result<Passable, Broken>),
+    Listen(Reference, Listener),
+}
+
+/// Where a message goes from here.
+enum Destination {
+    /// An object, or a promise whose messages wait.
+    Node(Reference),
+    Wire(Desc, Place),
+    Broken(Broken),
+}
+
+impl Inner {
+    pub(super) fn new(vat: Weak<Shared>, options: VatOptions) -> Self {
+        Self {
+            vat,
+            location: options.location,
+            limits: options.limits,
+            slots: Vec::new(),
+            free: Vec::new(),
+            peers: HashMap::new(),
+            dialling: HashMap::new(),
+            gifts: Gifts::default(),
+            turns: VecDeque::new(),
+            running: false,
+            events: VecDeque::new(),
+            wakers: Vec::new(),
+            work: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn event(&mut self, event: VatEvent) {
+        self.events.push_back(event);
+    }
+
+    pub(super) fn next_event(&mut self) -> Option<VatEvent> {
+        self.events.pop_front()
+    }
+
+    pub(super) fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// Returns whether a turn waits that nobody is about to run.
+    pub(super) fn has_turn(&self) -> bool {
+        !self.running && !self.turns.is_empty()
+    }
+
+    /// Settles the answer of the turn that was run and returns the next one. The first call of a
+    /// run takes the right to run turns, the one that returns `None` gives it back.
+    pub(super) fn next_turn(
+        &mut self,
+        done: Option<(Reference, Result<Passable, Broken>)>,
+        mine: bool,
+        more: bool,
+    ) -> Option<Waiting> {
+        if let Some((promise, result)) = done {
+            self.settle(promise, result);
+            self.work();
+        }
+        if self.running && !mine {
+            return None;
+        }
+        let next = if more { self.turns.pop_front() } else { None };
+        self.running = next.is_some();
+        next
+    }
+
+    /// Delivers and returns the promise of the answer.
+    pub(super) fn call(&mut self, to: &Reference, args: Vec<Passable>) -> Reference {
+        // The usual case in one piece, without a promise between.
+        if let Destination::Wire(desc, place) = self.destination(to) {
+            return match self.write_deliver(desc, place, args, true) {
+                Ok(Some(question)) => question,
+                Ok(None) => Node::broken(&self.vat, Broken::severed("the session is over")),
+                Err(broken) => Node::broken(&self.vat, broken),
+            };
+        }
+        let answer = Node::promise(&self.vat, Route::Here);
+        let delivery = Delivery {
+            args,
+            answer: Some(answer.clone()),
+            from: None,
+        };
+        self.deliver(to.clone(), delivery);
+        answer
+    }
+
+    pub(super) fn send(&mut self, to: &Reference, args: Vec<Passable>) {
+        self.deliver(
+            to.clone(),
+            Delivery {
+                args,
+                answer: None,
+                from: None,
+            },
+        );
+    }
+
+    pub(super) fn deliver(&mut self, to: Reference, delivery: Delivery) {
+        self.work.push_back(Work::Deliver(to, delivery));
+    }
+
+    pub(super) fn settle(&mut self, promise: Reference, result: Result<Passable, Broken>) {
+        self.work.push_back(Work::Settle(promise, result));
+    }
+
+    pub(super) fn listen(&mut self, promise: Reference, listener: Listener) {
+        self.work.push_back(Work::Listen(promise, listener));
+    }
+
+    /// Does all that waits to be done under this lock.
+    pub(super) fn work(&mut self) {
+        while let Some(work) = self.work.pop_front() {
+            match work {
+                Work::Deliver(to, delivery) => self.do_deliver(&to, delivery),
+                Work::Settle(promise, result) => self.do_settle(&promise, result),
+                Work::Listen(promise, listener) => self.do_listen(&promise, listener),
+            }
+        }
+    }
+
+    fn next(&mut self, work: Work) {
+        self.work.push_front(work);
+    }
+
+    /// Follows resolved promises to where a message goes.
+    fn destination(&self, to: &Reference) -> Destination {
+        let mut at = to.clone();
+        loop {
+            let next = match &at.0.kind {
+                Kind::Remote(place) => return Destination::Wire(Desc::Export, *place),
+                Kind::Object(_) | Kind::Resolver(_) | Kind::Bootstrap(_) => {
+                    return Destination::Node(at);
+                }
+                Kind::Promise(route, state) => {
+                    let mut state = lock(state);
+                    let wire = route.place().filter(|place| self.is_up(place.session));
+                    let wire = wire.map(|place| Destination::Wire(Desc::of(*route), place));
+                    match (&mut *state, wire) {
+                        (State::Pending(pending), Some(wire)) => {
+                            pending.used_route = true;
+                            return wire;
+                        }
+                        (
+                            State::Forwarded { by_route: true, .. }
+                            | State::Settled { by_route: true, .. },
+                            Some(wire),
+                        ) => return wire,
+                        (State::Pending(_), None) => None,
+                        (State::Forwarded { to, .. }, _) => Some(to.clone()),
+                        (State::Settled { result, .. }, _) => match result {
+                            Ok(Passable::Reference(to)) => Some(to.clone()),
+                            Ok(value) => {
+                                let text = format!("a {} takes no messages", value.kind());
+                                return Destination::Broken(Broken::new("not-callable", text));
+                            }
+                            Err(broken) => return Destination::Broken(broken.clone()),
+                        },
+                    }
+                }
+            };
+            match next {
+                Some(next) => at = next,
+                None => return Destination::Node(at),
+            }
+        }
+    }
+
+    fn do_deliver(&mut self, to: &Reference, delivery: Delivery) {
+        let target = match self.destination(to) {
+            Destination::Node(target) => target,
+            Destination::Wire(desc, place) => {
+                let wants = delivery.answer.is_some();
+                let sent = self.write_deliver(desc, place, delivery.args, wants);
+                if let Some(answer) = delivery.answer {
+                    let severed = || Broken::severed("the session is over");
+                    let result = sent.and_then(|question| question.ok_or_else(severed));
+                    self.next(Work::Settle(answer, result.map(Passable::from)));
+                }
+                return;
+            }
+            Destination::Broken(broken) => {
+                if let Some(answer) = delivery.answer {
+                    self.next(Work::Settle(answer, Err(broken)));
+                }
+                return;
+            }
+        };
+        match &target.0.kind {
+            Kind::Promise(_, state) => {
+                if let State::Pending(pending) = &mut *lock(state) {
+                    if pending.queue.len() < self.limits.queue_max {
+                        pending.queue.push(delivery);
+                    } else if let Some(answer) = delivery.answer {
+                        let broken = Broken::new("overloaded", "too many messages wait here");
+                        self.work.push_front(Work::Settle(answer, Err(broken)));
+                    }
+                }
+            }
+            Kind::Resolver(promise) => {
+                let promise = lock(promise).take();
+                if let Some(answer) = delivery.answer {
+                    self.next(Work::Settle(answer, Ok(Passable::Undefined)));
+                }
+                if let Some(promise) = promise {
+                    self.next(Work::Settle(promise, resolution(delivery.args)));
+                }
+            }
+            Kind::Bootstrap(session) => self.bootstrap_turn(*session, delivery),
+            _ => self.turns.push_back(Waiting { target, delivery }),
+        }
+    }
+
+    fn do_settle(&mut self, promise: &Reference, result: Result<Passable, Broken>) {
+        let Kind::Promise(route, state) = &promise.0.kind else {
+            return;
+        };
+        let mut result = result;
+        let mut forward = None;
+        if let Ok(Passable::Reference(to)) = &result {
+            match end_of(to) {
+                End::Settled(end) => result = end,
+                End::Pending(to) if to == *promise => {
+                    result = Err(Broken::new("cycle", "the promise was resolved to itself"));
+                }
+                End::Pending(to) => forward = Some(to),
+            }
+        }
+        let mut guard = lock(state);
+        let State::Pending(pending) = &mut *guard else {
+            return;
+        };
+        let pending = mem::take(pending);
+        let by_route = pending.used_route
+            && match &forward {
+                Some(to) => !self.same_session(*route, to),
+                None => match &result {
+                    Ok(Passable::Reference(to)) => !self.same_session(*route, to),
+                    _ => false,
+                },
+            };
+        *guard = match &forward {
+            Some(to) => State::Forwarded {
+                to: to.clone(),
+                by_route,
+            },
+            None => State::Settled {
+                result: result.clone(),
+                by_route,
+            },
+        };
+        drop(guard);
+        let Pending {
+            queue,
+            listeners,
+            wakers,
+            used_route,
+            ..
+        } = pending;
+        self.wakers.extend(wakers);
+        if let Some(to) = &forward {
+            // The same connection carries both, so the order is kept as long as it is used.
+            if used_route
+                && !by_route
+                && let Kind::Promise(_, state) = &to.0.kind
+                && let State::Pending(pending) = &mut *lock(state)
+            {
+                pending.used_route = true;
+            }
+            for listener in listeners.into_iter().rev() {
+                self.next(Work::Listen(to.clone(), listener));
+            }
+        } else {
+            for listener in listeners.into_iter().rev() {
+                self.notify(listener, result.clone());
+            }
+        }
+        for delivery in queue.into_iter().rev() {
+            self.next(Work::Deliver(promise.clone(), delivery));
+        }
+    }
+
+    /// Returns whether messages to `to` travel in the session of `route`.
+    fn same_session(&self, route: Route, to: &Reference) -> bool {
+        let Some(old) = route.place() else {
+            return false;
+        };
+        match &to.0.kind {
+            Kind::Remote(place) => place.session == old.session,
+            Kind::Promise(route, _) => route
+                .place()
+                .is_some_and(|place| place.session == old.session),
+            _ => false,
+        }
+    }
+
+    fn do_listen(&mut self, promise: &Reference, listener: Listener) {
+        match end_of(promise) {
+            End::Settled(result) => self.notify(listener, result),
+            End::Pending(promise) => {
+                if let Kind::Promise(_, state) = &promise.0.kind
+                    && let State::Pending(pending) = &mut *lock(state)
+                {
+                    pending.listeners.push(listener);
+                }
+                self.ask_resolution(&promise);
+            }
+        }
+    }
+
+    fn notify(&mut self, listener: Listener, result: Result<Passable, Broken>) {
+        match listener {
+            Listener::Wire(resolver) => {
+                let args = match result {
+                    Ok(value) => vec![Passable::symbol("fulfill"), value],
+                    Err(broken) => vec![Passable::symbol("break"), broken.reason()],
+                };
+                self.next(Work::Deliver(
+                    resolver,
+                    Delivery {
+                        args,
+                        answer: None,
+                        from: None,
+                    },
+                ));
+            }
+            Listener::Part(promise, part) => {
+                let part = result.and_then(|value| part.of(&value));
+                self.next(Work::Settle(promise, part));
+            }
+        }
+    }
+
+    /// Asks the peer how its promise resolves, unless that was asked.
+    pub(super) fn ask_resolution(&mut self, promise: &Reference) {
+        let Kind::Promise(Route::Import(place), state) = &promise.0.kind else {
+            return;
+        };
+        if let State::Pending(pending) = &mut *lock(state) {
+            if mem::replace(&mut pending.listening, true) {
+                return;
+            }
+        } else {
+            return;
+        }
+        self.write_listen(*place, promise);
+    }
+
+    /// Deals with what programs dropped.
+    pub(super) fn collect(&mut self, dropped: Dropped) {
+        match dropped {
+            Dropped::Object(_) => {}
+            Dropped::Import(place) => self.collect_import(place),
+            Dropped::Promise(route, state) => {
+                match route {
+                    Route::Here => {}
+                    Route::Answer(place) => self.collect_answer(place),
+                    Route::Import(place) => self.collect_import(place),
+                }
+                if let State::Pending(pending) = *state {
+                    let gone = || Broken::new("dropped", "nobody is left to resolve the target");
+                    for delivery in pending.queue {
+                        if let Some(answer) = delivery.answer {
+                            self.settle(answer, Err(gone()));
+                        }
+                    }
+                    for listener in pending.listeners {
+                        self.notify(listener, Err(gone()));
+                    }
+                }
+            }
+            Dropped::Resolver(promise) => {
+                let broken = Broken::new("dropped", "nobody is left to resolve this promise");
+                self.settle(promise, Err(broken));
+            }
+        }
+    }
+
+    /// Returns a resolver for the answer of `delivery`, whether or not one is wanted.
+    pub(super) fn resolver(&self, answer: Option<Reference>) -> Resolver {
+        Resolver::new(answer.unwrap_or_else(|| Node::promise(&self.vat, Route::Here)))
+    }
+}
+
+/// What a resolver was told.
+fn resolution(args: Vec<Passable>) -> Result<Passable, Broken> {
+    let wrong = || Broken::new("wrong-resolution", "a resolver takes fulfill or break");
+    let mut args = args.into_iter();
+    let (Some(method), Some(value), None) = (args.next(), args.next(), args.next()) else {
+        return Err(wrong());
+    };
+    match method.as_symbol() {
+        Some("fulfill") => Ok(value),
+        Some("break") => Err(Broken::with(value)),
+        _ => Err(wrong()),
+    }
+}
+
+/// What a reference is in the end.
+enum End {
+    Settled(Result<Passable, Broken>),
+    Pending(Reference),
+}
+
+fn end_of(reference: &Reference) -> End {
+    let mut at = reference.clone();
+    loop {
+        let next = match &at.0.kind {
+            Kind::Promise(_, state) => match &*lock(state) {
+                State::Pending(_) => None,
+                State::Forwarded { to, .. } => Some(to.clone()),
+                State::Settled {
+                    result: Ok(Passable::Reference(to)),
+                    ..
+                } => Some(to.clone()),
+                State::Settled { result, .. } => return End::Settled(result.clone()),
+            },
+            _ => return End::Settled(Ok(Passable::Reference(at))),
+        };
+        match next {
+            Some(next) => at = next,
+            None => return End::Pending(at),
+        }
+    }
+}

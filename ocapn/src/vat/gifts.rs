@@ -1,0 +1,283 @@
+//! The bootstrap object, and third-party handoffs in their three roles.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::VatEvent;
+use super::dispatch::Inner;
+use super::sessions::key;
+use super::wire::{Args, Desc};
+use crate::captp::broken::Broken;
+use crate::captp::crypto::SessionKeys;
+use crate::captp::handoff::{Give, Receive, sign_receive};
+use crate::captp::message::{Gift, as_envelope, refused};
+use crate::captp::promise::{Delivery, Reference};
+use crate::captp::session::Session;
+use crate::captp::tables::BOOTSTRAP;
+use crate::captp::{Place, SessionId};
+use crate::locator::{PeerLocator, Swissnum};
+use crate::passable::Passable;
+use crate::syrup::{self, Mode};
+
+/// Withdrawals that one session may make: their counts are remembered against replay.
+const WITHDRAWALS_MAX: usize = 65_536;
+
+#[derive(Default)]
+pub(super) struct Gifts {
+    /// As exporter: what gifters deposited or receivers wait for, by the gifter's session.
+    deposits: HashMap<SessionId, HashMap<Bytes, Deposit>>,
+    /// As receiver: certificates whose exporter is being dialled.
+    waiting: HashMap<(String, String), Vec<Waiting>>,
+}
+
+enum Deposit {
+    Here(Reference),
+    /// The answer of the withdrawal that came first, and the receiver's session.
+    Awaited(Option<Reference>, SessionId),
+}
+
+struct Waiting {
+    give: Bytes,
+    /// Our keys in the session with the gifter, which may end meanwhile.
+    keys: Arc<SessionKeys>,
+    promise: Reference,
+}
+
+impl Gifts {
+    /// Returns the number of gifts of a gifter's session.
+    pub(super) fn of(&self, gifter: SessionId) -> usize {
+        self.deposits.get(&gifter).map_or(0, HashMap::len)
+    }
+}
+
+impl Inner {
+    /// Runs one message to the bootstrap object as the peer of session `id` has it.
+    pub(super) fn bootstrap_turn(&mut self, id: SessionId, delivery: Delivery) {
+        let Delivery { args, answer, .. } = delivery;
+        let mut args = args.into_iter();
+        let method = args.next();
+        let method = method
+            .as_ref()
+            .and_then(Passable::as_symbol)
+            .unwrap_or_default();
+        let result = match (method, args.next(), args.next(), args.next()) {
+            ("fetch", Some(Passable::Bytes(swissnum)), None, None) => {
+                return self.fetch(id, &swissnum, answer);
+            }
+            ("deposit-gift", Some(gift_id), Some(Passable::Reference(gift)), None) => {
+                self.deposit(id, &gift_id, gift)
+            }
+            ("withdraw-gift", Some(certificate), None, None) => {
+                let withdrawn = match as_envelope(&certificate) {
+                    Some(envelope) => self.withdraw(id, envelope, answer.clone()),
+                    None => Err(refused("not a certificate")),
+                };
+                match withdrawn {
+                    Ok(Some(gift)) => Ok(gift.into()),
+                    Ok(None) => return,
+                    Err(broken) => Err(broken),
+                }
+            }
+            _ => Err(Broken::new(
+                "wrong-call",
+                "not a method of the bootstrap object",
+            )),
+        };
+        if let Some(answer) = answer {
+            self.settle(answer, result);
+        }
+    }
+
+    fn fetch(&mut self, id: SessionId, swissnum: &Bytes, answer: Option<Reference>) {
+        let Some(link) = self.session(id).and_then(Session::link) else {
+            return;
+        };
+        let from = (*link.peer).clone();
+        let swissnum = Swissnum::new(&swissnum[..]);
+        let answer = self.resolver(answer);
+        self.event(VatEvent::Fetch {
+            swissnum,
+            from,
+            answer,
+        });
+    }
+
+    fn deposit(
+        &mut self,
+        gifter: SessionId,
+        gift_id: &Passable,
+        gift: Reference,
+    ) -> Result<Passable, Broken> {
+        let gift_id = syrup::encode(gift_id).ok_or_else(|| refused("not a gift id"))?;
+        let limit = self.limits.gifts_max;
+        let deposits = self.gifts.deposits.entry(gifter).or_default();
+        match deposits.remove(&gift_id) {
+            Some(Deposit::Awaited(answer, _)) => {
+                if let Some(answer) = answer {
+                    self.settle(answer, Ok(gift.into()));
+                }
+            }
+            Some(old @ Deposit::Here(_)) => {
+                deposits.insert(gift_id, old);
+                return Err(refused("the gift id is in use"));
+            }
+            None if deposits.len() >= limit => return Err(refused("too many gifts")),
+            None => {
+                deposits.insert(gift_id, Deposit::Here(gift));
+            }
+        }
+        Ok(Passable::Undefined)
+    }
+
+    /// Returns the gift of a certificate, or `None` if it was not deposited yet: then `answer`
+    /// gets it.
+    fn withdraw(
+        &mut self,
+        receiver: SessionId,
+        envelope: &Bytes,
+        answer: Option<Reference>,
+    ) -> Result<Option<Reference>, Broken> {
+        let malformed = |_| refused("malformed certificate");
+        let (outer, receive) = Receive::read(envelope, Mode::Strict).map_err(malformed)?;
+        let give = Give::read(&receive.give, Mode::Strict).map_err(malformed)?;
+
+        let link = self.session(receiver).and_then(Session::link);
+        let link = link.ok_or_else(|| Broken::severed("the session is over"))?;
+        if receive.session != link.id[..] || receive.receiver_side != link.key.side[..] {
+            return Err(refused("the certificate is for another session"));
+        }
+        // The gifter's session is found by its id, so who signed is who deposits.
+        let gifter = self.peers.values().copied().find(|id| {
+            let link = self.session(*id).and_then(Session::link);
+            link.is_some_and(|link| give.session == link.id[..])
+        });
+        let gifter = gifter.ok_or_else(|| refused("no session with the gifter"))?;
+        let gifter_link = self.session(gifter).and_then(Session::link);
+        let gifter_link = gifter_link.ok_or_else(|| refused("no session with the gifter"))?;
+        if give.gifter_side != gifter_link.key.side[..] || !receive.give.is_by(&gifter_link.key) {
+            return Err(refused("the gifter did not sign this"));
+        }
+        if !give.exporter.same_peer(&self.location) {
+            return Err(refused("the gift is at another peer"));
+        }
+        if !outer.is_by(&give.receiver_key) {
+            return Err(refused("the receiver did not sign this"));
+        }
+        let used = (gifter_link.id, give.receiver_key.side, receive.count);
+        let limit = self.limits.gifts_max;
+        let session = self.session_up(receiver).and_then(Session::link_mut);
+        let link = session.ok_or_else(|| Broken::severed("the session is over"))?;
+        if link.withdrawn.len() >= WITHDRAWALS_MAX || !link.withdrawn.insert(used) {
+            return Err(refused("the certificate was used"));
+        }
+        let deposits = self.gifts.deposits.entry(gifter).or_default();
+        match deposits.remove(&give.gift_id) {
+            Some(Deposit::Here(gift)) => Ok(Some(gift)),
+            Some(awaited @ Deposit::Awaited(..)) => {
+                deposits.insert(give.gift_id, awaited);
+                Err(refused("somebody else waits for the gift"))
+            }
+            None if deposits.len() >= limit => Err(refused("too many gifts")),
+            None => {
+                deposits.insert(give.gift_id, Deposit::Awaited(answer, receiver));
+                Ok(None)
+            }
+        }
+    }
+
+    /// A session ended: gifts die with the gifter's, waiting with the receiver's.
+    pub(super) fn end_gifts(&mut self, id: SessionId) {
+        for (_, deposit) in self.gifts.deposits.remove(&id).into_iter().flatten() {
+            if let Deposit::Awaited(Some(answer), _) = deposit {
+                self.settle(answer, Err(refused("the gifter's session is over")));
+            }
+        }
+        for deposits in self.gifts.deposits.values_mut() {
+            deposits.retain(|_, deposit| !matches!(deposit, Deposit::Awaited(_, by) if *by == id));
+        }
+        self.gifts
+            .deposits
+            .retain(|_, deposits| !deposits.is_empty());
+    }
+
+    /// Takes a certificate that came in session `id`: its promise becomes the gift.
+    pub(super) fn receive_gift(&mut self, id: SessionId, gift: Gift) {
+        let Gift { envelope, promise } = gift;
+        let checked = match (self.session(id), Give::read(&envelope, Mode::Strict)) {
+            (None, _) | (_, Err(_)) => Err("malformed certificate"),
+            (Some(session), Ok(give)) if give.receiver_key != session.keys.public => {
+                Err("the certificate is for another receiver")
+            }
+            (_, Ok(give)) if give.exporter.same_peer(&self.location) => {
+                Err("the gift is at the receiver itself")
+            }
+            (Some(session), Ok(give)) => Ok((give.exporter, Arc::clone(&session.keys))),
+        };
+        let (exporter, keys) = match checked {
+            Ok(checked) => checked,
+            Err(reason) => return self.settle(promise, Err(refused(reason))),
+        };
+        let gift = Waiting {
+            give: envelope.encoding,
+            keys,
+            promise,
+        };
+        if let Some(up) = self.session_with(&exporter.transport, &exporter.designator) {
+            return self.redeem(up, gift);
+        }
+        let count: usize = self.gifts.waiting.values().map(Vec::len).sum();
+        if count >= self.limits.gifts_max {
+            return self.settle(gift.promise, Err(refused("too many gifts")));
+        }
+        let waiting = self.gifts.waiting.entry(key(&exporter)).or_default();
+        waiting.push(gift);
+        if waiting.len() == 1 {
+            self.event(VatEvent::Dial(exporter));
+        }
+    }
+
+    /// A session came up: what waited for its peer is withdrawn.
+    pub(super) fn redeem_waiting(&mut self, id: SessionId, peer: &PeerLocator) {
+        for gift in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
+            self.redeem(id, gift);
+        }
+    }
+
+    pub(super) fn dial_failed(&mut self, peer: &PeerLocator, reason: &str) {
+        for gift in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
+            let broken = Broken::severed(format!("cannot reach the exporter: {reason}"));
+            self.settle(gift.promise, Err(broken));
+        }
+    }
+
+    /// Asks the exporter for a gift; messages to its promise follow at once.
+    fn redeem(&mut self, exporter: SessionId, gift: Waiting) {
+        let Waiting {
+            give,
+            keys,
+            promise,
+        } = gift;
+        let Some(session) = self.session_up(exporter) else {
+            return self.settle(
+                promise,
+                Err(Broken::severed("the exporter's session is over")),
+            );
+        };
+        let side = session.keys.public.side;
+        let Some(link) = session.link_mut() else {
+            return;
+        };
+        let certificate = sign_receive(&keys, &link.id, &side, link.handoffs, &give);
+        link.handoffs += 1;
+        let place = Place {
+            session: exporter,
+            position: BOOTSTRAP,
+        };
+        let asked = self.write_any(Desc::Export, place, &Args::Withdraw(certificate), true);
+        let severed = || Broken::severed("the exporter's session is over");
+        let result = asked.and_then(|question| question.ok_or_else(severed));
+        self.settle(promise, result.map(Passable::from));
+    }
+}

@@ -1,0 +1,425 @@
+//! Sessions from opening to end, and what their peers ask for.
+
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use super::dispatch::Inner;
+use super::{Direction, Inspection, Opening, Output, Over, VatEvent};
+use crate::captp::SessionId;
+use crate::captp::broken::Broken;
+use crate::captp::message::{Greeting, Hello, Message};
+use crate::captp::promise::{Delivery, Kind, Listener, Node, Reference, Route, lock};
+use crate::captp::session::{Phase, Session};
+use crate::locator::PeerLocator;
+
+/// A place for a session; the serial tells those that had it apart.
+pub(super) struct Slot {
+    serial: u32,
+    session: Option<Box<Session>>,
+}
+
+/// What the peer is told at the end of its session.
+enum Farewell {
+    /// The reason.
+    Abort,
+    /// Nothing: it ended the session itself.
+    None,
+}
+
+impl Inner {
+    pub(super) fn open(&mut self, opening: Opening) -> SessionId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot {
+                serial: 0,
+                session: None,
+            });
+            (self.slots.len() - 1) as u32
+        });
+        let place = &mut self.slots[slot as usize];
+        place.serial = place.serial.wrapping_add(1);
+        let id = SessionId {
+            slot,
+            serial: place.serial,
+        };
+        if let Direction::Outbound(peer) = &opening.direction {
+            self.dialling.insert(key(peer), id);
+        }
+        let (location, limits) = (self.location.clone(), self.limits.clone());
+        let session = Session::new(id, self.vat.clone(), opening, location, limits);
+        self.slots[slot as usize].session = Some(Box::new(session));
+        id
+    }
+
+    pub(super) fn session(&self, id: SessionId) -> Option<&Session> {
+        let slot = self
+            .slots
+            .get(id.slot as usize)
+            .filter(|slot| slot.serial == id.serial)?;
+        slot.session.as_deref()
+    }
+
+    fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        let slot = self
+            .slots
+            .get_mut(id.slot as usize)
+            .filter(|slot| slot.serial == id.serial)?;
+        slot.session.as_deref_mut()
+    }
+
+    /// Returns a session if it is up.
+    pub(super) fn session_up(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.session_mut(id)
+            .filter(|session| matches!(session.phase, Phase::Up(_)))
+    }
+
+    /// Takes a session out of its slot, so that the others can be used beside it.
+    pub(super) fn take(&mut self, id: SessionId) -> Option<Box<Session>> {
+        let slot = self
+            .slots
+            .get_mut(id.slot as usize)
+            .filter(|slot| slot.serial == id.serial)?;
+        slot.session.take()
+    }
+
+    pub(super) fn put_back(&mut self, id: SessionId, session: Box<Session>) {
+        self.slots[id.slot as usize].session = Some(session);
+    }
+
+    pub(super) fn session_with(&self, transport: &str, designator: &str) -> Option<SessionId> {
+        self.peers
+            .get(&(transport.to_owned(), designator.to_owned()))
+            .copied()
+    }
+
+    pub(super) fn bootstrap(&mut self, id: SessionId) -> Option<Reference> {
+        Some(self.session_up(id)?.tables.bootstrap())
+    }
+
+    pub(super) fn inspect(&self, id: SessionId) -> Option<Inspection> {
+        let (exports, imports, answers) = self.session(id)?.tables.sizes();
+        Some(Inspection {
+            exports,
+            imports,
+            answers,
+            gifts: self.gifts.of(id),
+        })
+    }
+
+    pub(super) fn transmit(
+        &mut self,
+        id: SessionId,
+        waker: Option<&Waker>,
+    ) -> Poll<Option<Output>> {
+        let Some(session) = self.session_mut(id) else {
+            return Poll::Ready(None);
+        };
+        if let Some(output) = session.take_output() {
+            return Poll::Ready(Some(output));
+        }
+        if matches!(session.phase, Phase::Over(_)) {
+            self.free(id);
+            return Poll::Ready(None);
+        }
+        if let Some(waker) = waker {
+            session.output.waker = Some(waker.clone());
+        }
+        Poll::Pending
+    }
+
+    /// Takes bytes of a session and does what they ask for.
+    pub(super) fn receive(&mut self, id: SessionId, bytes: &[u8]) -> Result<(), Over> {
+        if let Some(session) = self.session_mut(id) {
+            session.take_input(bytes);
+        }
+        loop {
+            let Some(session) = self.session_mut(id) else {
+                return Err(Over {
+                    reason: "the session is over".into(),
+                });
+            };
+            if let Phase::Over(reason) = &session.phase {
+                return Err(Over {
+                    reason: reason.clone(),
+                });
+            }
+            let frame = match session.frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(()),
+                Err(fault) => {
+                    self.abort(id, &fault);
+                    continue;
+                }
+            };
+            let vat = self.vat.clone();
+            let Some(session) = self.session_mut(id) else {
+                continue;
+            };
+            let done = if matches!(session.phase, Phase::Greeting) {
+                session
+                    .read_greeting(&frame)
+                    .map(|greeting| self.greeted(id, greeting))
+            } else {
+                let message = session.read_message(&frame, &vat);
+                let gifts = std::mem::take(&mut session.gifts);
+                for gift in gifts {
+                    self.receive_gift(id, gift);
+                }
+                message.and_then(|message| self.obey(id, message))
+            };
+            if let Err(fault) = done {
+                self.abort(id, &fault);
+            }
+            self.work();
+        }
+    }
+
+    fn greeted(&mut self, id: SessionId, greeting: Greeting) {
+        let hello = match greeting {
+            Greeting::Hello(hello) => hello,
+            Greeting::Abort(reason) => return self.end(id, &reason, &Farewell::None),
+        };
+        match self.admit(id, &hello) {
+            Ok(()) => self.start(id, *hello),
+            Err(reason) => self.abort(id, reason),
+        }
+    }
+
+    /// Decides whether the peer that greeted is who it must be, and which of several sessions
+    /// with it stays.
+    fn admit(&mut self, id: SessionId, hello: &Hello) -> Result<(), &'static str> {
+        let peer = key(&hello.location);
+        let Some(session) = self.session(id) else {
+            return Err("the session is over");
+        };
+        let authenticated = match &session.proven {
+            Some(proven) if proven.authenticated => {
+                if !proven.is(&peer.0, &peer.1) {
+                    return Err("the location is not that of the key proved");
+                }
+                true
+            }
+            Some(proven) if !proven.transport.is_empty() && proven.transport != peer.0 => {
+                return Err("the location is on another transport");
+            }
+            _ => false,
+        };
+        let inbound = match &session.direction {
+            Direction::Inbound => true,
+            Direction::Outbound(dialled) if dialled.same_peer(&hello.location) => false,
+            Direction::Outbound(_) => return Err("another peer answered than was dialled"),
+        };
+        if hello.key == session.keys.public {
+            return Err("the peer's key is ours");
+        }
+        if inbound && let Some(ours) = self.dialling.get(&peer).copied() {
+            // Crossed hellos: of the two diallers' keys the lower one loses, at both ends alike.
+            let lower = self
+                .session(ours)
+                .map(|s| s.keys.public.side < hello.key.side);
+            match lower {
+                Some(true) => self.abort(ours, "Crossed hellos mitigated"),
+                Some(false) => return Err("Crossed hellos mitigated"),
+                None => {}
+            }
+        }
+        if let Some(old) = self.peers.get(&peer).copied() {
+            // A peer that came back must not be shut out by its own ghost, but only who proved
+            // to be that peer may take its place.
+            if !authenticated {
+                return Err("there is a session with this peer");
+            }
+            // The peer may have answered our dial before its own, which it sent earlier, came
+            // here by its slower connection.
+            let ours =
+                |old: &Session| !old.settled && matches!(old.direction, Direction::Outbound(_));
+            if inbound && self.session(old).is_some_and(ours) {
+                return self.admit_crossed(old, hello);
+            }
+            self.abort(old, "replaced by a newer session");
+        }
+        Ok(())
+    }
+
+    /// Decides between a connection that we dialled and one that the peer did at the same time:
+    /// of the two diallers' keys the lower one loses, at both ends alike.
+    fn admit_crossed(&mut self, ours: SessionId, hello: &Hello) -> Result<(), &'static str> {
+        const CROSSED: &str = "Crossed hellos mitigated";
+        let Some(session) = self.session(ours) else {
+            return Ok(());
+        };
+        if session.keys.public.side >= hello.key.side {
+            return Err(CROSSED);
+        }
+        self.abort(ours, CROSSED);
+        Ok(())
+    }
+
+    pub(super) fn settled(&mut self, id: SessionId) {
+        if let Some(session) = self.session_mut(id) {
+            session.settled = true;
+        }
+    }
+
+    fn start(&mut self, id: SessionId, hello: Hello) {
+        let locator = hello.location.clone();
+        let Some(session) = self.session_mut(id) else {
+            return;
+        };
+        let peer = session.start(hello);
+        let waker = session.output.waker.take();
+        self.wakers.extend(waker);
+        self.forget_dial(&locator, id);
+        self.peers.insert(key(&locator), id);
+        self.event(VatEvent::Up(id, (*peer).clone()));
+        self.redeem_waiting(id, &locator);
+    }
+
+    fn forget_dial(&mut self, locator: &PeerLocator, id: SessionId) {
+        let key = key(locator);
+        if self.dialling.get(&key) == Some(&id) {
+            self.dialling.remove(&key);
+        }
+    }
+
+    /// Does what one message asks for.
+    fn obey(&mut self, id: SessionId, message: Message) -> Result<(), String> {
+        match message {
+            Message::Deliver {
+                to,
+                args,
+                answer,
+                resolver,
+            } => {
+                let promise = match (answer, resolver) {
+                    (None, None) => None,
+                    (answer, resolver) => {
+                        let promise = match answer {
+                            Some(position) => self.new_answer(id, position)?,
+                            None => Node::promise(&self.vat, Route::Here),
+                        };
+                        if let Some(resolver) = resolver {
+                            self.listen(promise.clone(), Listener::Wire(resolver));
+                        }
+                        Some(promise)
+                    }
+                };
+                let from = self.session(id).and_then(Session::link);
+                let from = from.map(|link| Arc::clone(&link.peer));
+                self.deliver(
+                    to,
+                    Delivery {
+                        args,
+                        answer: promise,
+                        from,
+                    },
+                );
+            }
+            Message::Listen { to, listener } => self.listen(to, Listener::Wire(listener)),
+            Message::Take { from, part, answer } => {
+                let promise = self.new_answer(id, answer)?;
+                self.listen(from, Listener::Part(promise, part));
+            }
+            Message::Abort(reason) => self.end(id, &reason, &Farewell::None),
+            Message::GcExports(given_back) => {
+                let Some(session) = self.session_up(id) else {
+                    return Ok(());
+                };
+                for (position, delta) in given_back {
+                    let released = session.tables.release(position, delta);
+                    released.map_err(|()| "gave back more references than it got")?;
+                }
+            }
+            Message::GcAnswers(positions) => {
+                let Some(session) = self.session_up(id) else {
+                    return Ok(());
+                };
+                for position in positions {
+                    let found = session.tables.answers.remove(&position);
+                    found.ok_or("gave back an answer it did not have")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn new_answer(&mut self, id: SessionId, position: u64) -> Result<Reference, String> {
+        let promise = Node::promise(&self.vat, Route::Here);
+        let limit = self.limits.answers_max;
+        if let Some(session) = self.session_up(id) {
+            if session.tables.answers.len() >= limit {
+                return Err("too many answers".into());
+            }
+            if session
+                .tables
+                .answers
+                .insert(position, promise.clone())
+                .is_some()
+            {
+                return Err(format!("answer position {position} is in use"));
+            }
+        }
+        Ok(promise)
+    }
+
+    pub(super) fn abort(&mut self, id: SessionId, reason: &str) {
+        self.end(id, reason, &Farewell::Abort);
+    }
+
+    pub(super) fn closed(&mut self, id: SessionId, reason: &str) {
+        self.end(id, reason, &Farewell::None);
+        self.free(id);
+    }
+
+    fn free(&mut self, id: SessionId) {
+        if let Some(session) = self.take(id) {
+            self.wakers.extend(session.output.waker);
+            self.free.push(id.slot);
+        }
+    }
+
+    /// Ends a session: what depends on it breaks, what it holds is let go.
+    fn end(&mut self, id: SessionId, reason: &str, farewell: &Farewell) {
+        let Some(session) = self.session_mut(id) else {
+            return;
+        };
+        if matches!(session.phase, Phase::Over(_)) {
+            return;
+        }
+        if matches!(farewell, Farewell::Abort) {
+            session.write_abort(reason);
+        }
+        let over = Phase::Over(reason.to_owned());
+        let was = std::mem::replace(&mut session.phase, over);
+        let promises = session.tables.imported_promises();
+        let mut broken = promises;
+        for export in session.tables.exports() {
+            if let Kind::Resolver(promise) = &export.0.kind {
+                broken.extend(lock(promise).take());
+            }
+        }
+        let held = session.tables.clear();
+        let waker = session.output.waker.take();
+        let direction = session.direction.clone();
+        self.wakers.extend(waker);
+        if let Direction::Outbound(peer) = &direction {
+            self.forget_dial(peer, id);
+        }
+        for promise in broken {
+            self.settle(promise, Err(Broken::severed(reason)));
+        }
+        self.end_gifts(id);
+        if let Phase::Up(link) = was {
+            let peer = (link.peer.transport.clone(), link.peer.designator.clone());
+            if self.peers.get(&peer) == Some(&id) {
+                self.peers.remove(&peer);
+            }
+            self.event(VatEvent::Down(id, (*link.peer).clone(), reason.to_owned()));
+        }
+        drop(held);
+    }
+}
+
+/// What makes two locators the same peer.
+pub(super) fn key(locator: &PeerLocator) -> (String, String) {
+    (locator.transport.clone(), locator.designator.clone())
+}

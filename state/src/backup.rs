@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 use crate::Reader;
 use crate::database::{immutable_uri, milliseconds};
 use crate::error::{Fault, StoreError};
-use crate::seal::create_private_directory;
+use crate::filesystem::create_private_directory;
 use crate::store::quick_check;
 
 /// How many backups are kept: enough to go back past a bad day.

@@ -1,8 +1,8 @@
 //! One connection to the state file: opening it, its format, and what it says of failures.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -10,8 +10,8 @@ use data_encoding::HEXLOWER;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Fault, OpenError, StoreError};
-use crate::filesystem;
-use crate::seal::{DataKey, KeyError, create_private_directory, parent};
+use crate::filesystem::{self, TemporaryFile, create_private_directory, parent};
+use crate::seal::{DataKey, KeyError};
 
 /// `gobs` in ASCII: tells a state file from other databases.
 const APPLICATION_ID: i64 = 0x676F_6273;
@@ -37,8 +37,40 @@ pub(crate) struct Database {
 impl Database {
     /// Opens the state file for writing; makes it where there is none.
     pub(crate) fn open_writable(path: &Path, key: &DataKey) -> Result<Self, OpenError> {
-        create(path)?;
+        let create = |source| OpenError::Create {
+            path: path.into(),
+            source,
+        };
+        let directory = parent(path);
+        create_private_directory(directory).map_err(create)?;
         refuse_network(path)?;
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Asked again, since another process may have made the file and written to it.
+                if wal_has_content(path) && !path.exists() {
+                    return Err(OpenError::Leftover(path.into()));
+                }
+                // Made whole beside its place: SQLite does not let two processes wait for each
+                // other while they turn one empty file into a WAL database.
+                let fresh = TemporaryFile::create(directory).map_err(create)?;
+                Self::open_existing(&fresh.path, key)?
+                    .connection
+                    .close()
+                    .map_err(|(_, error)| at(path)(error))?;
+                fresh.put_in_place(path).map_err(create)?;
+            }
+            Err(error) => return Err(create(error)),
+            Ok(file) if file.is_file() && file.mode() & 0o077 != 0 => {
+                // Copied or restored by hand; what cannot be tightened is reported when opened.
+                let tightened = fs::set_permissions(path, Permissions::from_mode(0o600));
+                tracing::debug!(?tightened, path = %path.display(), "state file mode");
+            }
+            Ok(_) => {}
+        }
+        Self::open_existing(path, key)
+    }
+
+    fn open_existing(path: &Path, key: &DataKey) -> Result<Self, OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(at(path))?;
         let format = prepare(&connection, path)?;
@@ -236,35 +268,6 @@ fn migrate(connection: &mut Connection, path: &Path, key: &DataKey) -> Result<()
 
 fn cell_key_place(lineage: &str) -> [&[u8]; 2] {
     [b"cell-key", lineage.as_bytes()]
-}
-
-/// Makes an empty file for its owner alone; SQLite gives the WAL and its index the same mode.
-fn create(path: &Path) -> Result<(), OpenError> {
-    let error = |source| OpenError::Create {
-        path: path.into(),
-        source,
-    };
-    create_private_directory(parent(path)).map_err(error)?;
-    let created = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    match created {
-        Ok(_) => fs::File::open(parent(path))
-            .and_then(|directory| directory.sync_all())
-            .map_err(error),
-        Err(failure) if failure.kind() == io::ErrorKind::AlreadyExists => {
-            let file = fs::metadata(path).map_err(error)?;
-            if file.is_file() && file.mode() & 0o077 != 0 {
-                // Copied or restored by hand; what cannot be tightened is reported when opened.
-                let tightened = fs::set_permissions(path, Permissions::from_mode(0o600));
-                tracing::debug!(?tightened, path = %path.display(), "state file mode");
-            }
-            Ok(())
-        }
-        Err(failure) => Err(error(failure)),
-    }
 }
 
 fn refuse_network(path: &Path) -> Result<(), OpenError> {

@@ -14,6 +14,13 @@ pub enum OpenError {
     /// There is none at this path.
     #[error("there is no state file {}: nothing was applied here yet", .0.display())]
     Missing(PathBuf),
+    /// It is gone, and its WAL is there: a new file beside that would be filled with the old one's
+    /// pages.
+    #[error(
+        "the state file {path} is missing, but {path}-wal holds commits that belong to it: bring \
+         the file back, or move {path}-wal away to begin anew", path = .0.display()
+    )]
+    Leftover(PathBuf),
     /// It lies where locks and shared memory cannot be trusted.
     #[error(
         "the state file {} lies on a network filesystem ({filesystem}), where locks and shared \

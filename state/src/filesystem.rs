@@ -1,9 +1,68 @@
-//! Which filesystems a state file must not lie on.
+//! Private files that appear whole, and the filesystems that a state file must not lie on.
 
-use std::fs;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+
+/// A file for its owner alone, removed with what SQLite puts beside it when dropped.
+pub(crate) struct TemporaryFile {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+}
+
+impl TemporaryFile {
+    /// Makes an empty file in the directory, under a name that nobody else has.
+    pub(crate) fn create(directory: &Path) -> io::Result<Self> {
+        let mut suffix = [0; 8];
+        getrandom::fill(&mut suffix).map_err(|error| io::Error::other(error.to_string()))?;
+        let path = directory.join(format!(".new-{}", HEXLOWER.encode(&suffix)));
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        Ok(Self { file, path })
+    }
+
+    /// Gives the file its name, whole and durable, unless another is there under it.
+    pub(crate) fn put_in_place(self, path: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        match fs::hard_link(&self.path, path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        File::open(parent(path))?.sync_all()
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let mut path = self.path.as_os_str().to_owned();
+            path.push(suffix);
+            // Mostly there is only the first.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Returns the directory that a file lies in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Makes a directory that only its owner may enter; one that is there stays as it is.
+pub(crate) fn create_private_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+}
 
 /// The `statfs` magic numbers of filesystems that other hosts write too: their locks and shared
 /// memory do not reach across hosts, which SQLite's WAL and `flock` need. 9p is not among them:

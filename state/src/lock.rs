@@ -10,8 +10,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::filesystem;
-use crate::seal::{create_private_directory, parent};
+use crate::filesystem::{self, create_private_directory, parent};
 
 /// How long to look again for who holds the lock: the holder writes its name just after it got it.
 const HOLDER_WAIT: Duration = Duration::from_millis(200);

@@ -2,9 +2,9 @@
 //! cell opens only where, and as long as, it was meant to.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use chacha20poly1305::aead::{Aead, Payload};
@@ -12,6 +12,8 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
+
+use crate::filesystem::{TemporaryFile, create_private_directory, parent};
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
@@ -125,7 +127,14 @@ impl DataKey {
         }
         let directory = parent(path);
         create_private_directory(directory).map_err(io)?;
-        Self::generate()?.write_new(path, directory).map_err(io)?;
+        let mut line = Zeroizing::new(BASE64URL_NOPAD.encode(Self::generate()?.bytes()));
+        line.push('\n');
+        TemporaryFile::create(directory)
+            .and_then(|mut fresh| {
+                fresh.file.write_all(line.as_bytes())?;
+                fresh.put_in_place(path)
+            })
+            .map_err(io)?;
         // Another process may have been faster: its file is then the one that is there.
         Self::load(path)
     }
@@ -246,32 +255,6 @@ impl DataKey {
             _ => Self::from_bytes(&Zeroizing::new(HEXLOWER.decode(text).ok()?)),
         }
     }
-
-    /// Writes the key file whole or not at all, and never over another.
-    fn write_new(&self, path: &Path, directory: &Path) -> io::Result<()> {
-        let mut suffix = [0; 8];
-        getrandom::fill(&mut suffix).map_err(|error| io::Error::other(error.to_string()))?;
-        let name = format!(".key-{}", HEXLOWER.encode(&suffix));
-        let fresh = directory.join(name);
-        let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&fresh)?;
-            let mut line = Zeroizing::new(BASE64URL_NOPAD.encode(&*self.0));
-            line.push('\n');
-            file.write_all(line.as_bytes())?;
-            file.sync_all()?;
-            match fs::hard_link(&fresh, path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-                _ => Ok(()),
-            }
-        })();
-        let removed = fs::remove_file(&fresh);
-        written.and(removed)?;
-        File::open(directory)?.sync_all()
-    }
 }
 
 /// Returns the parts, each with its length before it, so that no two places share one text.
@@ -282,21 +265,6 @@ fn associated_data(place: &[&[u8]]) -> Vec<u8> {
         data.extend_from_slice(part);
     }
     data
-}
-
-pub(crate) fn parent(path: &Path) -> &Path {
-    path.parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
-/// Makes a directory that only its owner may enter; one that is there stays as it is.
-pub(crate) fn create_private_directory(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
 }
 
 impl SealedBlob {

@@ -14,15 +14,9 @@ use crate::*;
 /// Returns what the three ways to open a state file say.
 fn refusals(project: &Project) -> [OpenError; 3] {
     [
-        Reader::open(&project.state(), &project.key)
-            .err()
-            .expect("refused"),
-        Store::open(&project.state(), &project.key, project.lock())
-            .err()
-            .expect("refused"),
-        BossStore::open(&project.state(), &project.key)
-            .err()
-            .expect("refused"),
+        Reader::open(&project.state(), &project.key).expect_err("refused"),
+        Store::open(&project.state(), &project.key, project.lock()).expect_err("refused"),
+        BossStore::open(&project.state(), &project.key).expect_err("refused"),
     ]
 }
 
@@ -94,11 +88,7 @@ fn what_is_not_a_state_is_refused_and_left_alone() {
 #[test]
 fn an_empty_or_missing_file_is_no_state_yet() {
     let project = Project::new();
-    let missing = || {
-        Reader::open(&project.state(), &project.key)
-            .err()
-            .expect("none")
-    };
+    let missing = || Reader::open(&project.state(), &project.key).expect_err("none");
     assert!(matches!(missing(), OpenError::Missing(_)));
     fs::write(project.state(), "").expect("written");
     assert!(matches!(missing(), OpenError::Missing(_)));
@@ -112,6 +102,23 @@ fn an_empty_or_missing_file_is_no_state_yet() {
     );
     drop(project.store());
     assert_eq!(project.reader().snapshot().expect("readable").serial, 0);
+}
+
+#[test]
+fn a_wal_without_its_file_is_not_written_into_a_new_one() {
+    let project = Project::new();
+    let mut store = project.running();
+    write(&mut store, vec![put(machine_row("machine.a", Value::NULL))]);
+    let wal = fs::read(project.path("state.db-wal")).expect("there");
+    drop(store);
+    fs::rename(project.state(), project.path("moved.db")).expect("moved");
+    fs::write(project.path("state.db-wal"), &wal).expect("written");
+    let error = Store::open(&project.state(), &project.key, project.lock());
+    let error = error.expect_err("refused");
+    assert!(matches!(error, OpenError::Leftover(_)), "{error}");
+    assert!(!project.state().exists());
+    fs::rename(project.path("moved.db"), project.state()).expect("moved back");
+    assert_eq!(project.reader().snapshot().expect("readable").rows.len(), 1);
 }
 
 #[test]
@@ -134,6 +141,10 @@ fn many_may_make_the_file_at_once() {
                 .collect()
         });
         assert_eq!(lineages.len(), 1);
+        let left = fs::read_dir(project.directory.path())
+            .expect("there")
+            .count();
+        assert_eq!(left, 1, "nothing stays beside the file");
     }
 }
 
@@ -271,9 +282,7 @@ fn a_directory_that_cannot_be_written_can_be_read_and_says_so_to_writers() {
         let reader = Reader::open(&state, &key).expect("readable");
         assert_eq!(reader.snapshot().expect("readable").rows.len(), 1);
         let elsewhere = Project::new();
-        let error = Store::open(&state, &key, elsewhere.lock())
-            .err()
-            .expect("refused");
+        let error = Store::open(&state, &key, elsewhere.lock()).expect_err("refused");
         let fault = match &error {
             OpenError::Store(StoreError { fault, .. }) => fault,
             other => panic!("{other}"),
@@ -287,7 +296,7 @@ fn a_directory_that_cannot_be_written_can_be_read_and_says_so_to_writers() {
             "{error}"
         );
         let error = Store::open(&directory.join("new.db"), &key, elsewhere.lock());
-        let error = error.err().expect("refused");
+        let error = error.expect_err("refused");
         assert!(matches!(error, OpenError::Create { .. }), "{error}");
         let error = Lock::acquire(&directory.join("lock"), "apply", at(0)).err();
         assert!(

@@ -100,6 +100,19 @@ fn b2_the_same_key_gets_the_same_answer_ever_after() {
 }
 
 #[test]
+fn b2_a_step_begun_again_with_its_claim_leaves_the_claim_as_it_was() {
+    let (project, boss) = invited(&[SWISSNUM]);
+    try_claim(&boss, SWISSNUM, "mine", 1);
+    let mut store = project.running();
+    let doubt = store.in_doubt().expect("readable").remove(0);
+    let again = doubt.started.intent().clone();
+    assert_eq!(again.claim, Some(claim(SWISSNUM, "machine.a")));
+    drop(start(&mut store, again));
+    let again = try_claim(&boss, SWISSNUM, "mine", 2);
+    assert!(matches!(again, ClaimOutcome::Again(_)), "{again:?}");
+}
+
+#[test]
 fn b5_every_other_claim_is_refused_for_a_reason_of_our_own() {
     let (_project, boss) = invited(&[SWISSNUM, b"late", b"revoked"]);
     let refused = |refusal| ClaimOutcome::Refused(refusal);

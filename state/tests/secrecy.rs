@@ -253,15 +253,9 @@ fn a_wrong_key_is_told_from_a_damaged_file() {
     drop(project.store());
     let other = DataKey::generate().expect("a key");
     for error in [
-        Reader::open(&project.state(), &other)
-            .err()
-            .expect("refused"),
-        Store::open(&project.state(), &other, project.lock())
-            .err()
-            .expect("refused"),
-        BossStore::open(&project.state(), &other)
-            .err()
-            .expect("refused"),
+        Reader::open(&project.state(), &other).expect_err("refused"),
+        Store::open(&project.state(), &other, project.lock()).expect_err("refused"),
+        BossStore::open(&project.state(), &other).expect_err("refused"),
     ] {
         assert!(matches!(error, OpenError::WrongKey(_)), "{error}");
     }

@@ -293,12 +293,15 @@ impl BossStore {
 }
 
 /// Makes a claim durable, in the transaction that writes its machine's intent.
+///
+/// One that is there stays as it is: recovery may begin a step again with the claim it had.
 pub(crate) fn insert_claim(transaction: &Transaction<'_>, claim: &NewClaim) -> Result<(), Fault> {
     transaction
         .prepare_cached(
             "INSERT INTO claims
                  (swissnum_hash, machine, incarnation, minted_at, expires_at, closes_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT DO NOTHING",
         )?
         .execute((
             claim.swissnum_hash.0,

@@ -143,6 +143,14 @@ fn optional_time(row: &Row<'_>, column: &str) -> Result<Option<SystemTime>, Faul
     row.get::<_, Option<i64>>(column)?.map(time).transpose()
 }
 
+impl std::fmt::Debug for BossStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BossStore")
+            .field("path", &self.lock().path)
+            .finish_non_exhaustive()
+    }
+}
+
 const SEED: Cell<'static> = Cell {
     table: "boss",
     row: "1",

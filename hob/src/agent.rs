@@ -5,8 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -126,7 +126,9 @@ pub(crate) async fn run(layout: Layout) -> Result<(), AgentError> {
         wanted: watch::Sender::default(),
         boss_connected: AtomicBool::new(false),
     });
-    table.open(Arc::clone(&hob), peer.vat().clone());
+    table
+        .inside
+        .send_replace(Some((Arc::clone(&hob), peer.vat().clone())));
     let socket = machine.local_socket();
     let listener = local::listen(&socket).map_err(|source| AgentError::Io {
         path: socket.clone(),
@@ -363,31 +365,24 @@ enum JoinError {
 /// What `fetch` on this hob's bootstrap object answers from.
 #[derive(Default)]
 struct Table {
-    inside: OnceLock<(Arc<Hob>, Vat)>,
-}
-
-impl Table {
-    fn open(&self, hob: Arc<Hob>, vat: Vat) {
-        // Opened once: a second time changes nothing.
-        let _ = self.inside.set((hob, vat));
-    }
-
-    fn find(&self, swissnum: &[u8], from: &PeerId) -> Option<Reference> {
-        let (hob, vat) = self.inside.get()?;
-        if let Some(object) = hob.grants.find(swissnum, from) {
-            return Some(vat.export(object));
-        }
-        let client = hob.store.derive(CLIENT_PURPOSE, &[&hob.boss()?.designator]);
-        let named = swissnum_hash(swissnum) == swissnum_hash(client.as_slice());
-        (named && client::answers(hob, from))
-            .then(|| vat.export(ClientPresence::new(Arc::clone(hob))))
-    }
+    /// There once the hob is complete; who asks earlier waits, since a refusal would be final.
+    inside: watch::Sender<Option<(Arc<Hob>, Vat)>>,
 }
 
 impl SturdyrefTable for Table {
     fn fetch(&self, swissnum: Bytes, from: &PeerId) -> BoxFuture<'static, Option<Reference>> {
-        let found = self.find(&swissnum, from);
-        Box::pin(async move { found })
+        let mut inside = self.inside.subscribe();
+        let from = from.clone();
+        Box::pin(async move {
+            let inside = inside.wait_for(Option::is_some).await.ok()?.clone();
+            let (hob, vat) = inside?;
+            if let Some(object) = hob.grants.find(&swissnum, &from) {
+                return Some(vat.export(object));
+            }
+            let client = hob.store.derive(CLIENT_PURPOSE, &[&hob.boss()?.designator]);
+            let named = swissnum_hash(&swissnum) == swissnum_hash(client.as_slice());
+            (named && client::answers(&hob, &from)).then(|| vat.export(ClientPresence::new(hob)))
+        })
     }
 }
 

@@ -302,8 +302,22 @@ impl Bindings {
     pub(crate) fn status(&self) -> Vec<BindingStatus> {
         self.slots()
             .iter()
-            .map(|(name, slot)| slot.status(name))
+            .map(|(name, slot)| self.status_of(name, slot))
             .collect()
+    }
+
+    fn status_of(&self, name: &str, slot: &Slot) -> BindingStatus {
+        let (link, Held { address, directory }) = (slot.link(), slot.held());
+        let streams = *link.streams.borrow() as u64;
+        BindingStatus {
+            name: name.to_owned(),
+            binding: link.generation.binding.clone(),
+            generation: link.generation.generation,
+            address,
+            directory,
+            live: link.live().is_some() && self.peer.has_session(&link.sturdyref.peer.designator),
+            streams,
+        }
     }
 
     /// Returns the names with what each is listened on, for the environment of programs.
@@ -551,20 +565,6 @@ impl Slot {
                 .map(expose::address)
                 .unwrap_or_default(),
             directory: self.directory.display().to_string(),
-        }
-    }
-
-    fn status(&self, name: &str) -> BindingStatus {
-        let (link, Held { address, directory }) = (self.link(), self.held());
-        let streams = *link.streams.borrow() as u64;
-        BindingStatus {
-            name: name.to_owned(),
-            binding: link.generation.binding.clone(),
-            generation: link.generation.generation,
-            address,
-            directory,
-            live: link.live().is_some(),
-            streams,
         }
     }
 

@@ -487,3 +487,139 @@ impl std::fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+    use crate::protocol::{Attenuate, ServiceKind, ServiceSpec};
+
+    fn grant(generation: u64) -> Grant {
+        Grant {
+            service: "orders".into(),
+            binding: "binding.db".into(),
+            generation,
+            receiver: "receiver".into(),
+            attenuate: Attenuate {
+                connections_max: Some(2),
+            },
+        }
+    }
+
+    fn peer(designator: &str, authenticated: bool) -> PeerId {
+        PeerId {
+            transport: "tls-rpk".into(),
+            designator: designator.into(),
+            authenticated,
+            address: None,
+        }
+    }
+
+    fn offering(layout: &Layout) -> Arc<Grants> {
+        let store = Arc::new(Store::open(layout).unwrap());
+        let kind = ServiceKind::Tcp("127.0.0.1:1".into());
+        let spec = ServiceSpec { kind, r#type: None };
+        store
+            .update(|contents| contents.offers.insert("orders".into(), spec))
+            .unwrap();
+        Arc::new(Grants::new(store))
+    }
+
+    async fn made(grants: &Arc<Grants>, generation: u64) -> (Arc<Membrane>, Sturdyref) {
+        let own = PeerLocator::new("tls-rpk", "own");
+        let (object, sturdyref) = grants.grant(&own, grant(generation)).await.unwrap();
+        drop(object);
+        let membrane = Arc::clone(&grants.live().grants[&grant(generation).generation()]);
+        (membrane, sturdyref)
+    }
+
+    #[tokio::test]
+    async fn s4_a_revocation_is_on_disk_before_it_cuts_and_cuts_before_it_is_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let grants = offering(&layout);
+        let (membrane, sturdyref) = made(&grants, 1).await;
+        let (later, _) = made(&grants, 2).await;
+        let ticket = grants.ticket(&membrane).unwrap();
+        let place = grants.enter(&membrane).unwrap();
+
+        let revoking = grants.revoke(grant(1).generation());
+        tokio::pin!(revoking);
+        let mut marked = membrane.revoked.subscribe();
+        tokio::select! {
+            _ = marked.wait_for(|revoked| *revoked) => {}
+            _ = &mut revoking => panic!("acknowledged while a stream is open"),
+        }
+        let on_disk: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(layout.hob().join("state.json")).unwrap())
+                .unwrap();
+        assert_eq!(on_disk["revoked"]["binding.db"], 1);
+        assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
+        assert!(grants.ticket(&membrane).is_err());
+        let receiver = peer("receiver", true);
+        assert!(grants.redeem(&ticket, &receiver).is_none());
+        assert!(
+            grants
+                .find(sturdyref.swissnum.reveal(), &receiver)
+                .is_none()
+        );
+        drop(place);
+        revoking.await.unwrap();
+        assert!(grants.enter(&later).is_ok(), "a later generation goes on");
+        assert_eq!(grants.streams.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_does_not_keep_a_stream_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let grants = offering(&layout);
+        let (membrane, _) = made(&grants, 1).await;
+        std::fs::create_dir(layout.hob().join("state.new")).unwrap();
+        let broken = grants.revoke(grant(1).generation()).await.unwrap_err();
+        assert_eq!(broken.code(), Some(code::STORE));
+        assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
+    }
+
+    #[tokio::test]
+    async fn places_and_tickets_have_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let grants = offering(&Layout::new(dir.path()));
+        let (membrane, sturdyref) = made(&grants, 1).await;
+        let first = grants.enter(&membrane).unwrap();
+        let second = grants.enter(&membrane).unwrap();
+        assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Busy));
+        drop(first);
+        drop((grants.enter(&membrane).unwrap(), second));
+        assert_eq!(*membrane.streams.borrow(), 0);
+
+        let tickets: Vec<_> = (0..TICKETS_MAX)
+            .map(|_| grants.ticket(&membrane).unwrap())
+            .collect();
+        let refused = grants.ticket(&membrane).unwrap_err();
+        assert_eq!(refused.code(), Some(code::BUSY));
+        grants
+            .live()
+            .forget_expired(Instant::now() + TICKET_LIFETIME);
+        assert!(
+            grants
+                .redeem(&tickets[0], &peer("receiver", true))
+                .is_none(),
+            "expired"
+        );
+        let ticket = grants.ticket(&membrane).unwrap();
+        for stranger in [peer("stranger", true), peer("receiver", false)] {
+            assert!(grants.redeem(&ticket, &stranger).is_none());
+            assert!(
+                grants
+                    .find(sturdyref.swissnum.reveal(), &stranger)
+                    .is_none()
+            );
+        }
+        assert!(grants.redeem(&ticket, &peer("receiver", true)).is_some());
+        assert!(
+            grants.redeem(&ticket, &peer("receiver", true)).is_none(),
+            "used"
+        );
+    }
+}

@@ -1,0 +1,269 @@
+//! Bytes through bindings.
+
+use hob::protocol::{Attenuate, Expose, Grant, StreamReply, method};
+use ocapn::Swissnum;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{
+    Host, Pair, connect, echo, ends, eventually, exchange, generation, grant, mirror, pattern,
+    ping, registration, stranger,
+};
+
+/// A promise of the issue: 10 MB both ways, every byte checked.
+const BYTES: usize = 10 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s9_bytes_flow_with_a_boss_without_one_and_after_reboots() {
+    let (orders, _) = mirror().await;
+    let mut pair = Pair::start(&orders).await;
+    let port = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    };
+    let unix = pair.app.runtime.join("own.sock");
+    let held = pair
+        .bind(1, &[Expose::Tcp(port.clone()), Expose::Unix(unix.clone())])
+        .await;
+    assert_eq!(held.address, port);
+    assert_eq!(
+        pair.importer.check(&generation(1)).await,
+        hob::protocol::Check {
+            answers: true,
+            detail: String::new()
+        }
+    );
+    let read = |file: &str| std::fs::read_to_string(format!("{}/{file}", held.directory)).unwrap();
+    assert_eq!(
+        (read("type"), read("uri")),
+        ("orders".into(), format!("tcp://{port}"))
+    );
+
+    let sent = pattern(BYTES, 1);
+    exchange(connect(&port).await, &sent).await;
+    exchange(
+        connect(&format!("unix:{}", unix.display())).await,
+        &sent[..1000],
+    )
+    .await;
+    // The same again is the same.
+    assert_eq!(
+        pair.bind(1, &[Expose::Tcp(port.clone()), Expose::Unix(unix)])
+            .await,
+        held
+    );
+
+    pair.boss.peer.close().await;
+    exchange(connect(&port).await, &sent).await;
+
+    pair.db.kill();
+    pair.app.kill();
+    pair.app.start_again();
+    pair.db.start_again();
+    eventually("listening again", async || {
+        std::net::TcpStream::connect(&port).is_ok()
+    })
+    .await;
+    exchange(connect(&port).await, &sent).await;
+    let get = pair.app.command().args(["get", "db"]).output().unwrap();
+    assert_eq!(String::from_utf8(get.stdout).unwrap().trim(), port);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_wait_for_an_exporter_that_starts_later() {
+    let (orders, _) = mirror().await;
+    let mut pair = Pair::start(&orders).await;
+    let held = pair.bind(1, &[]).await;
+    assert!(
+        held.address.ends_with("/bindings/db/socket"),
+        "{}",
+        held.address
+    );
+    pair.db.kill();
+    pair.app.kill();
+    pair.app.start_again();
+    let path = held.address.strip_prefix("unix:").unwrap();
+    eventually("listening", async || {
+        std::os::unix::net::UnixStream::connect(path).is_ok()
+    })
+    .await;
+    let waiting = connect(&held.address).await;
+    let sent = pattern(1000, 2);
+    let exchanged = tokio::spawn(async move { exchange(waiting, &sent).await });
+    pair.db.start_again();
+    exchanged.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_are_for_one_key_and_one_time() {
+    let orders = echo().await;
+    let pair = Pair::start(&orders).await;
+    let (receiver, dialer, designator) = stranger();
+    let granted = pair.exporter.grant(&grant(1, &designator)).await.unwrap();
+    let again = pair.exporter.grant(&grant(1, &designator)).await.unwrap();
+    assert_eq!(
+        granted.sturdyref, again.sturdyref,
+        "the same grant has the same name"
+    );
+
+    let (other, foreign_dialer, _) = stranger();
+    assert!(other.enliven(&granted.sturdyref).await.is_err());
+    // Not even the boss may use what it hands over.
+    let broken = granted.grant.call(method::OPEN, []).await.unwrap_err();
+    assert_eq!(broken.code(), Some("not-yours"));
+
+    let live = receiver.enliven(&granted.sturdyref).await.unwrap();
+    let ticket = live.call(method::OPEN, []).await.unwrap();
+    let mut hello = vec![hob::protocol::BYTES_VERSION];
+    hello.extend_from_slice(ticket.as_bytes().unwrap());
+    let alpn = hob::protocol::BYTES_ALPN;
+    let present = async |dialer: &ocapn::StreamDialer, hello: &[u8]| {
+        let mut stream = dialer.dial(&granted.sturdyref.peer, alpn).await.unwrap();
+        stream.write_all(hello).await.unwrap();
+        stream.flush().await.unwrap();
+        let reply = StreamReply::from_byte(stream.read_u8().await.unwrap()).unwrap();
+        (reply, stream)
+    };
+    assert_eq!(
+        present(&foreign_dialer, &hello).await.0,
+        StreamReply::Refused
+    );
+    let (reply, mut stream) = present(&dialer, &hello).await;
+    assert_eq!(reply, StreamReply::Open);
+    ping(&mut stream).await.unwrap();
+    assert_eq!(
+        present(&dialer, &hello).await.0,
+        StreamReply::Refused,
+        "a replay"
+    );
+    hello[0] = 9;
+    assert_eq!(
+        present(&dialer, &hello).await.0,
+        StreamReply::Refused,
+        "another version"
+    );
+
+    let mut guessed = granted.sturdyref.clone();
+    guessed.swissnum = Swissnum::new([0; 32]);
+    assert!(receiver.enliven(&guessed).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_max_holds_at_the_exporter() {
+    let orders = echo().await;
+    let pair = Pair::start(&orders).await;
+    let attenuate = Attenuate {
+        connections_max: Some(2),
+    };
+    let narrow = Grant {
+        attenuate,
+        ..grant(1, &pair.importer.designator)
+    };
+    let granted = pair.exporter.grant(&narrow).await.unwrap();
+    let held = pair
+        .importer
+        .register(&registration(1, &[]), &granted)
+        .await
+        .unwrap();
+    let (mut one, mut two) = (connect(&held.address).await, connect(&held.address).await);
+    ping(&mut one).await.unwrap();
+    ping(&mut two).await.unwrap();
+    assert!(
+        ends(&mut connect(&held.address).await).await,
+        "the third is one too many"
+    );
+    assert_eq!(pair.exporter.status().await.grants[0].streams, 2);
+    let check = pair.importer.check(&generation(1)).await;
+    assert!(
+        !check.answers && check.detail.contains("as many connections"),
+        "{check:?}"
+    );
+    drop(one);
+    eventually("a place again", async || {
+        let mut next = connect(&held.address).await;
+        ping(&mut next).await.is_ok()
+    })
+    .await;
+    ping(&mut two).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_down_is_told() {
+    let pair = Pair::start("127.0.0.1:1").await;
+    let held = pair.bind(1, &[]).await;
+    let check = pair.importer.check(&generation(1)).await;
+    assert!(
+        !check.answers && check.detail.contains("service"),
+        "{check:?}"
+    );
+    assert!(ends(&mut connect(&held.address).await).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_moves_and_its_address_stays() {
+    let first = echo().await;
+    let pair = Pair::start(&first).await;
+    let held = pair.bind(1, &[]).await;
+    let mut before = connect(&held.address).await;
+    ping(&mut before).await.unwrap();
+
+    let (second, _) = mirror().await;
+    let other = Host::start(&pair.boss.invite("machine.other", &[]), &[]);
+    let exporter = pair.boss.client("machine.other").await;
+    exporter
+        .offer("orders", hob::protocol::ServiceKind::Tcp(second))
+        .await;
+    let granted = exporter
+        .grant(&grant(2, &pair.importer.designator))
+        .await
+        .unwrap();
+    let moved = pair
+        .importer
+        .register(&registration(2, &[]), &granted)
+        .await
+        .unwrap();
+    assert_eq!(moved, held);
+    exchange(connect(&held.address).await, b"to the other").await;
+    ping(&mut before).await.unwrap();
+    pair.exporter.revoke(&generation(1)).await.unwrap();
+    assert!(ends(&mut before).await);
+    exchange(connect(&held.address).await, b"to the other still").await;
+
+    // What is late changes nothing.
+    pair.importer.unregister(&generation(1)).await;
+    exchange(connect(&held.address).await, b"to the other for good").await;
+    drop(other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_that_cannot_be_exposed_says_why_and_leaves_nothing() {
+    let orders = echo().await;
+    let pair = Pair::start(&orders).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let granted = pair
+        .exporter
+        .grant(&grant(1, &pair.importer.designator))
+        .await
+        .unwrap();
+    let unix = Expose::Unix(pair.app.runtime.join("s"));
+    let tried = registration(1, &[unix, Expose::Tcp(address.clone())]);
+    let broken = pair.importer.register(&tried, &granted).await.unwrap_err();
+    assert_eq!(broken.code(), Some("expose"));
+    assert!(broken.to_string().contains(&address), "{broken}");
+    assert!(!pair.app.runtime.join("s").exists());
+    assert_eq!(pair.importer.status().await.bindings, []);
+    drop(taken);
+    pair.importer.register(&tried, &granted).await.unwrap();
+    ping(&mut connect(&address).await).await.unwrap();
+
+    let other = hob::protocol::Registration {
+        binding: "binding.other".into(),
+        ..registration(1, &[])
+    };
+    let mut grant = grant(1, &pair.importer.designator);
+    grant.binding = "binding.other".into();
+    let granted = pair.exporter.grant(&grant).await.unwrap();
+    let broken = pair.importer.register(&other, &granted).await.unwrap_err();
+    assert_eq!(broken.code(), Some("taken"));
+    ping(&mut connect(&address).await).await.unwrap();
+}

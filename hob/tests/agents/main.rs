@@ -1,0 +1,7 @@
+//! Real hobs on this host, with a boss made of the same parts.
+
+mod bindings;
+mod enrollment;
+mod programs;
+mod revocation;
+mod support;

@@ -1,0 +1,114 @@
+//! The machine's programs.
+
+use rustix::process::Signal;
+
+use crate::support::{Boss, Host, Pair, connect, echo, eventually, generation, ping};
+
+/// A line that says what it was given and stays.
+const LINE: &str =
+    r#"echo "pid=$$ root=$SERVICE_BINDING_ROOT db=$DB_ADDRESS socket=$DB_SOCKET"; exec sleep 1000"#;
+
+fn said(host: &Host) -> Vec<String> {
+    let log = std::fs::read_to_string(host.layout.logs().join("run-0.log"));
+    log.unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_start_with_their_bindings_and_are_never_two() {
+    let orders = echo().await;
+    let pair = Pair::start(&orders).await;
+    let Pair {
+        mut app,
+        importer,
+        boss,
+        exporter,
+        db,
+    } = pair;
+    app.describe(&[LINE]);
+    app.signal(Signal::HUP);
+    eventually("the description is read", async || {
+        app.log().contains("read again")
+    })
+    .await;
+    // `db` was announced and is not there.
+    assert_eq!(
+        importer
+            .status()
+            .await
+            .programs
+            .iter()
+            .filter_map(|p| p.pid)
+            .count(),
+        0
+    );
+
+    let pair = Pair {
+        app: Host::start(&boss.invite("machine.spare", &[]), &[]),
+        importer,
+        boss,
+        exporter,
+        db,
+    };
+    let held = pair.bind(1, &[]).await;
+    eventually("started", async || said(&app).len() == 1).await;
+    let socket = held.address.strip_prefix("unix:").unwrap();
+    let line = &said(&app)[0];
+    let root = app.runtime.join("bindings");
+    let expected = format!(
+        "root={} db={} socket={socket}",
+        root.display(),
+        held.address
+    );
+    assert!(line.ends_with(&expected), "{line}");
+    let running = app.programs();
+    assert_eq!(running.len(), 1);
+
+    // A hob that dies leaves it, the next one adopts it, and one that is asked to end too.
+    app.kill();
+    app.start_again();
+    eventually("adopted", async || app.log().contains("program adopted")).await;
+    assert_eq!(app.terminate(), Some(0));
+    assert_eq!(app.programs(), running);
+    app.start_again();
+    let importer = pair.boss.client("machine.app").await;
+    eventually("adopted again", async || {
+        importer
+            .status()
+            .await
+            .programs
+            .first()
+            .and_then(|program| program.pid)
+            == Some(running[0].as_raw_nonzero().get().cast_unsigned())
+    })
+    .await;
+    assert_eq!((said(&app).len(), app.programs()), (1, running.clone()));
+    ping(&mut connect(&held.address).await).await.unwrap();
+
+    // One that ends is started again; one whose environment changes too.
+    rustix::process::kill_process(running[0], Signal::KILL).unwrap();
+    eventually("started again", async || {
+        said(&app).len() == 2 && app.programs().len() == 1
+    })
+    .await;
+    importer.unregister(&generation(1)).await;
+    eventually("without the binding", async || {
+        said(&app).len() == 3 && said(&app)[2].ends_with("db= socket=")
+    })
+    .await;
+    assert_eq!(app.programs().len(), 1);
+    app.describe(&[]);
+    app.signal(Signal::HUP);
+    eventually("ended", async || app.programs().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_goes_while_no_hob_runs_is_ended() {
+    let boss = Boss::new().await;
+    let mut host = Host::start(&boss.invite("machine.db", &[]), &[LINE, "exec sleep 1000"]);
+    eventually("both run", async || host.programs().len() == 2).await;
+    host.kill();
+    host.describe(&[LINE]);
+    host.start_again();
+    eventually("one is left", async || host.programs().len() == 1).await;
+    assert_eq!(said(&host).len(), 1);
+}

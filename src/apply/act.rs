@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path};
 use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
-use gobs_state::{Phase, Row, RowChange, RowKind, Started};
+use gobs_state::{Phase, Row, RowChange, RowKind, Started, SwissnumHash};
 use tokio::sync::watch;
 
 use crate::boss::{BindRequest, Boss, BossError, UnbindRequest, Unbound};
@@ -84,6 +84,8 @@ pub(super) enum Work {
 pub(super) struct MachineWork {
     pub(super) provider: Arc<dyn Provider>,
     pub(super) boss: Option<Boss>,
+    /// The invitation that the machine's hob is given, if it is given one.
+    pub(super) invitation: Option<SwissnumHash>,
     pub(super) teller: Teller,
 }
 
@@ -296,7 +298,10 @@ impl MachineWork {
                 })
                 .await;
             let error = match answer {
-                Ok(observed) => return created(row, observed),
+                Ok(observed) => {
+                    self.accepted();
+                    return created(row, observed);
+                }
                 Err(error) => error,
             };
             let Error::InDoubt(_) = &error else {
@@ -323,6 +328,7 @@ impl MachineWork {
                 .await;
             match answer {
                 Ok(observed) => {
+                    self.accepted();
                     self.forget(ended);
                     let row = with_observed(row, observed);
                     return Ended::Done(vec![RowChange::PutRow(Box::new(row))]);
@@ -349,6 +355,15 @@ impl MachineWork {
         }
         self.forget(Some(ended));
         Ended::Done(changes)
+    }
+
+    fn accepted(&self) {
+        if let (Some(boss), Some(invitation)) = (&self.boss, self.invitation)
+            && let Err(error) = boss.accepted(invitation)
+        {
+            // The time to claim then counts from the invitation, which is a little earlier.
+            tracing::warn!(%error, machine = %self.teller.address, "an acceptance was not noted");
+        }
     }
 
     /// Ends the claim and the presence of a hob that is gone.

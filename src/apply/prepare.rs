@@ -93,7 +93,7 @@ impl Walk<'_> {
                 ..
             } => {
                 let wanted = self.machine_wanted(step, wanted)?;
-                let token = mint_token().map_err(|error| randomness(step, &error))?;
+                let token = Token::random().map_err(|error| randomness(step, &error.into()))?;
                 intent.token = Some(token.0.clone());
                 intent.detail = detail(&Detail::Create {
                     provider: provider.clone(),
@@ -123,7 +123,11 @@ impl Walk<'_> {
                         enrolled: None,
                     },
                 };
-                self.machine_work(step, provider, |work| Work::Create { work, request, row })?
+                self.machine_work(step, provider, &intent, |work| Work::Create {
+                    work,
+                    request,
+                    row,
+                })?
             }
             Action::Update {
                 provider,
@@ -157,7 +161,7 @@ impl Walk<'_> {
                         incarnation: *incarnation,
                         rebuilt,
                     });
-                    let token = mint_token().map_err(|error| randomness(step, &error))?;
+                    let token = Token::random().map_err(|error| randomness(step, &error.into()))?;
                     intent.token = Some(token.0.clone());
                     let user_data = if rebuilt {
                         self.invite(
@@ -180,7 +184,7 @@ impl Walk<'_> {
                         user_data,
                     };
                     let ended = rebuilt.then(|| incarnation_of(&row)).flatten();
-                    self.machine_work(step, provider, |work| Work::Update {
+                    self.machine_work(step, provider, &intent, |work| Work::Update {
                         work,
                         request,
                         row: next,
@@ -196,7 +200,7 @@ impl Walk<'_> {
                 changes.extend(self.services_of(&step.address).map(RowChange::RemoveRow));
                 let ended = incarnation_of(&row).unwrap_or_default();
                 let before = observed_of(&row);
-                self.machine_work(step, provider, |work| Work::Delete {
+                self.machine_work(step, provider, &intent, |work| Work::Delete {
                     work,
                     before,
                     ended,
@@ -472,6 +476,7 @@ impl Walk<'_> {
         &self,
         step: &Step,
         provider: &str,
+        intent: &Intent,
         work: impl FnOnce(MachineWork) -> Work,
     ) -> Prepared<Work> {
         let Some(provider) = self.apply.providers.get(provider) else {
@@ -481,6 +486,7 @@ impl Walk<'_> {
         Ok(work(MachineWork {
             provider: Arc::<dyn Provider>::clone(provider),
             boss: self.apply.boss.clone(),
+            invitation: intent.claim.as_ref().map(|claim| claim.swissnum_hash),
             teller: self.teller(step),
         }))
     }
@@ -525,15 +531,6 @@ fn bind_detail(grant: &Grant) -> Detail {
         to: grant.to.clone(),
         to_incarnation: grant.to_incarnation,
     }
-}
-
-/// Returns a fresh token: 16 random bytes as 26 characters of lower-case base32.
-fn mint_token() -> std::io::Result<Token> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
-    Ok(Token(
-        data_encoding::BASE32_NOPAD.encode(&bytes).to_lowercase(),
-    ))
 }
 
 /// Returns what the provider is asked for: the row's `wanted` without what is gobs' own.

@@ -157,6 +157,15 @@ impl Boss {
         }
     }
 
+    /// Says that a provider has accepted the machine of an invitation: the time to claim counts
+    /// from here.
+    ///
+    /// # Errors
+    /// When the state file cannot be written.
+    pub fn accepted(&self, invitation: SwissnumHash) -> Result<(), StoreError> {
+        self.0.store.accepted(invitation, SystemTime::now())
+    }
+
     /// Forgets a machine that is deleted or rebuilt: its claim and its presence end.
     ///
     /// # Errors

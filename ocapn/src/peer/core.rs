@@ -44,6 +44,11 @@ const REFUSALS_MAX: usize = 100;
 /// given up, and the end that gives up may learn of it before the other connection stands.
 const CROSSING_GRACE: Duration = Duration::from_secs(1);
 
+/// How long after a session came up the peer's own dial may turn out to have crossed ours. Its
+/// greeting may have been underway all the time; a peer that restarts so soon is refused if its
+/// new key is the lower one, and tries again.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+
 /// How long a connection waits to be served whose other end proves nothing. Such a peer cannot take
 /// the place of its own old session, so the end of that one is given the time to be seen first
 /// where both are under way.
@@ -316,11 +321,20 @@ impl Core {
             link.task = Some(task.abort_handle());
         }
         let (vat, limit) = (self.vat.clone(), self.settings.setup_timeout);
+        let mut closing = self.closing.subscribe();
         tokio::spawn(async move {
-            if timeout(limit, is_up).await.is_err() {
-                vat.abort(session, "the session did not begin in time");
-            }
+            let begun = timeout(limit, is_up).await;
             drop(setup);
+            match begun {
+                Ok(Ok(())) => {}
+                // The connection ended before.
+                Ok(Err(_)) => return,
+                Err(_) => return vat.abort(session, "the session did not begin in time"),
+            }
+            tokio::select! {
+                () = sleep(SETTLED_AFTER) => vat.settled(session),
+                _ = closing.wait_for(|closing| *closing) => {}
+            }
         });
         // A peer that closed meanwhile did not see this connection among those to end.
         if *self.closing.borrow() {

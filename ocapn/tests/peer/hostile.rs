@@ -1,0 +1,179 @@
+//! What strangers and dead peers do to a peer: each ends alone, and nobody else notices.
+
+use std::time::Duration;
+
+use crate::support::{ANY_PORT, ByHand, TestPeer, echoes, service, severed, soon};
+use ocapn::{Identity, Netlayer, Peer, PeerLocator, TlsRpk, TlsRpkOptions};
+
+/// `op:deliver` of `fetch` to the bootstrap object, for the swissnum `service`.
+const FETCH: &[u8] =
+    b"<10'op:deliver<11'desc:export0+>[5'fetch7:service]0+<18'desc:import-object1+>>";
+
+fn netlayer() -> TlsRpk {
+    TlsRpk::dial_only(Identity::generate().unwrap(), TlsRpkOptions::default()).unwrap()
+}
+
+fn dialling() -> TestPeer {
+    TestPeer::dialling(Identity::generate().unwrap())
+}
+
+#[tokio::test]
+async fn c1_a_designator_that_is_not_the_key_is_aborted_before_any_delivery() {
+    let server = TestPeer::listening(TlsRpkOptions::default()).await;
+    server.offer("service", service());
+    let victim = Identity::generate().unwrap().designator();
+    for claim in [victim.as_str(), "", "nonsense", &server.designator()] {
+        let claim = PeerLocator::new("tls-rpk", claim);
+        let mut liar = ByHand::dial(&netlayer(), &server.peer.locator(), claim).await;
+        liar.send(FETCH).await;
+        let said = liar.read_to_end().await;
+        assert!(
+            String::from_utf8_lossy(&said).contains("op:abort"),
+            "{said:?}"
+        );
+    }
+    // Another transport's name is no way around it.
+    let elsewhere = PeerLocator::new("onion", victim);
+    let mut liar = ByHand::dial(&netlayer(), &server.peer.locator(), elsewhere).await;
+    liar.send(FETCH).await;
+    liar.read_to_end().await;
+    assert!(server.peer.sessions().is_empty());
+    assert!(server.table.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn c4_bytes_that_are_no_captp_end_one_session_only() {
+    let mut server = TestPeer::listening(TlsRpkOptions::default()).await;
+    let sturdyref = server.offer("service", service());
+    let client = dialling();
+    let remote = soon(client.peer.enliven(&sturdyref)).await.unwrap();
+    server.expect_up(&client.designator()).await;
+
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"99999999999999999999:",
+        b"[[[[",
+        FETCH,
+    ] {
+        let netlayer = netlayer();
+        let mut connection = soon(netlayer.dial(&sturdyref.peer)).await.unwrap();
+        let mut garbage = vec![bytes::Bytes::from_static(garbage); 50];
+        connection.outgoing.write(&mut garbage).await.unwrap();
+        let _ = connection.outgoing.close().await;
+        let mut answer = Vec::new();
+        while let Ok(true) = soon(connection.incoming.read(&mut answer)).await {}
+    }
+    // The same on a session that stands.
+    let netlayer = netlayer();
+    let claim = netlayer.locator();
+    let mut hostile = ByHand::dial(&netlayer, &sturdyref.peer, claim.clone()).await;
+    hostile.set_up(&sturdyref.peer).await;
+    server.expect_up(&claim.designator).await;
+    hostile
+        .send(&b"<10'op:deliver<11'desc:export99+>[]f"[..])
+        .await;
+    hostile.send(&b"junk"[..]).await;
+    hostile.read_to_end().await;
+    server.expect_down(&claim.designator).await;
+
+    echoes(&remote, "undisturbed").await;
+    assert_eq!(server.peer.sessions().len(), 1);
+}
+
+#[tokio::test]
+async fn c4_a_connection_that_never_begins_is_closed() {
+    let identity = Identity::generate().unwrap();
+    let listener = TlsRpk::bind(identity, ANY_PORT, TlsRpkOptions::default())
+        .await
+        .unwrap();
+    let builder = Peer::builder()
+        .netlayer(listener)
+        .setup_timeout(Duration::from_millis(200));
+    let server = TestPeer::with(builder);
+    let mut connection = soon(netlayer().dial(&server.peer.locator())).await.unwrap();
+    let mut answer = Vec::new();
+    while let Ok(true) = soon(connection.incoming.read(&mut answer)).await {}
+    // Sessions that stand are not concerned, however old they are.
+    let sturdyref = server.offer("service", service());
+    let client = dialling();
+    let remote = soon(client.peer.enliven(&sturdyref)).await.unwrap();
+    let mut connection = soon(netlayer().dial(&server.peer.locator())).await.unwrap();
+    while let Ok(true) = soon(connection.incoming.read(&mut answer)).await {}
+    echoes(&remote, "still here").await;
+}
+
+#[tokio::test]
+async fn c5_a_dead_peer_is_found_out_and_a_silent_one_is_not() {
+    let timers = TlsRpkOptions {
+        keepalive: Duration::from_millis(50),
+        dead_after: Duration::from_millis(400),
+        ..TlsRpkOptions::default()
+    };
+    let mut server = TestPeer::listening(timers.clone()).await;
+    let sturdyref = server.offer("service", service());
+    let identity = Identity::generate().unwrap();
+    let silent = TestPeer::over(TlsRpk::dial_only(identity, timers).unwrap());
+    let remote = soon(silent.peer.enliven(&sturdyref)).await.unwrap();
+    server.expect_up(&silent.designator()).await;
+
+    // Its socket stays open, but nobody reads or writes it any more.
+    let netlayer = netlayer();
+    let claim = netlayer.locator();
+    let mut dead = ByHand::dial(&netlayer, &sturdyref.peer, claim.clone()).await;
+    dead.set_up(&sturdyref.peer).await;
+    server.expect_up(&claim.designator).await;
+    let session = server
+        .peer
+        .vat()
+        .session_with("tls-rpk", &claim.designator)
+        .unwrap();
+    let waiting = server
+        .peer
+        .vat()
+        .bootstrap(session)
+        .unwrap()
+        .call("fetch", ["x".into()]);
+
+    let reason = server.expect_down(&claim.designator).await;
+    assert!(reason.contains("silent"), "{reason}");
+    severed(waiting).await;
+    assert_eq!(server.peer.sessions().len(), 1);
+    echoes(&remote, "alive").await;
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_no_answers_is_no_longer_read_from() {
+    let timers = TlsRpkOptions {
+        dead_after: Duration::from_millis(500),
+        ..TlsRpkOptions::default()
+    };
+    let mut server = TestPeer::listening(timers).await;
+    let sturdyref = server.offer("service", service());
+    let netlayer = netlayer();
+    let claim = netlayer.locator();
+    let mut greedy = ByHand::dial(&netlayer, &sturdyref.peer, claim.clone()).await;
+    greedy.set_up(&sturdyref.peer).await;
+    server.expect_up(&claim.designator).await;
+    let session = greedy.session;
+    let remote = greedy.vat.fetch(session, &sturdyref.swissnum);
+    // Calls with large answers, none of which is ever taken.
+    let large = "x".repeat(100_000);
+    let flood = async {
+        loop {
+            drop(remote.call("echo", [large.as_str().into()]));
+            let Some(output) = greedy.vat.transmit(session).await else {
+                return;
+            };
+            let written = greedy
+                .connection
+                .outgoing
+                .write(&mut vec![output.bytes])
+                .await;
+            if written.is_err() {
+                return;
+            }
+        }
+    };
+    soon(flood).await;
+    server.expect_down(&claim.designator).await;
+}

@@ -1,0 +1,5 @@
+//! The driver over real sockets.
+
+mod hostile;
+mod sessions;
+mod support;

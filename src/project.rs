@@ -81,7 +81,18 @@ impl Project {
             workspace: "default".into(),
             root: PathBuf::from("."),
         };
-        Self::check(surroundings, sources, inputs, files)
+        Self::read(surroundings, sources, inputs, files).checked()
+    }
+
+    /// Reads the project in a directory, right or wrong and without values for its variables:
+    /// what is wrong is among its warnings. For looking at its state, and for `validate`.
+    ///
+    /// # Errors
+    /// When there are no files, or they cannot be read.
+    pub fn peek(surroundings: Surroundings) -> Result<Self, Vec<Diagnostic>> {
+        let sources = read_sources(&surroundings.directory)?;
+        let files = Arc::new(DiskFiles::new(surroundings.directory.clone()));
+        Ok(Self::read(surroundings, sources, Inputs::default(), files))
     }
 
     /// Reads the project as a plan file has it: nothing of the directory's own texts counts.
@@ -91,15 +102,15 @@ impl Project {
     pub fn of_plan(surroundings: Surroundings, file: &PlanFile) -> Result<Self, Vec<Diagnostic>> {
         let files = Arc::new(DiskFiles::new(surroundings.directory.clone()));
         let inputs = file.inputs.to_inputs();
-        Self::check(surroundings, file.sources.clone(), inputs, files)
+        Self::read(surroundings, file.sources.clone(), inputs, files).checked()
     }
 
-    fn check(
+    fn read(
         surroundings: Surroundings,
         sources: Vec<Source>,
         inputs: Inputs,
         files: Arc<DiskFiles>,
-    ) -> Result<Self, Vec<Diagnostic>> {
+    ) -> Self {
         let loaded = load(&sources);
         let (config, mut diagnostics) = (loaded.config, loaded.diagnostics);
         let schemas: Schemas = built_in_names()
@@ -108,10 +119,7 @@ impl Project {
             .collect();
         diagnostics.extend(check(&config, &schemas));
         diagnostics.extend(check_cycles(&config));
-        if diagnostics.iter().any(Diagnostic::is_error) {
-            return Err(diagnostics);
-        }
-        let project = Self {
+        Self {
             surroundings,
             sources,
             config,
@@ -119,12 +127,18 @@ impl Project {
             schemas,
             warnings: diagnostics,
             files,
-        };
+        }
+    }
+
+    fn checked(self) -> Result<Self, Vec<Diagnostic>> {
+        if self.warnings.iter().any(Diagnostic::is_error) {
+            return Err(self.warnings);
+        }
         // Variables are part of what is right: a missing one is told before anything is done.
-        let warnings = project.evaluator()?.warnings().to_vec();
+        let warnings = self.evaluator()?.warnings().to_vec();
         Ok(Self {
-            warnings: [project.warnings, warnings].concat(),
-            ..project
+            warnings: [self.warnings, warnings].concat(),
+            ..self
         })
     }
 

@@ -6,6 +6,8 @@ use std::ffi::{OsStr, OsString};
 
 use clap::Command;
 
+use super::environment::Environment;
+
 /// Arguments added to every command.
 const EVERY: &str = "GOBS_CLI_ARGS";
 
@@ -29,7 +31,7 @@ pub(super) struct BadWords {
 pub(super) fn normalise(
     args: impl IntoIterator<Item = OsString>,
     gobs: &Command,
-    env: impl Fn(&str) -> Option<OsString>,
+    env: &Environment,
 ) -> Result<Vec<OsString>, BadWords> {
     let flags = Flags::of(gobs);
     let mut out = Vec::new();
@@ -60,8 +62,8 @@ pub(super) fn normalise(
             path.push('_');
             path += sub.get_name();
             if !sub.has_subcommands() {
-                out.extend(added(EVERY, &flags, &env)?);
-                out.extend(added(&format!("{EVERY}{path}"), &flags, &env)?);
+                out.extend(added(EVERY, &flags, env)?);
+                out.extend(added(&format!("{EVERY}{path}"), &flags, env)?);
             }
         }
         command = sub.filter(|it| it.has_subcommands());
@@ -70,12 +72,8 @@ pub(super) fn normalise(
     Ok(out)
 }
 
-fn added(
-    variable: &str,
-    flags: &Flags,
-    env: &impl Fn(&str) -> Option<OsString>,
-) -> Result<Vec<OsString>, BadWords> {
-    let Some(text) = env(variable) else {
+fn added(variable: &str, flags: &Flags, env: &Environment) -> Result<Vec<OsString>, BadWords> {
+    let Some(text) = env.get(variable) else {
         return Ok(Vec::new());
     };
     let words = text
@@ -170,14 +168,9 @@ mod tests {
             .subcommand(Command::new("hob"))
     }
 
-    fn check(args: &[&str], env: &[(&str, &str)], expected: &[&str]) {
-        let gobs = gobs();
+    fn check<const N: usize>(args: &[&str], env: [(&str, &str); N], expected: &[&str]) {
         let all = std::iter::once("gobs").chain(args.iter().copied());
-        let env = |name: &str| {
-            let found = env.iter().find(|(variable, _)| *variable == name);
-            found.map(|(_, value)| OsString::from(value))
-        };
-        let got = normalise(all.map(OsString::from), &gobs, env).expect("words");
+        let got = normalise(all.map(OsString::from), &gobs(), &env.into()).expect("words");
         assert_eq!(got[1..], *expected, "{args:?}");
     }
 
@@ -193,7 +186,7 @@ mod tests {
                 "a=b",
                 "-detailed-exitcode",
             ],
-            &[],
+            [],
             &[
                 "--chdir=x",
                 "--no-color",
@@ -206,24 +199,24 @@ mod tests {
         );
         check(
             &["-C", "dir", "apply", "-auto-approve"],
-            &[],
+            [],
             &["-C", "dir", "apply", "--auto-approve"],
         );
-        check(&["-help"], &[], &["--help"]);
-        check(&["-version"], &[], &["--version"]);
+        check(&["-help"], [], &["--help"]);
+        check(&["-version"], [], &["--version"]);
     }
 
     #[test]
     fn values_short_flags_and_the_agents_arguments_stay() {
-        check(&["plan", "-var", "-json"], &[], &["plan", "--var", "-json"]);
-        check(&["-Cdir", "-h"], &[], &["-Cdir", "-h"]);
-        check(&["output", "--", "-json"], &[], &["output", "--", "-json"]);
+        check(&["plan", "-var", "-json"], [], &["plan", "--var", "-json"]);
+        check(&["-Cdir", "-h"], [], &["-Cdir", "-h"]);
+        check(&["output", "--", "-json"], [], &["output", "--", "-json"]);
         check(
             &["-C", "plan", "hob", "-json"],
-            &[("GOBS_CLI_ARGS", "-x")],
+            [("GOBS_CLI_ARGS", "-x")],
             &["-C", "plan", "hob", "-json"],
         );
-        check(&["plan", "-unheard-of"], &[], &["plan", "-unheard-of"]);
+        check(&["plan", "-unheard-of"], [], &["plan", "-unheard-of"]);
     }
 
     #[test]
@@ -235,21 +228,21 @@ mod tests {
         ];
         check(
             &["-C", "d", "plan", "-out=p"],
-            &env,
+            env,
             &["-C", "d", "plan", "--no-color", "--var", "a=b c", "--out=p"],
         );
         check(
             &["state", "list"],
-            &env,
+            env,
             &["state", "list", "--no-color", "--color=never"],
         );
     }
 
     #[test]
     fn an_open_quote_is_an_error() {
-        let env = |name: &str| (name == EVERY).then(|| OsString::from("'x"));
+        let env = [(EVERY, "'x")].into();
         let args = ["gobs", "plan"].map(OsString::from);
-        let error = normalise(args, &gobs(), env).expect_err("open");
+        let error = normalise(args, &gobs(), &env).expect_err("open");
         assert!(error.to_string().starts_with("GOBS_CLI_ARGS is not"));
     }
 }

@@ -1,6 +1,5 @@
 //! Where the program's own log goes: nowhere, unless `GOBS_LOG` asks for it.
 
-use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,15 +8,16 @@ use std::sync::Mutex;
 use gobs_model::Diagnostic;
 use tracing_subscriber::EnvFilter;
 
+use super::environment::Environment;
+
 /// Starts logging as `GOBS_LOG` (`debug`, or `gobs=trace,ocapn=info`) says, to stderr or to the
 /// file that `GOBS_LOG_PATH` names.
 ///
 /// # Errors
 /// When the filter cannot be read or the file cannot be opened.
-pub(super) fn start(env: impl Fn(&str) -> Option<OsString>) -> Result<(), Box<Diagnostic>> {
-    let filter = match env("GOBS_LOG") {
-        Some(filter) if !filter.is_empty() => filter,
-        _ => return Ok(()),
+pub(super) fn start(env: &Environment) -> Result<(), Box<Diagnostic>> {
+    let Some(filter) = env.get("GOBS_LOG") else {
+        return Ok(());
     };
     let text = filter.to_string_lossy();
     let filter = EnvFilter::builder().parse(&*text).map_err(|error| {
@@ -28,11 +28,11 @@ pub(super) fn start(env: impl Fn(&str) -> Option<OsString>) -> Result<(), Box<Di
         .hint("Use a level (error, warn, info, debug, trace) or a list such as gobs=debug.")
     })?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter);
-    let started = match env("GOBS_LOG_PATH") {
-        Some(path) if !path.is_empty() => {
+    let started = match env.get("GOBS_LOG_PATH") {
+        Some(path) => {
             // A log may name machines and addresses: it is its owner's.
             let mut options = OpenOptions::new();
-            let file = options.create(true).append(true).mode(0o600).open(&path);
+            let file = options.create(true).append(true).mode(0o600).open(path);
             let file = file.map_err(|error| {
                 Diagnostic::error(
                     "Log file cannot be opened",
@@ -43,7 +43,7 @@ pub(super) fn start(env: impl Fn(&str) -> Option<OsString>) -> Result<(), Box<Di
                 .with_writer(Mutex::new(file))
                 .try_init()
         }
-        _ => logs.with_ansi(false).with_writer(io::stderr).try_init(),
+        None => logs.with_ansi(false).with_writer(io::stderr).try_init(),
     };
     // Only a second call in one process can fail, and then the first one's log goes on.
     drop(started);

@@ -3,14 +3,27 @@
 //! A command is its arguments (clap's derive, the help as doc comments) and a `run` of a few
 //! lines that calls the library and shows what came back through [`view`].
 
+mod apply;
+mod approve;
+mod arguments;
 mod argv;
+mod destroy;
+mod environment;
 pub mod exit;
 mod hob;
 mod init;
 mod log;
+mod output;
+mod plan;
+mod plan_file;
+mod show;
+mod state;
+mod status;
 mod terminal;
+mod validate;
 mod version;
 pub mod view;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,17 +31,16 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use gobs_model::Diagnostic;
+use gobs_state::Snapshot;
 
+use crate::project::{Project, store_error};
+
+use environment::Environment;
 use terminal::Terminal;
 
 /// Runs the command line of this process; returns its exit code, one of [`exit`].
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is where the environment is read"
-)]
 pub fn run() -> ExitCode {
-    let env = |name: &str| std::env::var_os(name);
-    run_with(std::env::args_os().collect(), &env).into()
+    run_with(std::env::args_os().collect(), Environment::read()).into()
 }
 
 /// Declares machines and the bindings between their services, and makes them so
@@ -51,16 +63,19 @@ struct Gobs {
     command: Command,
 }
 
+/// The heading of what every command takes.
+const GLOBAL: &str = "Global options";
+
 #[derive(Debug, clap::Args)]
 struct Global {
     /// Works in this directory
-    #[arg(short = 'C', long, value_name = "DIR", global = true)]
+    #[arg(short = 'C', long, value_name = "DIR", global = true, help_heading = GLOBAL)]
     chdir: Option<PathBuf>,
     /// When to use colour; auto is on a terminal, and as NO_COLOR and CLICOLOR_FORCE say
-    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
+    #[arg(long, value_name = "WHEN", default_value = "auto", global = true, help_heading = GLOBAL)]
     color: Color,
     /// Uses no colour, as --color=never
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     no_color: bool,
 }
 
@@ -74,6 +89,14 @@ enum Color {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    Validate(validate::Validate),
+    Plan(plan::Plan),
+    Apply(apply::Apply),
+    Destroy(destroy::Destroy),
+    Show(show::Show),
+    Output(output::Output),
+    State(state::State),
+    Status(status::Status),
     Hob(hob::Hob),
     Version(version::Version),
 }
@@ -82,6 +105,14 @@ impl Command {
     fn run(self, context: &mut Context) -> Outcome {
         match self {
             Self::Init(it) => it.run(context),
+            Self::Validate(it) => it.run(context),
+            Self::Plan(it) => it.run(context),
+            Self::Apply(it) => it.run(context),
+            Self::Destroy(it) => it.run(context),
+            Self::Show(it) => it.run(context),
+            Self::Output(it) => it.run(context),
+            Self::State(it) => it.run(context),
+            Self::Status(it) => it.run(context),
             Self::Hob(it) => it.run(),
             Self::Version(it) => it.run(context),
         }
@@ -93,6 +124,9 @@ struct Context {
     terminal: Terminal,
     /// Whether a script drives (`GOBS_IN_AUTOMATION`): hints about next steps are left out.
     in_automation: bool,
+    /// Whether somebody may be asked.
+    input: bool,
+    env: Environment,
 }
 
 /// How a command ended: one of [`exit`], or what is wrong; the latter exits with
@@ -121,12 +155,32 @@ impl From<Vec<Diagnostic>> for Failure {
     }
 }
 
+/// Returns what the state of the project here has; nothing where there is no state yet. The
+/// configuration need not be right for it, nor have values for its variables.
+fn remembered(context: &Context) -> Result<(Project, Snapshot), Failure> {
+    let surroundings = arguments::Variables::default().surroundings(context)?;
+    let project = Project::peek(surroundings)?;
+    let snapshot = match project.reader()? {
+        Some(reader) => reader.snapshot().map_err(|error| store_error(&error))?,
+        None => Snapshot::default(),
+    };
+    Ok((project, snapshot))
+}
+
+/// Returns what runs asynchronous work.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Runtime::new().map_err(|error| {
+        let detail = format!("The threads of this program cannot be started: {error}.");
+        Diagnostic::error("No threads", detail).into()
+    })
+}
+
 /// Returns the definition of the whole command line.
 fn command() -> clap::Command {
     Gobs::command()
 }
 
-fn run_with(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
+fn run_with(args: Vec<OsString>, env: Environment) -> u8 {
     // Before clap parses, since its own errors are coloured too.
     if args
         .iter()
@@ -134,7 +188,7 @@ fn run_with(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
     {
         anstream::ColorChoice::Never.write_global();
     }
-    let args = match argv::normalise(args, &command(), env) {
+    let args = match argv::normalise(args, &command(), &env) {
         Ok(args) => args,
         Err(error) => {
             let error = Diagnostic::error("Bad arguments in the environment", format!("{error}."));
@@ -160,11 +214,13 @@ fn run_with(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
     gobs.global.choose_color();
     let mut context = Context {
         terminal: Terminal::new(),
-        in_automation: env("GOBS_IN_AUTOMATION").is_some_and(|it| !it.is_empty()),
+        in_automation: env.is_on("GOBS_IN_AUTOMATION"),
+        input: !env.is_off("GOBS_INPUT"),
+        env,
     };
     let outcome = gobs
         .global
-        .enter(env)
+        .enter(&context.env)
         .and_then(|()| gobs.command.run(&mut context));
     let code = outcome.unwrap_or_else(|Failure(diagnostics)| {
         context.terminal.diagnose(&diagnostics);
@@ -196,7 +252,7 @@ impl Global {
         clippy::disallowed_methods,
         reason = "this is -C, before anything else"
     )]
-    fn enter(&self, env: &dyn Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
+    fn enter(&self, env: &Environment) -> Result<(), Failure> {
         log::start(env)?;
         tracing::debug!(version = env!("CARGO_PKG_VERSION"), "gobs starts");
         let Some(directory) = &self.chdir else {

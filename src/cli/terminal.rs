@@ -1,6 +1,6 @@
 //! The one place that prints: data, plan and progress to stdout, everything else to stderr.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 
 use anstream::{AutoStream, ColorChoice, adapter::strip_str};
 use gobs_model::Diagnostic;
@@ -11,6 +11,7 @@ use super::view::diagnostic;
 ///
 /// A write that fails stops nothing: an apply whose reader went away must still finish and
 /// record what it does. [`Terminal::failure`] says afterwards what was lost.
+#[derive(Debug)]
 pub(super) struct Terminal {
     out_strips: bool,
     err_strips: bool,
@@ -43,6 +44,22 @@ impl Terminal {
     pub(super) fn diagnose(&mut self, diagnostics: &[Diagnostic]) {
         if !diagnostics.is_empty() {
             self.err(&diagnostic::diagnostics(diagnostics));
+        }
+    }
+
+    /// Returns whether somebody can be asked: stdin and stderr are a terminal.
+    pub(super) fn can_ask(&self) -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// Writes the question to stderr and returns the line that was typed; nothing at the end of
+    /// the input.
+    pub(super) fn ask(&mut self, question: &str) -> Option<String> {
+        self.err(question);
+        let mut line = String::new();
+        match io::stdin().lock().read_line(&mut line) {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(line.trim().to_owned()),
         }
     }
 

@@ -5,5 +5,6 @@ pub mod apply;
 pub mod diagnostic;
 pub mod plan;
 pub mod state;
-mod text;
+pub mod status;
+pub(super) mod text;
 mod value;

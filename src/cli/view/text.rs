@@ -6,26 +6,26 @@ use std::fmt::{Display, Write};
 use anstyle::{AnsiColor, Style};
 
 /// What is added, and success.
-pub(super) const GREEN: Style = AnsiColor::Green.on_default();
+pub(in crate::cli) const GREEN: Style = AnsiColor::Green.on_default();
 /// What is removed, and errors.
-pub(super) const RED: Style = AnsiColor::Red.on_default();
+pub(in crate::cli) const RED: Style = AnsiColor::Red.on_default();
 /// What is changed, and warnings.
-pub(super) const YELLOW: Style = AnsiColor::Yellow.on_default();
+pub(in crate::cli) const YELLOW: Style = AnsiColor::Yellow.on_default();
 /// What is worth a note.
-pub(super) const CYAN: Style = AnsiColor::Cyan.on_default();
+pub(in crate::cli) const CYAN: Style = AnsiColor::Cyan.on_default();
 /// What matters less.
-pub(super) const DIM: Style = AnsiColor::BrightBlack.on_default();
+pub(in crate::cli) const DIM: Style = AnsiColor::BrightBlack.on_default();
 /// What matters most.
-pub(super) const BOLD: Style = Style::new().bold();
+pub(in crate::cli) const BOLD: Style = Style::new().bold();
 
 /// Returns the text in a style.
-pub(super) fn styled(style: Style, text: impl Display) -> String {
+pub(in crate::cli) fn styled(style: Style, text: impl Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
 /// Returns the text with everything made visible that could steer a terminal or deceive a
 /// reader: control characters, escape sequences, bidirectional overrides. Line ends stay.
-pub(super) fn printable(text: &str) -> Cow<'_, str> {
+pub(in crate::cli) fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_hostile) {
         return Cow::Borrowed(text);
     }
@@ -49,7 +49,7 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns the text as [`printable`] does, in one line.
-pub(super) fn printable_line(text: &str) -> Cow<'_, str> {
+pub(in crate::cli) fn printable_line(text: &str) -> Cow<'_, str> {
     match printable(text) {
         shown if shown.contains('\n') => Cow::Owned(shown.replace('\n', "␊")),
         shown => shown,
@@ -57,7 +57,7 @@ pub(super) fn printable_line(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns each line of the text with this before it; empty lines stay empty.
-pub(super) fn indented(text: &str, indent: &str) -> String {
+pub(in crate::cli) fn indented(text: &str, indent: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for line in text.split_inclusive('\n') {
         if line != "\n" {

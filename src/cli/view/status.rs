@@ -1,0 +1,421 @@
+//! What is live: hobs, bindings, alerts; and whether something needs a person.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use gobs_model::{Address, Value};
+use gobs_state::{Phase, Row, RowKind, Snapshot};
+use hob::protocol::HobStatus;
+
+use crate::boss::{AlertReport, HobReport, StatusReport};
+
+use super::text::{BOLD, DIM, GREEN, RED, YELLOW, printable_line, styled};
+
+/// How a thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Health {
+    /// As it should be.
+    Well,
+    /// Nobody can say, or nobody needs to.
+    Unsaid,
+    /// Something needs a person.
+    Ill,
+}
+
+/// One line about a thing.
+struct Line {
+    health: Health,
+    address: String,
+    state: String,
+    more: Vec<String>,
+}
+
+/// Returns how everything that the state has is now, and whether something needs a person.
+///
+/// `now_s` is in seconds since 1970.
+pub fn status(report: &StatusReport, snapshot: &Snapshot, now_s: u64) -> (String, bool) {
+    let hobs: BTreeMap<&str, &HobReport> = report
+        .hobs
+        .iter()
+        .map(|hob| (hob.machine.as_str(), hob))
+        .collect();
+    let mut machines = Vec::new();
+    let mut bindings = Vec::new();
+    for row in snapshot.rows.values() {
+        match &row.kind {
+            RowKind::Machine { enrolled, .. } => {
+                let hob = hobs.get(row.address.to_string().as_str()).copied();
+                machines.push(machine(row, enrolled.is_some(), hob, now_s));
+            }
+            RowKind::Binding {
+                generation, phase, ..
+            } => bindings.push(binding(row, *generation, *phase, &hobs)),
+            RowKind::Service { .. } => {}
+        }
+    }
+    let alerts: Vec<Line> = report.alerts.iter().map(|it| alert(it, now_s)).collect();
+    let sections = [
+        ("Machines", machines),
+        ("Bindings", bindings),
+        ("Alerts", alerts),
+    ];
+    let is_ill = |(_, lines): &(&str, Vec<Line>)| lines.iter().any(|it| it.health == Health::Ill);
+    let needs_person = sections.iter().any(is_ill);
+    let text: Vec<String> = sections
+        .iter()
+        .filter(|(_, lines)| !lines.is_empty())
+        .map(|(heading, lines)| section(heading, lines))
+        .collect();
+    if text.is_empty() {
+        return ("Nothing exists yet.\n".into(), false);
+    }
+    (text.join("\n"), needs_person)
+}
+
+fn section(heading: &str, lines: &[Line]) -> String {
+    let width = |of: fn(&Line) -> &str| lines.iter().map(|it| of(it).chars().count()).max();
+    let addresses = width(|it| &it.address).unwrap_or(0);
+    let states = width(|it| &it.state).unwrap_or(0);
+    let mut out = styled(BOLD, heading) + "\n";
+    for Line {
+        health,
+        address,
+        state,
+        more,
+    } in lines
+    {
+        let style = match health {
+            Health::Well => GREEN,
+            Health::Unsaid => YELLOW,
+            Health::Ill => RED,
+        };
+        out += &format!("  {address:addresses$}  ");
+        if more.is_empty() {
+            out += &styled(style, state);
+        } else {
+            let more = styled(DIM, more.join(", "));
+            out += &format!("{}  {more}", styled(style, format_args!("{state:states$}")));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn machine(row: &Row, is_enrolled: bool, hob: Option<&HobReport>, now_s: u64) -> Line {
+    let has_hob = row.wanted.get("hob").and_then(|hob| hob.get("enabled"));
+    let has_hob = has_hob.and_then(Value::as_bool).unwrap_or(true);
+    let (health, state, more) = match hob {
+        Some(hob) if hob.locked => {
+            let more = vec!["its key was used from two places".into()];
+            (Health::Ill, "locked", more)
+        }
+        Some(HobReport {
+            status: Some(status),
+            ..
+        }) => (Health::Well, "connected", of_hob(status)),
+        Some(hob) => {
+            let more = vec![format!(
+                "last registered {} ago",
+                ago(hob.last_seen_s, now_s)
+            )];
+            (Health::Ill, "not reached", more)
+        }
+        None if !has_hob => (Health::Unsaid, "no hob", Vec::new()),
+        None if is_enrolled => (Health::Unsaid, "a row only", Vec::new()),
+        None => {
+            let more = vec!["its hob has not registered; the next apply waits for it".into()];
+            (Health::Ill, "not enrolled", more)
+        }
+    };
+    Line {
+        health,
+        address: shown(&row.address),
+        state: state.into(),
+        more,
+    }
+}
+
+fn of_hob(status: &HobStatus) -> Vec<String> {
+    let running = status.programs.iter().filter(|it| it.pid.is_some()).count();
+    let (services, programs) = (status.offers.len(), status.programs.len());
+    let mut more = vec![format!("hob {}", printable_line(&status.version))];
+    if services > 0 {
+        more.push(counted(services, "service"));
+    }
+    if programs > 0 {
+        more.push(format!(
+            "{running} of {} running",
+            counted(programs, "program")
+        ));
+    }
+    more
+}
+
+fn binding(row: &Row, generation: u64, phase: Phase, hobs: &BTreeMap<&str, &HobReport>) -> Line {
+    let address = row.address.to_string();
+    let end = |name: &str| row.wanted.get(name).and_then(Value::as_ref_address);
+    let mut more = Vec::new();
+    if let (Some(from), Some(to)) = (end("from"), end("to")) {
+        more.push(format!("{} to {}", shown(from), shown(to)));
+    }
+    let importer = end("to").map(Address::to_string);
+    let hob = importer.and_then(|machine| hobs.get(machine.as_str()).copied());
+    let held = hob.and_then(|hob| hob.status.as_ref()).map(|status| {
+        let mut all = status.bindings.iter();
+        all.find(|it| it.binding == address && it.generation == generation)
+    });
+    let (health, state) = match (phase, held) {
+        (Phase::RevokePending, _) => {
+            more.push("the hob that granted it was away; the next apply tries again".into());
+            (Health::Ill, "revoke pending")
+        }
+        (Phase::Granted, Some(Some(held))) => {
+            more.push(printable_line(&held.address).into_owned());
+            more.push(counted(
+                usize::try_from(held.streams).unwrap_or(usize::MAX),
+                "stream",
+            ));
+            // A grant that is not live becomes so when a program connects.
+            (Health::Well, if held.live { "live" } else { "ready" })
+        }
+        (Phase::Granted, Some(None)) => {
+            more.push("its machine does not have it".into());
+            (Health::Ill, "missing")
+        }
+        (Phase::Granted, None) if hob.is_none() => (Health::Unsaid, "a row only"),
+        (Phase::Granted, None) => (Health::Unsaid, "not known"),
+    };
+    Line {
+        health,
+        address: shown(&row.address),
+        state: state.into(),
+        more,
+    }
+}
+
+fn alert(alert: &AlertReport, now_s: u64) -> Line {
+    let times = if alert.count == 1 {
+        "once".to_owned()
+    } else {
+        format!("{} times", alert.count)
+    };
+    let from = alert
+        .other_address
+        .as_deref()
+        .unwrap_or("an unknown address");
+    let mut more = vec![
+        format!("another key tried to claim it {times}"),
+        format!(
+            "last {} ago from {}",
+            ago(alert.last_time_s, now_s),
+            printable_line(from)
+        ),
+        format!("key {}", printable_line(&alert.other_key)),
+    ];
+    if alert.contested {
+        more.push("while its claim was open: whoever was first may not be the machine".into());
+    }
+    Line {
+        health: Health::Ill,
+        address: printable_line(&alert.machine).into_owned(),
+        state: format!("alert {}", alert.id),
+        more,
+    }
+}
+
+fn shown(address: &Address) -> String {
+    printable_line(&address.to_string()).into_owned()
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Returns how long ago something was, in its largest unit.
+fn ago(then_s: u64, now_s: u64) -> String {
+    let passed = Duration::from_secs(now_s.saturating_sub(then_s)).as_secs();
+    match passed {
+        0..=119 => counted(usize::try_from(passed).unwrap_or(0), "second"),
+        120..=7_199 => format!("{} minutes", passed / 60),
+        7_200..=172_799 => format!("{} hours", passed / 3_600),
+        _ => format!("{} days", passed / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use gobs_model::Known;
+    use hob::protocol::{BindingStatus, ProgramStatus};
+
+    use super::*;
+
+    fn known(value: Value) -> Known {
+        Known::try_from(value).expect("known")
+    }
+
+    fn row(at: &str, wanted: Value, kind: RowKind) -> Row {
+        Row {
+            address: at.parse().expect("an address"),
+            wanted: known(wanted),
+            observed: Known::empty(),
+            depends_on: Vec::new(),
+            version: 1,
+            kind,
+        }
+    }
+
+    fn machine_row(at: &str, enrolled: bool) -> Row {
+        let kind = RowKind::Machine {
+            provider: "dummy".into(),
+            id: "i-1".into(),
+            token: "t".into(),
+            incarnation: 1,
+            enrolled: enrolled.then(|| "designator".into()),
+        };
+        row(at, Value::object::<Arc<str>>([]), kind)
+    }
+
+    fn binding_row(at: &str, to: &str, phase: Phase) -> Row {
+        let reference = |text: &str| Value::from(text.parse::<Address>().expect("an address"));
+        let wanted = Value::object([
+            ("from", reference("machine.db.service.orders")),
+            ("to", reference(to)),
+        ]);
+        let kind = RowKind::Binding {
+            generation: 2,
+            from_incarnation: 1,
+            to_incarnation: 1,
+            phase,
+        };
+        row(at, wanted, kind)
+    }
+
+    fn hob(machine: &str, status: Option<HobStatus>) -> HobReport {
+        HobReport {
+            machine: machine.into(),
+            incarnation: 1,
+            designator: "designator".into(),
+            last_seen_s: 1_000,
+            locked: false,
+            status,
+        }
+    }
+
+    fn held(binding: &str, generation: u64) -> BindingStatus {
+        BindingStatus {
+            name: "db".into(),
+            binding: binding.into(),
+            generation,
+            address: "127.0.0.1:27462".into(),
+            directory: "/x".into(),
+            live: true,
+            streams: 1,
+        }
+    }
+
+    fn snapshot<const N: usize>(rows: [Row; N]) -> Snapshot {
+        let rows = rows.map(|row| (row.address.clone(), Arc::new(row)));
+        Snapshot {
+            rows: rows.into(),
+            ..Snapshot::default()
+        }
+    }
+
+    #[track_caller]
+    fn check(report: &StatusReport, snapshot: &Snapshot, needs_person: bool, expected: &str) {
+        let (text, needs) = status(report, snapshot, 1_300);
+        let text = anstream::adapter::strip_str(&text).to_string();
+        assert_eq!((text.as_str(), needs), (expected, needs_person));
+    }
+
+    #[test]
+    fn all_is_well() {
+        let app = HobStatus {
+            version: "0.1.0".into(),
+            bindings: vec![held("binding.db", 2)],
+            programs: vec![ProgramStatus {
+                index: 0,
+                pid: Some(1),
+                restarts: 0,
+            }],
+            ..HobStatus::default()
+        };
+        let report = StatusReport {
+            hobs: vec![hob("machine.app", Some(app))],
+            alerts: Vec::new(),
+        };
+        check(
+            &report,
+            &snapshot([
+                machine_row("machine.app", true),
+                machine_row("machine.simulated", true),
+                binding_row("binding.db", "machine.app", Phase::Granted),
+                binding_row("binding.rows", "machine.simulated", Phase::Granted),
+            ]),
+            false,
+            "Machines
+  machine.app        connected   hob 0.1.0, 1 of 1 program running
+  machine.simulated  a row only
+
+Bindings
+  binding.db    live        machine.db.service.orders to machine.app, 127.0.0.1:27462, 1 stream
+  binding.rows  a row only  machine.db.service.orders to machine.simulated
+",
+        );
+        let nothing = (StatusReport::default(), Snapshot::default());
+        check(&nothing.0, &nothing.1, false, "Nothing exists yet.\n");
+    }
+
+    #[test]
+    fn what_needs_a_person_is_said() {
+        let app = HobStatus {
+            version: "0.1.0".into(),
+            bindings: vec![held("binding.old", 1)],
+            ..HobStatus::default()
+        };
+        let alert = AlertReport {
+            id: 7,
+            machine: "machine.app".into(),
+            bound_key: "a".into(),
+            other_key: "b".into(),
+            other_address: Some("10.0.0.9:1".into()),
+            last_time_s: 1_200,
+            count: 3,
+            contested: false,
+        };
+        let report = StatusReport {
+            hobs: vec![hob("machine.app", Some(app)), hob("machine.away", None)],
+            alerts: vec![alert],
+        };
+        check(
+            &report,
+            &snapshot([
+                machine_row("machine.app", true),
+                machine_row("machine.away", true),
+                machine_row("machine.new", false),
+                binding_row("binding.away", "machine.away", Phase::Granted),
+                binding_row("binding.old", "machine.app", Phase::Granted),
+                binding_row("binding.revoked", "machine.app", Phase::RevokePending),
+            ]),
+            true,
+            "Machines
+  machine.app   connected     hob 0.1.0
+  machine.away  not reached   last registered 5 minutes ago
+  machine.new   not enrolled  its hob has not registered; the next apply waits for it
+
+Bindings
+  binding.away     not known       machine.db.service.orders to machine.away
+  binding.old      missing         machine.db.service.orders to machine.app, its machine does \
+             not have it
+  binding.revoked  revoke pending  machine.db.service.orders to machine.app, the hob that granted \
+             it was away; the next apply tries again
+
+Alerts
+  machine.app  alert 7  another key tried to claim it 3 times, last 100 seconds ago from \
+             10.0.0.9:1, key b
+",
+        );
+    }
+}

@@ -88,7 +88,7 @@ async fn c4_a_connection_that_never_begins_is_closed() {
         .unwrap();
     let builder = Peer::builder()
         .netlayer(listener)
-        .setup_timeout(Duration::from_millis(200));
+        .setup_timeout(Duration::from_secs(1));
     let server = TestPeer::with(builder);
     let mut connection = soon(netlayer().dial(&server.peer.locator())).await.unwrap();
     let mut answer = Vec::new();
@@ -105,8 +105,8 @@ async fn c4_a_connection_that_never_begins_is_closed() {
 #[tokio::test]
 async fn c5_a_dead_peer_is_found_out_and_a_silent_one_is_not() {
     let timers = TlsRpkOptions {
-        keepalive: Duration::from_millis(50),
-        dead_after: Duration::from_millis(400),
+        keepalive: Duration::from_millis(100),
+        dead_after: Duration::from_millis(1500),
         ..TlsRpkOptions::default()
     };
     let mut server = TestPeer::listening(timers.clone()).await;
@@ -144,7 +144,7 @@ async fn c5_a_dead_peer_is_found_out_and_a_silent_one_is_not() {
 #[tokio::test]
 async fn a_peer_that_takes_no_answers_is_no_longer_read_from() {
     let timers = TlsRpkOptions {
-        dead_after: Duration::from_millis(500),
+        dead_after: Duration::from_secs(1),
         ..TlsRpkOptions::default()
     };
     let mut server = TestPeer::listening(timers).await;

@@ -1,5 +1,6 @@
 //! The driver over real sockets.
 
 mod hostile;
+mod recovery;
 mod sessions;
 mod support;

@@ -6,6 +6,7 @@
 //! value of what was not known yet.
 
 mod act;
+mod arrivals;
 mod event;
 mod prepare;
 mod recover;
@@ -25,6 +26,7 @@ use crate::lang::Evaluator;
 use crate::plan::{Action, Plan, Step, StepId};
 
 use act::{Ended, Work};
+use arrivals::Arrivals;
 pub use event::{Event, Summary, Verb};
 pub(crate) use prepare::observed_of;
 pub use recover::{Recovered, recover, recover_in_memory};
@@ -108,6 +110,7 @@ struct Walk<'a> {
     ready_others: VecDeque<StepId>,
     slots_free: usize,
     summary: Summary,
+    arrivals: Arrivals,
 }
 
 impl<'a> Walk<'a> {
@@ -130,6 +133,10 @@ impl<'a> Walk<'a> {
                 dependents[before.0 as usize].push(step.id);
             }
         }
+        let arrivals = Arrivals::new(apply.plan, rows.keys());
+        if let Some(boss) = &apply.boss {
+            boss.set_machines(Arc::new(arrivals.clone()));
+        }
         let slots_free = apply.parallelism.max(1);
         let mut walk = Self {
             rows,
@@ -142,6 +149,7 @@ impl<'a> Walk<'a> {
             ready_others: VecDeque::new(),
             slots_free,
             summary: Summary::default(),
+            arrivals,
             apply,
         };
         for step in &walk.apply.plan.steps {
@@ -271,6 +279,7 @@ impl<'a> Walk<'a> {
                     self.apply_change(change);
                 }
                 self.count(step, &changes);
+                self.arrivals.done(&step.address, &step.action);
                 self.tell(Event::Done {
                     address: step.address.clone(),
                     verb: verb(&step.action),
@@ -337,6 +346,7 @@ impl<'a> Walk<'a> {
     /// Marks a step as failed, and everything that needs it as skipped.
     fn fail(&mut self, step: &Step, diagnostic: Diagnostic) {
         self.summary.failed += 1;
+        self.arrivals.failed(&step.address, &diagnostic.detail);
         self.progress[step.id.0 as usize] = Progress::Failed;
         self.tell(Event::Failed {
             address: step.address.clone(),
@@ -352,6 +362,8 @@ impl<'a> Walk<'a> {
             skipped.extend(&self.dependents[id.0 as usize]);
             if let Some(other) = self.apply.plan.step(id) {
                 self.summary.remaining.push(other.address.clone());
+                self.arrivals
+                    .failed(&other.address, "what it needs has failed");
                 self.tell(Event::Skipped {
                     address: other.address.clone(),
                     verb: verb(&other.action),

@@ -27,6 +27,7 @@ use crate::client::{self, ClientPresence};
 use crate::grant::{Chain, Grants};
 use crate::layout::{Layout, Machine, MachineError};
 use crate::local;
+use crate::process::start_time;
 use crate::programs::{Programs, Wanted, environment};
 use crate::protocol::{
     BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply,
@@ -110,9 +111,9 @@ pub(crate) async fn run(layout: Layout) -> Result<(), AgentError> {
     let root = machine.bindings();
     let bindings = Bindings::start(store.clone(), peer.clone(), dialer, root).await;
     let programs = Programs::new(
+        Arc::clone(&store),
         machine.token.clone(),
-        layout.dir().to_owned(),
-        layout.logs(),
+        &layout,
         files_max,
     );
     let hob = Arc::new(Hob {
@@ -457,18 +458,6 @@ fn lock(layout: &Layout) -> Result<File, AgentError> {
     file.rewind().map_err(failed)?;
     write!(file, "{} {started}", std::process::id()).map_err(failed)?;
     Ok(file)
-}
-
-/// Returns when this process started, in the kernel's ticks: field 22 of its `stat`.
-fn start_time() -> Option<u64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The second field is a name in parentheses, which may hold spaces; 20 more follow.
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
 }
 
 /// Makes the runtime directory. It may stand where others can write, so it must be our own.

@@ -12,6 +12,7 @@ mod expose;
 mod grant;
 pub mod layout;
 mod local;
+mod process;
 mod programs;
 pub mod protocol;
 pub mod server;

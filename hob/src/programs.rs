@@ -1,34 +1,28 @@
 //! The machine's programs: the lines of `run`, kept running with the bindings in their
 //! environment.
 //!
-//! A program outlives the hob. The next hob finds it by its environment, which names the machine
-//! and the line, so that a hob that was killed at any moment never leaves two.
+//! A program outlives the hob, and the next one adopts it: `process` tells how it is found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use sha2::{Digest, Sha256};
-use tokio::io::unix::AsyncFd;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 
 use crate::expose::{address, host_and_port};
+use crate::grant::Chain;
+use crate::layout::Layout;
+use crate::process::{self, Process};
 use crate::protocol::{Expose, ProgramStatus};
-
-/// Says whose program a process is; whoever ends the machine looks for it.
-const TOKEN_VARIABLE: &str = "GOBS_MACHINE_TOKEN";
-
-/// Says which line a process runs, with the digest of all that it was started with.
-const RUN_VARIABLE: &str = "GOBS_RUN";
+use crate::store::Store;
 
 /// Pauses before a program that has ended is started again.
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -36,9 +30,6 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// A program that ran for this long has not failed at its start: the pauses begin anew.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
-
-/// How long a program may take to end when it is asked to; then it is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A log that is larger when its program starts is put aside as `.1`, over the last one.
 const LOG_BYTES_MAX: u64 = 16 << 20;
@@ -55,23 +46,13 @@ pub(crate) struct Wanted {
 
 /// Where programs run and as whose.
 pub(crate) struct Programs {
+    store: Arc<Store>,
     token: String,
     dir: PathBuf,
     logs: PathBuf,
     /// The limit of open files that programs get: the one the hob was given, not its own.
     files_max: Option<u64>,
     status: Mutex<BTreeMap<usize, ProgramStatus>>,
-}
-
-/// A program that runs.
-struct Process {
-    pid: Pid,
-    /// Readable once it has ended.
-    pidfd: AsyncFd<OwnedFd>,
-    /// To be reaped, if it is this hob's own child.
-    child: Option<Child>,
-    digest: String,
-    since: Instant,
 }
 
 /// What one line should be.
@@ -138,9 +119,16 @@ impl Wanted {
 }
 
 impl Programs {
-    /// Returns the programs of the machine in `dir`.
-    pub(crate) fn new(token: String, dir: PathBuf, logs: PathBuf, files_max: Option<u64>) -> Self {
+    /// Returns the programs of a machine.
+    pub(crate) fn new(
+        store: Arc<Store>,
+        token: String,
+        layout: &Layout,
+        files_max: Option<u64>,
+    ) -> Self {
+        let (dir, logs) = (layout.dir().to_owned(), layout.logs());
         Self {
+            store,
             token,
             dir,
             logs,
@@ -156,21 +144,18 @@ impl Programs {
 
     /// Keeps the programs as they are wanted, for as long as the sender lives.
     pub(crate) async fn keep(self: Arc<Self>, mut wanted: watch::Receiver<Wanted>) {
-        // Lines that went away while no hob ran are found too.
-        let mut found = BTreeMap::new();
-        for (index, process) in self.find() {
-            found.entry(index).or_insert_with(Vec::new).push(process);
-        }
-        let mut kept = BTreeMap::new();
+        let recorded = self.store.contents();
+        let mut found = process::find(&self.token, &recorded.programs);
+        let mut kept = BTreeSet::new();
         loop {
+            // Lines that went away while no hob ran are ended.
             let lines = wanted.borrow_and_update().lines.len();
-            let indices = (0..lines).chain(found.keys().copied());
-            for index in indices.collect::<Vec<_>>() {
-                let running = found.remove(&index).unwrap_or_default();
-                let task = kept.get(&index);
-                if task.is_none_or(tokio::task::JoinHandle::is_finished) {
+            let indices: BTreeSet<_> = (0..lines).chain(found.keys().copied()).collect();
+            for index in indices {
+                let running = found.remove(&index);
+                if kept.insert(index) {
                     let keeping = Arc::clone(&self).keep_line(index, running, wanted.clone());
-                    kept.insert(index, tokio::spawn(keeping));
+                    tokio::spawn(keeping);
                 }
             }
             if wanted.changed().await.is_err() {
@@ -179,17 +164,13 @@ impl Programs {
         }
     }
 
-    /// Keeps one line, until it is gone.
+    /// Keeps one line as it is wanted.
     async fn keep_line(
         self: Arc<Self>,
         index: usize,
-        mut found: Vec<Process>,
+        mut process: Option<Process>,
         mut wanted: watch::Receiver<Wanted>,
     ) {
-        let mut process = found.pop();
-        for more in found {
-            more.stop().await;
-        }
         let mut pause = Duration::ZERO;
         let mut status = ProgramStatus {
             index: index as u64,
@@ -199,14 +180,16 @@ impl Programs {
         loop {
             status.pid = process
                 .as_ref()
-                .map(|process| process.pid.as_raw_nonzero().get() as u32);
-            self.statuses().insert(index, status.clone());
+                .map(|process| process.pid().as_raw_nonzero().get().cast_unsigned());
             let line = wanted.borrow_and_update().line(index);
+            match (&line, &process) {
+                (Line::Gone, None) => self.statuses().remove(&index),
+                _ => self.statuses().insert(index, status.clone()),
+            };
             let fits = match (&line, &process) {
-                (Line::Gone, _) => break,
                 (Line::Waits, _) => true,
-                (Line::Runs { digest, .. }, Some(process)) => *digest == process.digest,
-                (Line::Runs { .. }, None) => false,
+                (Line::Runs { digest, .. }, Some(process)) => digest == process.digest(),
+                (Line::Gone, _) | (Line::Runs { .. }, None) => false,
             };
             match (process.take(), line) {
                 // As it should be: until it ends, or something else is wanted.
@@ -222,7 +205,7 @@ impl Programs {
                         Some(how) => {
                             tracing::warn!(index, how, "program ended");
                             status.restarts += 1;
-                            if running.since.elapsed() >= SETTLED_AFTER {
+                            if running.age() >= SETTLED_AFTER {
                                 pause = Duration::ZERO;
                             }
                         }
@@ -230,7 +213,7 @@ impl Programs {
                     }
                 }
                 (Some(running), _) => {
-                    tracing::info!(index, "program restarts: its environment or line changed");
+                    tracing::info!(index, "program stopped: something else is wanted");
                     running.stop().await;
                     pause = Duration::ZERO;
                 }
@@ -254,7 +237,10 @@ impl Programs {
                     }
                     pause = (pause * 2).clamp(RESTART_PAUSE_MIN, RESTART_PAUSE_MAX);
                     match self.start(index, &line, &environment, digest) {
-                        Ok(started) => process = Some(started),
+                        Ok(started) => {
+                            self.record(index, &started).await;
+                            process = Some(started);
+                        }
                         Err(error) => tracing::error!(index, %error, "program not started"),
                     }
                 }
@@ -265,10 +251,17 @@ impl Programs {
                 }
             }
         }
-        if let Some(process) = process {
-            process.stop().await;
+    }
+
+    /// Keeps what the next hob knows the program by. Without it, that hob guesses well.
+    async fn record(&self, index: usize, process: &Process) {
+        let row = process.row();
+        let written = self
+            .store
+            .write(move |contents| contents.programs.insert(index, row));
+        if let Err(error) = written.await {
+            tracing::error!(error = %Chain(&error), "a program was not recorded");
         }
-        self.statuses().remove(&index);
     }
 
     fn start(
@@ -289,18 +282,20 @@ impl Programs {
         };
         let child = command
             .envs(environment)
-            .env(TOKEN_VARIABLE, &self.token)
-            .env(RUN_VARIABLE, format!("{index}:{digest}"))
+            .envs(process::marks(&self.token, index, &digest))
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0)
             .spawn()?;
-        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let pid = pid.ok_or_else(|| io::Error::other("the program ended at once"))?;
-        tracing::info!(index, pid = pid.as_raw_nonzero(), "program started");
-        Process::new(pid, Some(child), digest)
+        let process = Process::of_child(child, digest)?;
+        tracing::info!(
+            index,
+            pid = process.pid().as_raw_nonzero(),
+            "program started"
+        );
+        Ok(process)
     }
 
     fn open_log(&self, index: usize) -> io::Result<File> {
@@ -316,79 +311,8 @@ impl Programs {
             .open(path)
     }
 
-    /// Returns the programs that an earlier hob has started and that run still.
-    fn find(&self) -> Vec<(usize, Process)> {
-        let Ok(processes) = fs::read_dir("/proc") else {
-            return Vec::new();
-        };
-        let adopt = |entry: io::Result<fs::DirEntry>| {
-            let entry = entry.ok()?;
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let pid = Pid::from_raw(pid)?;
-            // The descriptor first: what is read then is of the process that it stands for.
-            let mut process = Process::new(pid, None, String::new()).ok()?;
-            let environment = fs::read(entry.path().join("environ")).ok()?;
-            let value = |name: &str| {
-                let variables = environment.split(|byte| *byte == 0);
-                variables
-                    .filter_map(|v| std::str::from_utf8(v).ok())
-                    .find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='))
-            };
-            if value(TOKEN_VARIABLE)? != self.token {
-                return None;
-            }
-            let (index, digest) = value(RUN_VARIABLE)?.split_once(':')?;
-            let leads = rustix::process::getpgid(Some(pid)).ok()? == pid;
-            if !leads {
-                return None;
-            }
-            process.digest = digest.to_owned();
-            tracing::info!(index, pid = pid.as_raw_nonzero(), "program adopted");
-            Some((index.parse().ok()?, process))
-        };
-        processes.filter_map(adopt).collect()
-    }
-
     fn statuses(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, ProgramStatus>> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Process {
-    #[expect(
-        deprecated,
-        reason = "an `OwnedFd` keeps its descriptor, and what replaces `new` is unsafe"
-    )]
-    fn new(pid: Pid, child: Option<Child>, digest: String) -> io::Result<Self> {
-        let pidfd = AsyncFd::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
-        Ok(Self {
-            pid,
-            pidfd,
-            child,
-            digest,
-            since: Instant::now(),
-        })
-    }
-
-    /// Waits for the end; what is left of its group is ended too. Returns how it ended.
-    async fn ended(&mut self) -> String {
-        // An error would mean that it cannot be waited for: it counts as ended.
-        let _ = self.pidfd.readable().await;
-        let status = match &mut self.child {
-            Some(child) => child.wait().await.ok(),
-            None => None,
-        };
-        let _ = kill_process_group(self.pid, Signal::KILL);
-        status.map_or_else(|| "status unknown".into(), |status| status.to_string())
-    }
-
-    /// Ends the program and its group.
-    async fn stop(mut self) {
-        let _ = kill_process_group(self.pid, Signal::TERM);
-        if timeout(STOP_TIMEOUT, self.ended()).await.is_err() {
-            let _ = kill_process_group(self.pid, Signal::KILL);
-            self.ended().await;
-        }
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Contents {
     pub revoked: BTreeMap<String, u64>,
     /// The bindings held, by name.
     pub bindings: BTreeMap<String, BindingRow>,
+    /// The programs that were started last, by the position of their line.
+    pub programs: BTreeMap<usize, ProgramRow>,
 }
 
 /// A grant given out.
@@ -83,6 +85,16 @@ pub struct BindingRow {
     pub bound: Vec<Expose>,
     /// The service's type, where it has one.
     pub r#type: Option<String>,
+}
+
+/// A program that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramRow {
+    /// Its process.
+    pub pid: i32,
+    /// When that process started, in the kernel's ticks: a pid alone may come again.
+    pub started: u64,
 }
 
 /// Why a machine's own state cannot be read or written.
@@ -258,6 +270,7 @@ impl Default for Contents {
             grants: Vec::new(),
             revoked: BTreeMap::new(),
             bindings: BTreeMap::new(),
+            programs: BTreeMap::new(),
         }
     }
 }

@@ -112,3 +112,49 @@ async fn a_line_that_goes_while_no_hob_runs_is_ended() {
     eventually("one is left", async || host.programs().len() == 1).await;
     assert_eq!(said(&host).len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_program_has_started_is_left_alone_by_the_next_hob() {
+    let boss = Boss::new().await;
+    // As a database server does: a helper in a session of its own.
+    let line = "setsid sleep 1000 & echo started; exec sleep 1001";
+    let mut host = Host::start(&boss.invite("machine.db", &[]), &[line]);
+    eventually("both run", async || host.programs().len() == 2).await;
+    let running = host.programs();
+    host.kill();
+    host.start_again();
+    eventually("adopted", async || host.log().contains("program adopted")).await;
+    eventually("registered", async || {
+        host.log().matches("registered machine").count() == 2
+    })
+    .await;
+    assert_eq!((host.programs(), said(&host).len()), (running.clone(), 1));
+
+    host.describe(&["exec sleep 1002"]);
+    host.signal(Signal::HUP);
+    // The line's own process is replaced; the helper left its group on purpose.
+    eventually("another line", async || {
+        let now = host.programs();
+        now.len() == 2 && now.iter().filter(|pid| running.contains(pid)).count() == 1
+    })
+    .await;
+
+    // A hob that was killed before it could write knows the program all the same.
+    let running = host.programs();
+    host.kill();
+    let state = host.layout.hob().join("state.json");
+    let mut contents: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    contents["programs"] = serde_json::json!({});
+    std::fs::write(&state, contents.to_string()).unwrap();
+    host.start_again();
+    eventually("registered", async || {
+        host.log().matches("registered machine").count() == 3
+    })
+    .await;
+    eventually("adopted", async || {
+        host.log().matches("program adopted").count() == 2
+    })
+    .await;
+    assert_eq!(host.programs(), running);
+}

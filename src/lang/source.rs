@@ -85,6 +85,11 @@ impl Sources {
             .unwrap_or_default()
     }
 
+    /// Returns the whole of a text.
+    pub(crate) fn whole(&self, source: u32) -> Option<&str> {
+        self.0.get(source as usize).map(|text| &*text.source.text)
+    }
+
     /// Returns the place of a span with lines, columns and the text around it.
     pub(crate) fn place(&self, span: Span) -> SourceSpan {
         let Some(text) = self.0.get(span.source as usize) else {

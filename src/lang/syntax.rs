@@ -27,8 +27,6 @@ pub(crate) struct Block {
     pub(crate) keyword: Word,
     pub(crate) labels: Vec<Word>,
     pub(crate) body: Body,
-    /// From the keyword to the closing brace.
-    pub(crate) span: Span,
 }
 
 impl Block {
@@ -94,14 +92,19 @@ pub(crate) enum AccessKind {
     Index(Expr),
 }
 
-/// `source[*].each.each`: `each` is what is applied to every element.
+/// `source[*]` and what is applied to every element.
 #[derive(Clone, Debug)]
 pub(crate) struct Splat {
     pub(crate) source: Expr,
-    pub(crate) each: Vec<Access>,
+    pub(crate) each: SplatEach,
+}
+
+/// What a splat applies to every element.
+#[derive(Clone, Debug)]
+pub(crate) struct SplatEach {
+    pub(crate) path: Vec<Access>,
     /// A splat within the splat.
     pub(crate) then: Option<Box<Self>>,
-    pub(crate) span: Span,
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,534 @@
+//! The values of blocks: what a schema asks, filled from what is declared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gobs_model::{
+    Address, Attribute as AttributeSchema, Block as BlockSchema, Diagnostic, Kind, Name, Nesting,
+    Role, Type, Value,
+};
+
+use super::address;
+use super::config::{
+    BindingValues, Dial, HobValues, Machine, MachineValues, Service, ServiceKind, ServiceValues,
+};
+use super::eval::Eval;
+use super::evaluator::{Evaluator, finish};
+use super::names::{Each, Names};
+use super::source::Span;
+use super::suggest;
+use super::syntax::{Attribute, Block, Body, Expr};
+
+/// Arguments of a machine that are gobs' own, for suggestions.
+const MACHINE_ARGUMENTS: [&str; 4] = ["provider", "count", "for_each", "depends_on"];
+const MACHINE_BLOCKS: [&str; 3] = ["hob", "service", "lifecycle"];
+
+/// Returns the object that a body makes by its schema: defaults filled in, `null` where something
+/// optional is not set, without what only the provider computes. `own` are further names to
+/// suggest.
+pub(super) fn block(
+    eval: &mut Eval<'_>,
+    schema: &BlockSchema,
+    body: &Body,
+    header: Option<Span>,
+    what: &str,
+    own: &[&str],
+) -> Value {
+    let mut entries: BTreeMap<Arc<str>, Value> = BTreeMap::new();
+    let mut given: BTreeMap<&str, &Attribute> = BTreeMap::new();
+    for attribute in &body.attributes {
+        let name = &*attribute.name.text;
+        if schema.attributes.contains_key(name) {
+            given.insert(name, attribute);
+            continue;
+        }
+        eval.eval(&attribute.expr);
+        let (detail, hint) = if schema.blocks.contains_key(name) {
+            let detail = format!("\"{name}\" is a block, not an argument.");
+            (
+                detail,
+                Some(format!("Write {name} {{ … }}, without an equals sign.")),
+            )
+        } else {
+            let known = schema
+                .attributes
+                .keys()
+                .map(String::as_str)
+                .chain(own.iter().copied());
+            let detail = format!("{what} has no argument named \"{name}\".");
+            (detail, suggest::did_you_mean(name, known))
+        };
+        eval.fail_at(attribute.name.span, "Unsupported argument", detail, hint);
+    }
+    for (name, schema) in &schema.attributes {
+        let value = match given.get(name.as_str()) {
+            Some(attribute) => set(eval, name, schema, attribute),
+            None if schema.role == Role::Required => {
+                missing(eval, header, name, what);
+                continue;
+            }
+            None if schema.role == Role::Computed => continue,
+            None => schema.default.clone().unwrap_or(Value::NULL),
+        };
+        entries.insert(name.as_str().into(), value.sensitive_if(schema.sensitive));
+    }
+    nested(eval, schema, body, what, &mut entries);
+    Kind::Object(Arc::new(entries)).into()
+}
+
+fn set(eval: &mut Eval<'_>, name: &str, schema: &AttributeSchema, attribute: &Attribute) -> Value {
+    if schema.role == Role::Computed {
+        let detail = format!("\"{name}\" is decided by the provider and cannot be set.");
+        let summary = "Value for computed attribute";
+        eval.fail_at(attribute.name.span, summary, detail, None);
+    }
+    let what = format!("The value of \"{name}\"");
+    let value = eval.typed(&attribute.expr, &schema.ty, &what);
+    if value.is_null() {
+        if schema.role == Role::Required {
+            let detail = format!("\"{name}\" is required, so it must not be null.");
+            eval.fail(
+                &attribute.expr,
+                attribute.expr.span,
+                "Missing required argument",
+                detail,
+            );
+        }
+        return schema.default.clone().unwrap_or(value);
+    }
+    if name == "user_data" && value.contains_sensitive() {
+        let detail = "Every process on a machine can read its user data, so it must hold no \
+                      secret.";
+        eval.fail(
+            &attribute.expr,
+            attribute.expr.span,
+            "Sensitive value in user_data",
+            detail,
+        );
+    }
+    value
+}
+
+fn missing(eval: &mut Eval<'_>, header: Option<Span>, name: &str, what: &str) {
+    let detail = format!("The argument \"{name}\" is required in {what}, but it is not set.");
+    let summary = "Missing required argument";
+    match header {
+        Some(span) => drop(eval.fail_at(span, summary, detail, None)),
+        None => eval.errors.push(Diagnostic::error(summary, detail)),
+    }
+}
+
+fn nested(
+    eval: &mut Eval<'_>,
+    schema: &BlockSchema,
+    body: &Body,
+    what: &str,
+    entries: &mut BTreeMap<Arc<str>, Value>,
+) {
+    for inner in &body.blocks {
+        let name = &*inner.keyword.text;
+        if !schema.blocks.contains_key(name) {
+            let (detail, hint) = if schema.attributes.contains_key(name) {
+                let detail = format!("\"{name}\" is an argument, not a block.");
+                (
+                    detail,
+                    Some(format!("Write {name} = …, with an equals sign.")),
+                )
+            } else {
+                let detail = format!("{what} has no blocks of type \"{name}\".");
+                let known = schema
+                    .blocks
+                    .keys()
+                    .map(String::as_str)
+                    .chain(MACHINE_BLOCKS);
+                (detail, suggest::did_you_mean(name, known))
+            };
+            eval.fail_at(inner.keyword.span, "Unsupported block type", detail, hint);
+        }
+    }
+    for (name, schema) in &schema.blocks {
+        let mut found = Vec::new();
+        for inner in body.blocks.iter().filter(|it| *it.keyword.text == **name) {
+            let wants = usize::from(schema.nesting == Nesting::Labelled);
+            if inner.labels.len() != wants {
+                let detail = format!("A \"{name}\" block has {wants} labels.");
+                eval.fail_at(inner.header(), "Wrong labels for block", detail, None);
+                continue;
+            }
+            let what = format!("a \"{name}\" block");
+            let value = block(
+                eval,
+                &schema.block,
+                &inner.body,
+                Some(inner.header()),
+                &what,
+                &[],
+            );
+            found.push((inner, value));
+        }
+        let value = match schema.nesting {
+            Nesting::Single => {
+                if let Some((second, _)) = found.get(1) {
+                    let detail = format!("There can be one \"{name}\" block only.");
+                    eval.fail_at(second.header(), "Duplicate block", detail, None);
+                }
+                found
+                    .into_iter()
+                    .next()
+                    .map_or(Value::NULL, |(_, value)| value)
+            }
+            Nesting::List => Value::list(found.into_iter().map(|(_, value)| value)),
+            Nesting::Labelled => labelled(eval, found),
+        };
+        entries.insert(name.as_str().into(), value);
+    }
+}
+
+fn labelled(eval: &mut Eval<'_>, found: Vec<(&Block, Value)>) -> Value {
+    let mut entries: BTreeMap<Arc<str>, Value> = BTreeMap::new();
+    for (block, value) in found {
+        let Some(label) = block.labels.first() else {
+            continue;
+        };
+        if entries.insert(label.text.clone(), value).is_some() {
+            let detail = format!(
+                "There are two such blocks with the label \"{}\".",
+                label.text
+            );
+            eval.fail_at(label.span, "Duplicate block", detail, None);
+        }
+    }
+    Kind::Map(Arc::new(entries)).into()
+}
+
+impl Evaluator<'_> {
+    pub(crate) fn machine_values(
+        &self,
+        name: &Name,
+        each: Each,
+    ) -> Result<MachineValues, Vec<Diagnostic>> {
+        let Some(machine) = self.config.machines.get(name) else {
+            let detail = format!("The configuration declares no machine.{name}.");
+            return Err(vec![Diagnostic::error(
+                "Reference to undeclared machine",
+                detail,
+            )]);
+        };
+        let names = Names::new(self, each);
+        let mut eval = Eval::new(&names, &self.config.sources);
+        let attributes = self.attributes(&mut eval, machine);
+        let hob = hob(&mut eval, machine.hob.as_ref());
+        let mut services = BTreeMap::new();
+        for (name, declared) in &machine.services {
+            services.insert(name.clone(), service(&mut eval, declared));
+        }
+        finish(
+            eval.errors,
+            MachineValues {
+                provider: machine.provider.clone(),
+                attributes,
+                hob,
+                services,
+                lifecycle: machine.lifecycle.clone(),
+            },
+        )
+    }
+
+    fn attributes(&self, eval: &mut Eval<'_>, machine: &Machine) -> Value {
+        let mut parts = machine.provider.splitn(2, '.');
+        let provider = parts.next().unwrap_or_default();
+        let Some(schema) = self.schemas.get(provider) else {
+            eval.errors
+                .push(self.unknown_provider(provider, Some(machine.provider_span)));
+            return super::eval::wrong();
+        };
+        if parts.next().is_some() && !self.config.providers.contains_key(&machine.provider) {
+            let known = self.config.providers.keys().map(String::as_str);
+            let hint = suggest::did_you_mean(&machine.provider, known);
+            let detail = format!(
+                "No provider configuration \"{}\" is declared.",
+                machine.provider
+            );
+            let summary = "Undeclared provider configuration";
+            eval.fail_at(machine.provider_span, summary, detail, hint);
+        }
+        let what = format!("A machine of provider \"{provider}\"");
+        let span = Some(machine.span);
+        block(
+            eval,
+            &schema.machine,
+            &machine.body,
+            span,
+            &what,
+            &MACHINE_ARGUMENTS,
+        )
+    }
+
+    /// Returns nothing where something is not known and nothing need be.
+    pub(crate) fn binding_values(
+        &self,
+        name: &Name,
+        each: Each,
+    ) -> Result<Option<BindingValues>, Vec<Diagnostic>> {
+        let Some(binding) = self.config.bindings.get(name) else {
+            let detail = format!("The configuration declares no binding.{name}.");
+            return Err(vec![Diagnostic::error(
+                "Reference to undeclared binding",
+                detail,
+            )]);
+        };
+        let names = Names::new(self, each);
+        let mut eval = Eval::new(&names, &self.config.sources);
+        let from = reference(&mut eval, &binding.from, &Type::Service);
+        let to = reference(&mut eval, &binding.to, &Type::Machine);
+        let under = match &binding.name {
+            None => Some(name.clone()),
+            Some(expr) => text(&mut eval, expr, "\"as\"").and_then(|text| {
+                Name::new(&text)
+                    .map_err(|error| {
+                        eval.fail(expr, expr.span, "Invalid name", format!("{error}."));
+                    })
+                    .ok()
+            }),
+        };
+        let attenuate = match &binding.attenuate {
+            None => Value::NULL,
+            Some(arguments) => Value::object(arguments.iter().map(|it| {
+                let value = limit(&mut eval, &it.expr);
+                (it.name.text.clone(), value)
+            })),
+        };
+        let expose: Vec<Value> = binding
+            .expose
+            .iter()
+            .map(|it| exposed(&mut eval, it))
+            .collect();
+        finish(eval.errors, ())?;
+        let (Some(from), Some(to), Some(name)) = (from, to, under) else {
+            return Ok(None);
+        };
+        Ok(Some(BindingValues {
+            from,
+            to,
+            name,
+            attenuate,
+            expose: Value::list(expose),
+        }))
+    }
+}
+
+/// Returns the address that an expression names, which must be known when anything is.
+fn reference(eval: &mut Eval<'_>, expr: &Expr, ty: &Type) -> Option<Address> {
+    let before = eval.errors.len();
+    let value = eval.eval(expr);
+    if eval.errors.len() > before {
+        return None;
+    }
+    let example = match ty {
+        Type::Service => "a service, as machine.db.service.orders",
+        _ => "a machine, as machine.app",
+    };
+    let detail = match &value.kind {
+        Kind::Ref(address) if value.type_of() == *ty => return Some(address.clone()),
+        Kind::Ref(Address::Binding(_)) if *ty == Type::Service => {
+            "This version of gobs cannot give on what came through another binding yet; name the \
+             service itself."
+                .into()
+        }
+        Kind::Ref(address) => format!("This must be {example}; {address} is a {}.", address.kind()),
+        Kind::Unknown(have) if super::convert::convertible(have, ty) => {
+            eval.scope.inputs()?;
+            format!("This must be {example}, and known before apply; which one it is, is not.")
+        }
+        Kind::Object(_) | Kind::Tuple(_) if *ty == Type::Machine => {
+            format!("This must be {example}; for several, give the binding a for_each.")
+        }
+        _ => {
+            let have = super::convert::friendly(&value.type_of());
+            format!("This must be {example}, not {have}.")
+        }
+    };
+    eval.fail(expr, expr.span, "Invalid binding end", detail);
+    None
+}
+
+/// Returns a known text; nothing when it is wrong, or unknown while nothing need be known.
+fn text(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<String> {
+    let before = eval.errors.len();
+    let value = eval.typed(expr, &Type::String, what);
+    if eval.errors.len() > before {
+        return None;
+    }
+    let why = match value.as_str() {
+        _ if value.sensitive => "must not be sensitive",
+        Some(text) => return Some(text.to_owned()),
+        None if value.is_null() => "must not be null",
+        None => {
+            eval.scope.inputs()?;
+            "must be known before apply"
+        }
+    };
+    eval.fail(expr, expr.span, "Invalid value", format!("{what} {why}."));
+    None
+}
+
+fn time(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<Duration> {
+    let text = text(eval, expr, what)?;
+    match address::duration(&text) {
+        Ok(time) => Some(time),
+        Err(why) => {
+            eval.fail(expr, expr.span, "Invalid time", format!("{why}."));
+            None
+        }
+    }
+}
+
+fn hob(eval: &mut Eval<'_>, block: Option<&Block>) -> HobValues {
+    let mut values = HobValues::default();
+    let Some(block) = block else { return values };
+    for attribute in &block.body.attributes {
+        let expr = &attribute.expr;
+        match &*attribute.name.text {
+            "enabled" => {
+                let value = eval.typed(expr, &Type::Bool, "\"enabled\"");
+                match value.as_bool() {
+                    Some(enabled) => values.enabled = enabled,
+                    None if eval.scope.inputs().is_some() && eval.errors.is_empty() => {
+                        let detail = "\"enabled\" must be true or false, and known before apply.";
+                        eval.fail(expr, expr.span, "Invalid value", detail);
+                    }
+                    None => {}
+                }
+            }
+            "listen" => {
+                if let Some(text) = text(eval, expr, "\"listen\"") {
+                    if let Err(why) = address::socket(&text, true) {
+                        eval.fail(expr, expr.span, "Invalid address", format!("{why}."));
+                    }
+                    values.listen = Some(text);
+                }
+            }
+            "advertise" => {
+                let list = eval.typed(expr, &Type::list(Type::String), "\"advertise\"");
+                let texts = list.as_elements().unwrap_or_default().iter();
+                values.advertise = texts.filter_map(|it| it.as_str().map(Into::into)).collect();
+                if list.contains_unknown()
+                    && eval.scope.inputs().is_some()
+                    && eval.errors.is_empty()
+                {
+                    let detail = "\"advertise\" must be known before apply.";
+                    eval.fail(expr, expr.span, "Invalid value", detail);
+                    eval.errors.iter_mut().for_each(|error| {
+                        error.hint.get_or_insert(
+                            "To advertise an address of the machine, name its attribute: [\"ipv4\"]."
+                                .into(),
+                        );
+                    });
+                }
+            }
+            "dial" => match text(eval, expr, "\"dial\"").as_deref() {
+                Some("hob") => values.dial = Dial::Hob,
+                Some("boss") => values.dial = Dial::Boss,
+                Some(_) => {
+                    let detail =
+                        "\"dial\" says who opens the first connection: \"hob\" or \"boss\".";
+                    eval.fail(expr, expr.span, "Invalid value", detail);
+                }
+                None => {}
+            },
+            "deadline" => {
+                if let Some(time) = time(eval, expr, "\"deadline\"") {
+                    values.deadline = time;
+                }
+            }
+            "require_address" => {
+                let detail = "This version of gobs has no \"require_address\" yet.";
+                eval.fail_at(attribute.name.span, "Not supported yet", detail, None);
+            }
+            other => {
+                let detail = format!("A \"hob\" block has no argument named \"{other}\".");
+                let known = ["enabled", "listen", "advertise", "dial", "deadline"];
+                let hint = suggest::did_you_mean(other, known);
+                eval.fail_at(attribute.name.span, "Unsupported argument", detail, hint);
+            }
+        }
+    }
+    for inner in &block.body.blocks {
+        let detail = "A \"hob\" block has no blocks in it.";
+        eval.fail_at(inner.keyword.span, "Unsupported block type", detail, None);
+    }
+    values
+}
+
+fn service(eval: &mut Eval<'_>, service: &Service) -> ServiceValues {
+    let kind = service.kind.as_str();
+    let mut spec = vec![(kind, place(eval, &service.address, service.kind))];
+    if let Some(expr) = &service.type_name {
+        let value = eval.typed(expr, &Type::String, "\"type\"");
+        if !value.is_null() {
+            spec.push(("type", value));
+        }
+    }
+    let ready = service
+        .ready
+        .as_ref()
+        .and_then(|expr| time(eval, expr, "\"ready\""));
+    ServiceValues {
+        spec: Value::object(spec),
+        ready: ready.unwrap_or(ServiceValues::READY_DEFAULT),
+    }
+}
+
+/// Returns the address of a service or a listener; it may still be unknown.
+fn place(eval: &mut Eval<'_>, expr: &Expr, kind: ServiceKind) -> Value {
+    let name = kind.as_str();
+    let before = eval.errors.len();
+    let value = eval.typed(expr, &Type::String, &format!("\"{name}\""));
+    if eval.errors.len() > before {
+        return value;
+    }
+    let wrong = match value.as_str() {
+        _ if value.sensitive => Some(format!("\"{name}\" must not be sensitive")),
+        None if value.is_null() => Some(format!("\"{name}\" must not be null")),
+        None => None,
+        Some(text) => match kind {
+            ServiceKind::Tcp => address::socket(text, false).err(),
+            ServiceKind::Unix => address::unix(text).err(),
+        },
+    };
+    if let Some(why) = wrong {
+        let summary = match kind {
+            ServiceKind::Tcp => "Invalid address",
+            ServiceKind::Unix => "Invalid socket path",
+        };
+        eval.fail(expr, expr.span, summary, format!("{why}."));
+    }
+    value
+}
+
+fn exposed(eval: &mut Eval<'_>, block: &Block) -> Value {
+    Value::object(block.body.attributes.iter().filter_map(|it| {
+        let kind = match &*it.name.text {
+            "unix" => ServiceKind::Unix,
+            "tcp" => ServiceKind::Tcp,
+            _ => return None,
+        };
+        Some((kind.as_str(), place(eval, &it.expr, kind)))
+    }))
+}
+
+fn limit(eval: &mut Eval<'_>, expr: &Expr) -> Value {
+    let before = eval.errors.len();
+    let value = eval.typed(expr, &Type::Number, "\"connections_max\"");
+    let wrong = match value.as_i64() {
+        Some(limit) if (1..=i64::from(u32::MAX)).contains(&limit) => false,
+        Some(_) => true,
+        None => value.as_number().is_some(),
+    };
+    if wrong && eval.errors.len() == before {
+        let detail = "\"connections_max\" must be a whole number from 1 on.";
+        eval.fail(expr, expr.span, "Invalid value", detail);
+    }
+    value
+}

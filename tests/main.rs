@@ -2,4 +2,5 @@
 
 mod cli;
 mod docs;
+mod plan;
 mod support;

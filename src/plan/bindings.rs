@@ -221,9 +221,13 @@ impl Planner<'_> {
             );
         }
         let mut because = Vec::new();
-        let from_machine = machine_of(&grant.from);
+        let exporters = existing.from.as_machine() != grant.from.as_machine();
         for (was, now, machine) in [
-            (existing.from_incarnation, exporter, from_machine),
+            (
+                existing.from_incarnation,
+                exporter,
+                machine_of(&grant.from).filter(|_| !exporters),
+            ),
             (existing.to_incarnation, importer, Some(grant.to.clone())),
         ] {
             let machine = machine.filter(|_| was != now);
@@ -298,6 +302,8 @@ impl Planner<'_> {
             .filter(|need| need.explicit || late || matches!(need.on, BlockId::Binding(_)))
             .collect();
         depends_on.extend(needs.iter().filter_map(|need| need.address()));
+        let mut seen = std::collections::BTreeSet::new();
+        depends_on.retain(|address| seen.insert(address.clone()));
         let observed = existing.map_or(&Value::NULL, |(it, _)| it.row.observed.value());
         let before = existing.map_or(Value::NULL, |(it, _)| {
             merged(it.row.wanted.value(), &binding_object(it.row))

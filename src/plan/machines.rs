@@ -52,6 +52,42 @@ enum Fate {
     Replace(Vec<Because>),
 }
 
+/// A machine that is declared, evaluated.
+struct Declared<'a> {
+    address: Address,
+    provider: String,
+    simulated: bool,
+    depends_on: &'a [Address],
+    wanted: Value,
+    before: Value,
+    planned: Value,
+    /// The incarnation that a new hob has.
+    fresh: u64,
+}
+
+impl Declared<'_> {
+    fn step(&self, action: Action, because: Vec<Because>) -> NewStep {
+        NewStep {
+            address: self.address.clone(),
+            action,
+            because,
+            depends_on: self.depends_on.to_vec(),
+            before: self.before.clone(),
+            planned: self.planned.clone(),
+        }
+    }
+
+    fn create(&self, replaces: bool) -> Action {
+        Action::Create {
+            provider: self.provider.clone(),
+            wanted: self.wanted.clone(),
+            incarnation: self.fresh,
+            replaces,
+            simulated: self.simulated,
+        }
+    }
+}
+
 /// A machine's row, taken apart.
 struct Existing<'a> {
     row: &'a Arc<Row>,
@@ -105,7 +141,6 @@ impl Planner<'_> {
         };
         self.refuse_destruction(&address, &values, &fate);
 
-        let simulated = self.options.simulated.contains(&values.provider);
         let changed = existing.as_ref().filter(|_| !matches!(fate, Fate::Keep));
         let before = changed.map_or(Value::NULL, |it| {
             let (wanted, observed) = (it.row.wanted.value(), it.row.observed.value());
@@ -120,120 +155,40 @@ impl Planner<'_> {
             _ => (None, None),
         };
         let planned = diff::planned_machine(block, &wanted, observed, enrolled);
-        let hob = diff::hob_enabled(&wanted);
         self.evaluator.set_object(address.clone(), planned.clone());
 
-        let fresh = self.fresh(existing.as_ref().map(|it| it.incarnation));
-        let provider = values.provider.clone();
+        let declared = Declared {
+            simulated: self.options.simulated.contains(&values.provider),
+            provider: values.provider,
+            fresh: self.fresh(existing.as_ref().map(|it| it.incarnation)),
+            address,
+            depends_on,
+            wanted,
+            before,
+            planned,
+        };
         let mut machine = MachinePlan {
             stays: true,
-            hob,
-            simulated,
-            incarnation: fresh,
+            hob: values.hob.enabled,
+            simulated: declared.simulated,
             ..MachinePlan::default()
         };
-        let step = |action, because| NewStep {
-            address: address.clone(),
-            action,
-            because,
-            depends_on: depends_on.to_vec(),
-            before: before.clone(),
-            planned: planned.clone(),
-        };
-        let main = match fate {
-            Fate::Keep => {
-                machine.incarnation = existing.as_ref().map_or(fresh, |it| it.incarnation);
-                machine.lives_on = Some(machine.incarnation);
-                None
-            }
-            Fate::Create(because) => {
-                let incarnation = fresh;
-                let replaces = false;
-                let action = Action::Create {
-                    provider,
-                    wanted,
-                    incarnation,
-                    replaces,
-                    simulated,
-                };
-                Some(self.draft.step(step(action, because)))
-            }
-            Fate::Update(change, because) => {
-                let was = existing.as_ref().map_or(fresh, |it| it.incarnation);
-                let rebuilt = change == Change::Rebuild;
-                machine.incarnation = if rebuilt { fresh } else { was };
-                machine.lives_on = (!rebuilt).then_some(was);
-                let incarnation = machine.incarnation;
-                let calls_provider = rebuilt || because.iter().any(is_for_provider);
-                let action = Action::Update {
-                    provider,
-                    wanted,
-                    change,
-                    incarnation,
-                    calls_provider,
-                    simulated,
-                };
-                let node = self.draft.step(step(action, because));
-                machine.ends = rebuilt.then_some(node);
-                Some(node)
-            }
-            Fate::Replace(because) => {
-                let was = existing
-                    .as_ref()
-                    .map_or(&*provider, |it| it.provider)
-                    .to_owned();
-                let simulated_was = self.options.simulated.contains(&was);
-                let delete = Action::Delete {
-                    provider: was,
-                    replaced: true,
-                    simulated: simulated_was,
-                };
-                let delete = NewStep {
-                    planned: Value::NULL,
-                    depends_on: Vec::new(),
-                    ..step(delete, because.clone())
-                };
-                let delete = self.draft.step(delete);
-                machine.ends = Some(delete);
-                let incarnation = fresh;
-                let replaces = true;
-                let action = Action::Create {
-                    provider,
-                    wanted,
-                    incarnation,
-                    replaces,
-                    simulated,
-                };
-                let create = NewStep {
-                    before: Value::NULL,
-                    ..step(action, because)
-                };
-                let create = self.draft.step(create);
-                self.draft.wait(delete, create);
-                Some(create)
-            }
-        };
+        let main = self.carry_out(&declared, fate, existing.as_ref(), &mut machine);
         if let Some(main) = main {
             self.wait_for_needs(main, &instance.name, BlockId::Machine);
             machine.ready.push(main);
         }
-        let enrolled = machine.lives_on.is_some()
-            && existing
-                .as_ref()
-                .is_some_and(|existing| existing.enrolled.is_some());
-        if hob && !enrolled {
-            let incarnation = machine.incarnation;
+        let enrolled = existing.is_some_and(|it| it.enrolled.is_some());
+        if machine.hob && !(enrolled && machine.lives_on.is_some()) {
+            let action = Action::Enroll {
+                incarnation: machine.incarnation,
+                deadline_s: values.hob.deadline.as_secs(),
+                simulated: machine.simulated,
+            };
             let enroll = self.draft.step(NewStep {
-                address: address.clone(),
-                action: Action::Enroll {
-                    incarnation,
-                    deadline_s: values.hob.deadline.as_secs(),
-                    simulated,
-                },
-                because: vec![Because::NotEnrolled],
-                depends_on: depends_on.to_vec(),
                 before: Value::NULL,
                 planned: Value::NULL,
+                ..declared.step(action, vec![Because::NotEnrolled])
             });
             main.into_iter()
                 .for_each(|main| self.draft.wait(main, enroll));
@@ -241,6 +196,67 @@ impl Planner<'_> {
         }
         self.services(instance, &mut machine, &values.services);
         self.machines.insert(instance.clone(), machine);
+    }
+
+    /// Adds the steps that make a machine what it is to be; returns the last of them.
+    fn carry_out(
+        &mut self,
+        declared: &Declared<'_>,
+        fate: Fate,
+        existing: Option<&Existing<'_>>,
+        machine: &mut MachinePlan,
+    ) -> Option<Node> {
+        let was = existing.map_or(declared.fresh, |it| it.incarnation);
+        machine.incarnation = declared.fresh;
+        match fate {
+            Fate::Keep => {
+                machine.incarnation = was;
+                machine.lives_on = Some(was);
+                None
+            }
+            Fate::Create(because) => {
+                let create = declared.step(declared.create(false), because);
+                Some(self.draft.step(create))
+            }
+            Fate::Update(change, because) => {
+                let rebuilt = change == Change::Rebuild;
+                if !rebuilt {
+                    machine.incarnation = was;
+                    machine.lives_on = Some(was);
+                }
+                let action = Action::Update {
+                    provider: declared.provider.clone(),
+                    wanted: declared.wanted.clone(),
+                    change,
+                    incarnation: machine.incarnation,
+                    calls_provider: rebuilt || because.iter().any(is_for_provider),
+                    simulated: declared.simulated,
+                };
+                let node = self.draft.step(declared.step(action, because));
+                machine.ends = rebuilt.then_some(node);
+                Some(node)
+            }
+            Fate::Replace(because) => {
+                let provider = existing.map_or(&*declared.provider, |it| it.provider);
+                let delete = Action::Delete {
+                    provider: provider.to_owned(),
+                    replaced: true,
+                    simulated: self.options.simulated.contains(provider),
+                };
+                let delete = self.draft.step(NewStep {
+                    planned: Value::NULL,
+                    depends_on: Vec::new(),
+                    ..declared.step(delete, because.clone())
+                });
+                machine.ends = Some(delete);
+                let create = self.draft.step(NewStep {
+                    before: Value::NULL,
+                    ..declared.step(declared.create(true), because)
+                });
+                self.draft.wait(delete, create);
+                Some(create)
+            }
+        }
     }
 
     fn fate(

@@ -1,0 +1,5 @@
+machine "web" {
+  count    = 3
+  provider = dummy
+  size     = "s${count.index}"
+}

@@ -1,0 +1,5 @@
+machine "web" {
+  count    = 1
+  provider = dummy
+  size     = "s${count.index}"
+}

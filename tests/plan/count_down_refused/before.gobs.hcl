@@ -1,0 +1,4 @@
+machine "web" {
+  count    = 2
+  provider = dummy
+}

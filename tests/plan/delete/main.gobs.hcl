@@ -1,0 +1,4 @@
+machine "db" {
+  provider = dummy
+  service "orders" { tcp = "127.0.0.1:5432" }
+}

@@ -1,0 +1,3 @@
+machine "app" {
+  provider = dummy
+}

@@ -1,0 +1,5 @@
+machine "a" { provider = dummy }
+machine "b" {
+  provider = dummy
+  size     = machine.a.address
+}

@@ -1,0 +1,4 @@
+machine "b" {
+  provider = dummy
+  size     = "own"
+}

@@ -1,0 +1,4 @@
+machine "app" {
+  provider = dummy
+  hob { enabled = false }
+}

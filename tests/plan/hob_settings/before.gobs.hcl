@@ -1,0 +1,6 @@
+machine "app" {
+  provider = dummy
+}
+machine "web" {
+  provider = dummy
+}

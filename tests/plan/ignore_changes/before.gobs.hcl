@@ -1,0 +1,6 @@
+machine "db" {
+  provider = dummy
+  zone = "a"
+  size = "s"
+  service "orders" { tcp = "127.0.0.1:5432" }
+}

@@ -1,0 +1,11 @@
+machine "db" {
+  provider = dummy
+  service "new" { tcp = "127.0.0.1:5432" }
+}
+machine "app" {
+  provider = dummy
+}
+binding "db" {
+  from = machine.db.service.new
+  to   = machine.app
+}

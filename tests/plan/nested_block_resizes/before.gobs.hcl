@@ -1,0 +1,6 @@
+machine "web" {
+  provider = cloud
+  region   = "nl"
+  type     = "small"
+  disk { gb = 10 }
+}

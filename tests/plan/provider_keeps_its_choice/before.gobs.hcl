@@ -1,0 +1,7 @@
+machine "web" {
+  provider = cloud
+  region   = "nl"
+  type     = "small"
+  label    = "mine"
+}
+output "label" { value = machine.web.label }

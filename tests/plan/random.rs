@@ -1,0 +1,212 @@
+//! Whatever was applied before, however far an apply came: the next one leaves nothing to do.
+
+use std::fmt::Write;
+
+use proptest::prelude::*;
+
+use super::simulation::{Pick, World, apply};
+use super::{edit, render, settles};
+
+/// Single machines, and one block with `count` after them.
+const SINGLE: usize = 4;
+
+#[derive(Clone, Debug)]
+struct Machine {
+    declared: bool,
+    size: u8,
+    image: u8,
+    zone: u8,
+    /// Which attribute refers to another machine, if one does, and to which.
+    needs: Option<(bool, usize)>,
+    services: [bool; 2],
+    simulated: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Binding {
+    declared: bool,
+    from: usize,
+    service: usize,
+    to: usize,
+    name: u8,
+    connections: u8,
+}
+
+#[derive(Clone, Debug)]
+struct Project {
+    machines: Vec<Machine>,
+    bindings: Vec<Binding>,
+    count: usize,
+    /// Whether machines refer to those after them, instead of those before.
+    forward: bool,
+}
+
+fn machine() -> impl Strategy<Value = Machine> {
+    let needs = prop::option::of((any::<bool>(), 0..SINGLE));
+    let services = any::<[bool; 2]>();
+    (
+        prop::bool::weighted(0.8),
+        0..2u8,
+        0..2u8,
+        0..2u8,
+        needs,
+        services,
+    )
+        .prop_map(|(declared, size, image, zone, needs, services)| Machine {
+            declared,
+            size,
+            image,
+            zone,
+            needs,
+            services,
+            simulated: false,
+        })
+}
+
+fn binding() -> impl Strategy<Value = Binding> {
+    (
+        prop::bool::weighted(0.8),
+        0..SINGLE,
+        0..2usize,
+        0..=SINGLE,
+        0..3u8,
+        0..2u8,
+    )
+        .prop_map(|(declared, from, service, to, name, connections)| Binding {
+            declared,
+            from,
+            service,
+            to,
+            name,
+            connections,
+        })
+}
+
+fn project() -> impl Strategy<Value = Project> {
+    let machines = prop::collection::vec(machine(), SINGLE);
+    let bindings = prop::collection::vec(binding(), 4);
+    (
+        machines,
+        bindings,
+        0..3usize,
+        any::<bool>(),
+        prop::bool::weighted(0.2),
+    )
+        .prop_map(|(mut machines, bindings, count, forward, simulated)| {
+            machines
+                .iter_mut()
+                .for_each(|machine| machine.simulated = simulated);
+            Project {
+                machines,
+                bindings,
+                count,
+                forward,
+            }
+        })
+}
+
+impl Project {
+    fn text(&self) -> String {
+        let mut out = String::from("provider \"dummy\" {\n  alias = \"rows\"\n}\n");
+        let simulated = self.machines.iter().any(|machine| machine.simulated);
+        let provider = if simulated { "dummy.rows" } else { "dummy" };
+        for (at, machine) in self
+            .machines
+            .iter()
+            .enumerate()
+            .filter(|(_, it)| it.declared)
+        {
+            let _ = writeln!(out, "machine \"m{at}\" {{\n  provider = {provider}");
+            let Machine {
+                size, image, zone, ..
+            } = machine;
+            let needed = machine.needs.filter(|(_, on)| {
+                self.machines[*on].declared && if self.forward { *on > at } else { *on < at }
+            });
+            let (mut size, mut zone) = (format!("\"s{size}\""), format!("\"z{zone}\""));
+            if let Some((replaces, on)) = needed {
+                let needed = format!("machine.m{on}.address");
+                *(if replaces { &mut zone } else { &mut size }) = needed;
+            }
+            let _ = writeln!(
+                out,
+                "  size = {size}\n  image = \"i{image}\"\n  zone = {zone}"
+            );
+            for service in (0..2).filter(|service| machine.services[*service]) {
+                let _ = writeln!(
+                    out,
+                    "  service \"s{service}\" {{ tcp = \"127.0.0.1:100{at}\" }}"
+                );
+            }
+            out += "}\n";
+        }
+        let count = self.count;
+        let _ = writeln!(
+            out,
+            "machine \"many\" {{\n  count = {count}\n  provider = {provider}\n}}"
+        );
+        let mut names = std::collections::BTreeSet::new();
+        for (at, it) in self.bindings.iter().enumerate() {
+            let exported =
+                self.machines[it.from].declared && self.machines[it.from].services[it.service];
+            let many = it.to == SINGLE;
+            let imported = many || self.machines[it.to].declared;
+            let alone = names.insert((it.to, it.name));
+            if !(it.declared && exported && imported && alone) {
+                continue;
+            }
+            let (from, service) = (it.from, it.service);
+            let _ = writeln!(
+                out,
+                "binding \"b{at}\" {{\n  from = machine.m{from}.service.s{service}\n  \
+                 as = \"n{}\"\n  attenuate {{ connections_max = {} }}",
+                it.name,
+                it.connections + 1
+            );
+            let to = match many {
+                true => "machine.many[count.index]".to_owned(),
+                false => format!("machine.m{}", it.to),
+            };
+            if many {
+                let _ = writeln!(out, "  count = {count}");
+            }
+            let _ = writeln!(out, "  to = {to}\n}}");
+        }
+        out
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200,
+        failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_was_left_the_next_apply_settles_it(
+        projects in prop::collection::vec((project(), 0..40usize, any::<bool>()), 1..4),
+        gone in prop::option::of(0..SINGLE),
+    ) {
+        let mut world = World::default();
+        let last = projects.len() - 1;
+        for (at, (project, steps, first)) in projects.iter().enumerate() {
+            let text = project.text();
+            let failed = |what: String| TestCaseError::fail(format!("{text}\n{what}"));
+            let wrong = |it: Vec<_>| failed(render::diagnostics(&it));
+            let config = world.load(&text).map_err(wrong)?;
+            let pick = if *first { Pick::First } else { Pick::Last };
+            if at == last && let Some(gone) = gone {
+                let address = format!("machine.m{gone}");
+                if world.snapshot.rows.contains_key(&address.parse().expect("an address")) {
+                    edit(&mut world, &format!("gone {address}"));
+                }
+            }
+            let plan = world.plan(&config).map_err(wrong)?;
+            if at == last {
+                settles(&world, &config, &plan, pick).map_err(failed)?;
+                world.options.destroy = true;
+                let plan = world.plan(&config).map_err(wrong)?;
+                settles(&world, &config, &plan, pick).map_err(failed)?;
+            } else {
+                world.snapshot = apply(&world, &config, &plan, pick, *steps);
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+machine "db" {
+  provider = dummy
+  image = "a"
+  service "orders" { tcp = "127.0.0.1:5432" }
+}
+
+machine "app" {
+  provider = dummy
+  image = "a"
+}
+
+binding "db" {
+  from = machine.db.service.orders
+  to   = machine.app
+}

@@ -1,0 +1,2 @@
+machine "a" { provider = dummy }
+machine "b" { provider = dummy }

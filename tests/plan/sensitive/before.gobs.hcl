@@ -1,0 +1,5 @@
+machine "db" {
+  provider = dummy
+  password = "canary-one"
+  size     = "s"
+}

@@ -1,0 +1,6 @@
+machine "db" {
+  provider = dummy
+}
+machine "app" {
+  provider = dummy
+}

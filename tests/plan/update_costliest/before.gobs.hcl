@@ -1,0 +1,6 @@
+machine "web" {
+  provider = cloud
+  region   = "nl"
+  type     = "small"
+  tags     = ["a", "b"]
+}

@@ -1,0 +1,7 @@
+machine "web" {
+  provider = cloud
+  region   = "nl"
+  type     = "large"
+  tags     = ["b", "a"]
+  backups  = true
+}

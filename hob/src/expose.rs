@@ -34,6 +34,8 @@ pub(crate) enum ExposeError {
     #[error("the socket path {} has {} bytes, and {SOCKET_PATH_SIZE_MAX} are possible",
         .0.display(), .0.as_os_str().len())]
     PathTooLong(PathBuf),
+    #[error("the socket path {} does not begin with /", .0.display())]
+    Relative(PathBuf),
     #[error("{} is in the way: it is no socket", .0.display())]
     NoSocket(PathBuf),
     #[error("{} is in use by another program", .0.display())]
@@ -161,6 +163,9 @@ async fn listen_tcp(address: &str) -> Result<(TcpListener, String), ExposeError>
 async fn listen_unix(path: &Path) -> Result<UnixListener, ExposeError> {
     if path.as_os_str().as_bytes().len() > SOCKET_PATH_SIZE_MAX {
         return Err(ExposeError::PathTooLong(path.to_owned()));
+    }
+    if !path.is_absolute() {
+        return Err(ExposeError::Relative(path.to_owned()));
     }
     let failed = |source| ExposeError::Listen {
         address: path.display().to_string(),
@@ -359,6 +364,8 @@ mod tests {
         fs::write(&path, "").unwrap();
         let error = open(&path).await.unwrap_err();
         assert_eq!(error, format!("{text} is in the way: it is no socket"));
+        let error = open(Path::new("run/s")).await.unwrap_err();
+        assert_eq!(error, "the socket path run/s does not begin with /");
         let long = dir.path().join("x".repeat(SOCKET_PATH_SIZE_MAX));
         assert!(
             open(&long)

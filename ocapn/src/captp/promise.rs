@@ -262,16 +262,19 @@ impl Reference {
     /// error is a promise that broke, or became a value that takes no messages.
     pub(crate) fn shortened(&self) -> Result<Self, Broken> {
         let mut at = self.clone();
-        let mut hops = 0_usize;
+        let (mut hops, mut short_cut) = (0_usize, true);
         loop {
             let next = match &at.0.kind {
                 Kind::Promise(_, state) => match &*lock(state) {
                     State::Pending(_) => None,
-                    State::Forwarded { to, .. } => Some(to.clone()),
-                    State::Settled {
+                    State::Forwarded { to, by_route }
+                    | State::Settled {
                         result: Ok(Passable::Reference(to)),
-                        ..
-                    } => Some(to.clone()),
+                        by_route,
+                    } => {
+                        short_cut &= !by_route;
+                        Some(to.clone())
+                    }
                     State::Settled {
                         result: Ok(value), ..
                     } => {
@@ -289,8 +292,10 @@ impl Reference {
             hops += 1;
             at = next;
         }
-        // What was found is remembered, so that a long chain is walked once.
+        // What was found is remembered, so that a long chain is walked once; but messages must
+        // not pass by a promise that keeps them to its old way.
         if hops > 1
+            && short_cut
             && let Kind::Promise(_, state) = &self.0.kind
         {
             let mut state = lock(state);

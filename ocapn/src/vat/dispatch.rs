@@ -195,8 +195,12 @@ impl Inner {
                         (
                             State::Forwarded { by_route: true, .. }
                             | State::Settled { by_route: true, .. },
-                            Some(wire),
-                        ) => return wire,
+                            wire,
+                        ) => {
+                            // Another way could overtake what went this way before.
+                            let severed = || Broken::severed("the session of the promise is over");
+                            return wire.unwrap_or_else(|| Destination::Broken(severed()));
+                        }
                         (State::Pending(_), None) => None,
                         (State::Forwarded { to, .. }, _) => Some(to.clone()),
                         (State::Settled { result, .. }, _) => match result {
@@ -263,7 +267,7 @@ impl Inner {
     }
 
     fn do_settle(&mut self, promise: &Reference, result: Result<Passable, Broken>) {
-        let Kind::Promise(route, state) = &promise.0.kind else {
+        let Kind::Promise(_, state) = &promise.0.kind else {
             return;
         };
         let mut result = result;
@@ -282,14 +286,10 @@ impl Inner {
             return;
         };
         let pending = mem::take(pending);
-        let by_route = pending.used_route
-            && match &forward {
-                Some(to) => !self.same_session(*route, to),
-                None => match &result {
-                    Ok(Passable::Reference(to)) => !self.same_session(*route, to),
-                    _ => false,
-                },
-            };
+        // Whoever got messages for the promise passes them on in order, by a way that only they
+        // know. So even to a target of the same peer there may be a shorter way, and a later
+        // message must not take it.
+        let by_route = pending.used_route;
         *guard = match &forward {
             Some(to) => State::Forwarded {
                 to: to.clone(),
@@ -305,19 +305,14 @@ impl Inner {
             queue,
             listeners,
             wakers,
-            used_route,
             ..
         } = pending;
         self.wakers.extend(wakers);
+        // The last to be put in front is the first to be done: listeners before messages.
+        for delivery in queue.into_iter().rev() {
+            self.next(Work::Deliver(promise.clone(), delivery));
+        }
         if let Some(to) = &forward {
-            // The same connection carries both, so the order is kept as long as it is used.
-            if used_route
-                && !by_route
-                && let Kind::Promise(_, state) = &to.0.kind
-                && let State::Pending(pending) = &mut *lock(state)
-            {
-                pending.used_route = true;
-            }
             for listener in listeners.into_iter().rev() {
                 self.next(Work::Listen(to.clone(), listener));
             }
@@ -325,23 +320,6 @@ impl Inner {
             for listener in listeners.into_iter().rev() {
                 self.notify(listener, result.clone());
             }
-        }
-        for delivery in queue.into_iter().rev() {
-            self.next(Work::Deliver(promise.clone(), delivery));
-        }
-    }
-
-    /// Returns whether messages to `to` travel in the session of `route`.
-    fn same_session(&self, route: Route, to: &Reference) -> bool {
-        let Some(old) = route.place() else {
-            return false;
-        };
-        match &to.0.kind {
-            Kind::Remote(place) => place.session == old.session,
-            Kind::Promise(route, _) => route
-                .place()
-                .is_some_and(|place| place.session == old.session),
-            _ => false,
         }
     }
 

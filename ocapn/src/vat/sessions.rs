@@ -212,28 +212,20 @@ impl Inner {
             return Err("the peer's key is ours");
         }
         if inbound && let Some(ours) = self.dialling.get(&peer).copied() {
-            // Crossed hellos: of the two diallers' keys the lower one loses, at both ends alike.
-            let lower = self
-                .session(ours)
-                .map(|s| s.keys.public.side < hello.key.side);
-            match lower {
-                Some(true) => self.abort(ours, "Crossed hellos mitigated"),
-                Some(false) => return Err("Crossed hellos mitigated"),
-                None => {}
-            }
+            self.admit_crossed(ours, hello)?;
         }
         if let Some(old) = self.peers.get(&peer).copied() {
-            // A peer that came back must not be shut out by its own ghost, but only who proved
-            // to be that peer may take its place.
-            if !authenticated {
-                return Err("there is a session with this peer");
-            }
             // The peer may have answered our dial before its own, which it sent earlier, came
             // here by its slower connection.
             let ours =
                 |old: &Session| !old.settled && matches!(old.direction, Direction::Outbound(_));
             if inbound && self.session(old).is_some_and(ours) {
                 return self.admit_crossed(old, hello);
+            }
+            // A peer that came back must not be shut out by its own ghost, but only who proved
+            // to be that peer may take its place.
+            if !authenticated {
+                return Err("there is a session with this peer");
             }
             self.abort(old, "replaced by a newer session");
         }

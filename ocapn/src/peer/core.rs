@@ -31,7 +31,7 @@ const SETUPS_PER_ADDRESS_MAX: usize = 256;
 const INBOUND_MAX: usize = 8192;
 
 /// Session events that a slow receiver may fall behind by before it loses the oldest.
-const EVENTS_MAX: usize = 1024;
+const EVENTS_MAX: usize = 256;
 
 /// Fetches that are looked up at a time, each perhaps with a durable write; more wait.
 const FETCHES_AT_ONCE_MAX: usize = 256;

@@ -543,8 +543,15 @@ impl Slot {
         Arc::clone(&lock(&self.link))
     }
 
+    /// Puts a grant behind the name; one that is there already is only made live again.
     fn replace(&self, link: Arc<Link>) {
-        let former = std::mem::replace(&mut *lock(&self.link), link);
+        let mut current = lock(&self.link);
+        if current.generation == link.generation && current.sturdyref == link.sturdyref {
+            *lock(&current.live) = link.live();
+            return;
+        }
+        let former = std::mem::replace(&mut *current, link);
+        drop(current);
         let mut all = lock(&self.former);
         all.retain(|former| former.strong_count() > 0);
         all.push(Arc::downgrade(&former));

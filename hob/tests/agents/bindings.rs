@@ -199,6 +199,17 @@ async fn connections_max_holds_at_the_exporter() {
         "the third is one too many"
     );
     assert_eq!(pair.exporter.status().await.grants[0].streams, 2);
+    // Registered again, as after a lost answer, it is the same binding with the same streams.
+    let again = pair
+        .importer
+        .register(&registration(1, &[]), &granted)
+        .await
+        .unwrap();
+    assert_eq!(again, held);
+    eventually("two streams are left", async || {
+        pair.importer.status().await.bindings[0].streams == 2
+    })
+    .await;
     let check = pair.importer.check(&generation(1)).await;
     assert!(
         !check.answers && check.detail.contains("as many connections"),

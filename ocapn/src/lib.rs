@@ -4,10 +4,19 @@
 //! the objects and sessions of one peer. A driver (`peer`) brings sockets and tasks.
 
 pub mod captp;
+#[expect(clippy::disallowed_methods, reason = "keys are generated here")]
 mod identity;
 mod locator;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "sockets and their tasks live here"
+)]
 pub mod netlayer;
 mod passable;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the driver spawns, and knows the clock"
+)]
 mod peer;
 pub mod syrup;
 mod vat;

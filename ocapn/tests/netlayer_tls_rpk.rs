@@ -1,5 +1,10 @@
 //! `tls-rpk` over real sockets: who is let in, who is not, and what a stranger can disturb.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests of the driver use sockets and tasks"
+)]
+
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

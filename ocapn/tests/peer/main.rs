@@ -1,5 +1,10 @@
 //! The driver over real sockets.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests of the driver use sockets and tasks"
+)]
+
 mod hostile;
 mod recovery;
 mod sessions;

@@ -63,6 +63,11 @@ pub trait Netlayer: Send + Sync + 'static {
 
     /// Stops listening. Connections that were handed out go on.
     fn close(&self);
+
+    /// Waits, once closed, until the port is free. Default: it is free when the netlayer is gone.
+    fn freed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// One connection to another peer, before anything of CapTP has been said.

@@ -500,6 +500,7 @@ impl Core {
         let mut changed = self.changed.subscribe();
         let all_ended = async {
             while !self.registry().connections.is_empty() && changed.changed().await.is_ok() {}
+            self.netlayer.freed().await;
         };
         if timeout(CLOSE_TIMEOUT, all_ended).await.is_err() {
             let links: Vec<_> = self.registry().connections.drain().collect();

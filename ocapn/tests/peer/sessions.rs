@@ -255,6 +255,8 @@ async fn a_closed_peer_ends_its_sessions_and_takes_no_more() {
     let waiting = remote.call("never", []);
     let clone = server.peer.clone();
     soon(server.peer.close()).await;
+    let (host, port) = sturdyref.peer.addresses().remove(0);
+    let _ = std::net::TcpListener::bind((host, port)).expect("the port is free at once");
     severed(waiting).await;
     client.expect_down(&sturdyref.peer.designator).await;
     assert!(soon(client.peer.enliven(&sturdyref)).await.is_err());

@@ -235,6 +235,11 @@ impl Netlayer for TlsRpk {
     fn close(&self) {
         self.closed.send_replace(true);
     }
+
+    fn freed(&self) -> BoxFuture<'_, ()> {
+        // Whoever listens watches for the end for as long as it holds the port.
+        self.closed.closed().boxed()
+    }
 }
 
 impl Drop for TlsRpk {
@@ -335,7 +340,7 @@ impl Door {
         loop {
             let accepted = tokio::select! {
                 biased;
-                _ = closed.wait_for(|closed| *closed) => return,
+                _ = closed.wait_for(|closed| *closed) => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -351,6 +356,9 @@ impl Door {
                 }
             }
         }
+        // In this order: the end of the watching says that the port is free.
+        drop(listener);
+        drop(closed);
     }
 
     /// Takes one connection through its handshake and to whom it is for. The place is held

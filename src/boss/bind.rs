@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use gobs_model::{Address, Instance, Known, Name, Value};
 use hob::protocol::{self, Generation, code, method};
-use ocapn::{Broken, Passable, Reference};
+use ocapn::{Broken, Passable};
 
 use super::{Boss, BossError, CALL_TIMEOUT, Key, RETRY_MAX, RETRY_MIN};
 
@@ -242,50 +242,62 @@ impl Boss {
 
     /// Calls a method of a machine's hob; a session that breaks on the way is replaced and the
     /// call made again, since every method is idempotent.
-    pub(super) async fn call(
+    async fn call(
         &self,
         key: &Key,
         method: &str,
         args: Vec<Passable>,
         within: Duration,
     ) -> Result<Passable, BossError> {
-        let deadline = Instant::now() + within;
-        loop {
-            let client = self.client(key, deadline, within).await?;
-            let error = match self.call_once(&client, method, args.clone()).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if !error.is_severed() {
-                let message = error.to_string();
-                let code = error.code().map(ToOwned::to_owned);
-                return Err(BossError::Refused {
-                    machine: key.0.clone(),
-                    code,
-                    message,
-                });
-            }
-            self.drop_client(key, &client);
-            if Instant::now() >= deadline {
-                let detail = error.to_string();
-                return Err(BossError::Unreachable {
-                    machine: key.0.clone(),
-                    waited: within,
-                    detail,
-                });
-            }
+        let mut detail = "it has not registered".to_owned();
+        let answer = self.call_until_answered(key, method, args, &mut detail);
+        let machine = key.0.clone();
+        match tokio::time::timeout(within, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(refused)) => Err(BossError::Refused {
+                machine,
+                code: refused.code().map(ToOwned::to_owned),
+                message: refused.to_string(),
+            }),
+            Err(_) => Err(BossError::Unreachable {
+                machine,
+                waited: within,
+                detail,
+            }),
         }
     }
 
-    async fn call_once(
+    /// Tries for ever to get an answer; `detail` is what the last try said.
+    async fn call_until_answered(
         &self,
-        client: &Reference,
+        key: &Key,
         method: &str,
         args: Vec<Passable>,
+        detail: &mut String,
     ) -> Result<Passable, Broken> {
-        tokio::time::timeout(CALL_TIMEOUT, client.call(method, args))
-            .await
-            .unwrap_or_else(|_| Err(Broken::severed("no answer in time")))
+        let mut registrations = self.0.registrations.subscribe();
+        let mut pause = RETRY_MIN;
+        loop {
+            registrations.mark_unchanged();
+            match self.reach(key).await {
+                Ok(Some(client)) => {
+                    // What is said if the caller's time is over before the answer.
+                    "no answer".clone_into(detail);
+                    let call = client.call(method, args.clone());
+                    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+                        Ok(Err(broken)) if broken.is_severed() => *detail = broken.to_string(),
+                        Ok(answer) => return answer,
+                        Err(_) => {}
+                    }
+                    self.drop_client(key, &client);
+                }
+                Ok(None) => {}
+                Err(error) => *detail = error,
+            }
+            // A hob that registers is tried at once.
+            let _ = tokio::time::timeout(pause, registrations.changed()).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! seed and the hob's key, so that nothing of it has to be stored.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -22,7 +22,7 @@ use ocapn::{
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{Boss, BossError, Inner, Key, RETRY_MAX, RETRY_MIN, lock};
+use super::{Boss, BossError, Inner, Key, lock};
 
 /// How many unknown swissnums a peer may ask for in the boss's life before it is sent away:
 /// a hob needs one or two, and guessing 32 bytes needs more than this.
@@ -109,7 +109,7 @@ impl Boss {
         deadline: Duration,
     ) -> Result<Registered, BossError> {
         let key = (machine.clone(), incarnation);
-        let mut changed = self.0.changed.subscribe();
+        let mut registrations = self.0.registrations.subscribe();
         let arrival = async {
             loop {
                 if let Some(Presence {
@@ -122,7 +122,7 @@ impl Boss {
                     };
                 }
                 // The sender lives as long as this boss.
-                let _ = changed.changed().await;
+                let _ = registrations.changed().await;
             }
         };
         let registered =
@@ -178,48 +178,22 @@ impl Boss {
         Ok(())
     }
 
-    /// Returns the live client presence of a machine's hob, dialling it where need be.
+    /// Returns the live client presence of a machine's hob, dialling it where need be; nothing
+    /// where it has not registered.
     ///
     /// # Errors
-    /// When it is not there by the deadline.
-    pub(super) async fn client(
-        &self,
-        key: &Key,
-        deadline: Instant,
-        waited: Duration,
-    ) -> Result<Reference, BossError> {
-        let mut changed = self.0.changed.subscribe();
-        let mut pause = RETRY_MIN;
-        let mut detail = "it has not registered".to_owned();
-        loop {
-            let sturdyref = match lock(&self.0.presences).get(key).map(|it| &it.state) {
-                Some(ServerPresence::Active(active)) => match &active.client {
-                    Some(client) => return Ok(client.clone()),
-                    None => Some(active.sturdyref.clone()),
-                },
-                Some(ServerPresence::Pending(_)) | None => None,
-            };
-            if let Some(sturdyref) = sturdyref {
-                match self.enliven(&sturdyref).await {
-                    Ok(client) => {
-                        self.set_client(key, &client);
-                        return Ok(client);
-                    }
-                    Err(error) => detail = error,
-                }
-            }
-            if Instant::now() >= deadline {
-                let machine = key.0.clone();
-                return Err(BossError::Unreachable {
-                    machine,
-                    waited,
-                    detail,
-                });
-            }
-            let nap = pause.min(deadline.saturating_duration_since(Instant::now()));
-            let _ = tokio::time::timeout(nap, changed.changed()).await;
-            pause = (pause * 2).min(RETRY_MAX);
-        }
+    /// When this one try fails, with what it said.
+    pub(super) async fn reach(&self, key: &Key) -> Result<Option<Reference>, String> {
+        let sturdyref = match lock(&self.0.presences).get(key).map(|it| &it.state) {
+            Some(ServerPresence::Active(active)) => match &active.client {
+                Some(client) => return Ok(Some(client.clone())),
+                None => active.sturdyref.clone(),
+            },
+            Some(ServerPresence::Pending(_)) | None => return Ok(None),
+        };
+        let client = self.enliven(&sturdyref).await?;
+        self.set_client(key, &client);
+        Ok(Some(client))
     }
 
     /// Forgets a live reference that proved dead.
@@ -247,8 +221,6 @@ impl Boss {
                 presences.insert(key, Presence { state, ..presence });
             }
         }
-        drop(presences);
-        self.0.note_change();
     }
 
     /// Makes the presences of the hobs that have registered with an earlier run.
@@ -284,7 +256,7 @@ impl Boss {
             let boss = self.clone();
             let task = tokio::spawn(async move {
                 // One try: whoever needs the hob later tries again, and the hob dials too.
-                let _ = boss.client(&key, Instant::now(), Duration::ZERO).await;
+                let _ = boss.reach(&key).await;
             });
             lock(&self.0.tasks).push(task);
         }
@@ -298,7 +270,6 @@ impl Boss {
         {
             active.client = Some(client.clone());
         }
-        self.0.note_change();
     }
 
     fn export_presence(&self, key: &Key) -> Option<Reference> {
@@ -445,7 +416,9 @@ impl Boss {
         if let Some(presence) = lock(&self.0.presences).get_mut(key) {
             presence.state = next;
         }
-        self.0.note_change();
+        self.0
+            .registrations
+            .send_modify(|count| *count = count.wrapping_add(1));
         let expects = lock(&self.0.expects).get(key).cloned().unwrap_or_default();
         let registered = RegisteredData {
             machine: key.0.to_string(),
@@ -462,13 +435,6 @@ impl Boss {
             presence,
         }
         .to_passable())
-    }
-}
-
-impl Inner {
-    pub(super) fn note_change(&self) {
-        self.changed
-            .send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 

@@ -160,10 +160,9 @@ struct Inner {
     /// Fetches refused since the peer connected, by designator.
     refusals: Mutex<HashMap<String, u32>>,
     machines: Mutex<Option<Arc<dyn Machines>>>,
-    /// Counts changes of presences, for whoever waits for one.
-    changed: watch::Sender<u64>,
+    /// Counts registrations, for whoever waits for one.
+    registrations: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    socket: PathBuf,
 }
 
 impl Boss {
@@ -200,9 +199,8 @@ impl Boss {
             expects: Mutex::default(),
             refusals: Mutex::default(),
             machines: Mutex::default(),
-            changed: watch::Sender::new(0),
+            registrations: watch::Sender::new(0),
             tasks: Mutex::default(),
-            socket: options.socket,
         });
         let peer = Peer::builder()
             .netlayer(netlayer)
@@ -228,8 +226,11 @@ impl Boss {
 
     /// Stops: closes sessions, the listener and the socket.
     pub async fn shutdown(self) {
-        for task in lock(&self.0.tasks).drain(..) {
+        let tasks = std::mem::take(&mut *lock(&self.0.tasks));
+        for task in tasks {
             task.abort();
+            // It holds the socket, so it has to be gone; how it ended says nothing.
+            let _ = task.await;
         }
         lock(&self.0.presences).clear();
         *lock(&self.0.machines) = None;
@@ -237,8 +238,6 @@ impl Boss {
         if let Some(peer) = peer {
             peer.close().await;
         }
-        // Whoever starts next removes what a crash left; a clean end leaves nothing.
-        let _ = std::fs::remove_file(&self.0.socket);
     }
 
     fn peer(&self) -> Option<Peer> {

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use hob::protocol::{self, HobStatus, method};
@@ -123,8 +123,7 @@ impl Boss {
 
     async fn hob_status(&self, key: &Key) -> Option<HobStatus> {
         let ask = async {
-            let deadline = Instant::now() + STATUS_TIMEOUT;
-            let client = self.client(key, deadline, STATUS_TIMEOUT).await.ok()?;
+            let client = self.reach(key).await.ok()??;
             let answer = client.call(method::STATUS, []).await.ok()?;
             protocol::from_passable("status's answer", &answer).ok()
         };
@@ -157,9 +156,22 @@ pub async fn ask_status(socket: &Path) -> io::Result<Option<StatusReport>> {
     }
 }
 
+/// The socket, with its file: a clean end leaves nothing.
+pub(super) struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Whoever starts next replaces what could not be removed.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// Binds the socket; refuses where another process answers on it, and replaces what a killed one
 /// has left.
-pub(super) async fn bind(path: &Path) -> Result<UnixListener, BossError> {
+pub(super) async fn bind(path: &Path) -> Result<Socket, BossError> {
     if connect(path).await.is_some() {
         return Err(BossError::Running(path.to_owned()));
     }
@@ -172,13 +184,16 @@ pub(super) async fn bind(path: &Path) -> Result<UnixListener, BossError> {
         _ => {}
     }
     let (_directory, short) = reachable(path).map_err(failed)?;
-    let listener = UnixListener::bind(short).map_err(failed)?;
+    let socket = Socket {
+        listener: UnixListener::bind(short).map_err(failed)?,
+        path: path.to_owned(),
+    };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    Ok(socket)
 }
 
-pub(super) async fn serve(boss: Boss, listener: UnixListener) {
-    while let Ok((stream, _)) = listener.accept().await {
+pub(super) async fn serve(boss: Boss, socket: Socket) {
+    while let Ok((stream, _)) = socket.listener.accept().await {
         let boss = boss.clone();
         tokio::spawn(async move {
             // Whoever asked and went away needs no answer.

@@ -18,7 +18,6 @@ mod inputs;
 mod lower;
 mod names;
 mod parse;
-mod reads;
 mod reference;
 mod scan;
 mod source;

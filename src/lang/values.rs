@@ -231,7 +231,6 @@ impl Evaluator<'_> {
                 hob,
                 services,
                 lifecycle: machine.lifecycle.clone(),
-                reads: Arc::new([]),
             },
         )
     }
@@ -315,7 +314,6 @@ impl Evaluator<'_> {
             name,
             attenuate,
             expose: Value::list(expose),
-            reads: Arc::new([]),
         }))
     }
 }

@@ -17,7 +17,7 @@ mod step;
 
 use std::collections::BTreeMap;
 
-use gobs_model::{Address, Diagnostic, Instance};
+use gobs_model::{Address, Diagnostic, Instance, Name};
 use gobs_state::Snapshot;
 
 use crate::lang::{BlockId, Config, Evaluator, Inputs, Schemas};
@@ -60,7 +60,7 @@ pub fn plan(
         options,
         drift: drift.iter().map(|drift| (&drift.address, drift)).collect(),
         evaluator,
-        refers_to: BTreeMap::new(),
+        needs: BTreeMap::new(),
         failed: Failed::new(),
         machines: BTreeMap::new(),
         declared: Vec::new(),
@@ -94,28 +94,38 @@ struct Planner<'a> {
     options: &'a Options,
     drift: BTreeMap<&'a Address, &'a Drift>,
     evaluator: Evaluator<'a>,
-    /// What each block refers to, as far as the text tells.
-    refers_to: BTreeMap<BlockId, Vec<BlockId>>,
+    /// What each machine or binding block refers to.
+    needs: BTreeMap<BlockId, Vec<Need>>,
     /// Blocks that could not be evaluated; what needs them is not tried.
     failed: Failed,
     machines: BTreeMap<Instance, MachinePlan>,
     declared: Vec<bindings::Declared>,
     withdrawn: BTreeMap<Address, Node>,
-    /// The steps that grant bindings.
-    bind_steps: Vec<(Instance, Node)>,
+    /// Binding blocks and the steps that grant their instances.
+    bind_steps: Vec<(Name, Node)>,
     gates: BTreeMap<Need, Node>,
     draft: Draft,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
 }
 
-/// What must be there before a step.
+/// That a block needs another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Need {
-    /// A machine or a binding; without a key, every instance of its block.
-    on: Address,
+    on: BlockId,
     /// Whether `depends_on` says so: then a machine's services count too.
     explicit: bool,
+}
+
+impl Need {
+    /// Returns how rows name it: without a key, all instances are meant.
+    fn address(&self) -> Option<Address> {
+        match &self.on {
+            BlockId::Machine(name) => Some(Address::machine(name.clone(), None)),
+            BlockId::Binding(name) => Some(Address::binding(name.clone(), None)),
+            _ => None,
+        }
+    }
 }
 
 impl Planner<'_> {
@@ -124,28 +134,32 @@ impl Planner<'_> {
         let order = block_order(self.config);
         self.errors.extend(order.errors);
         self.failed = order.in_cycles;
-        self.refers_to = order.refers_to;
+        self.needs = order.needs;
         for block in order.sequence {
-            let refers_to = self.refers_to.get(&block);
-            if refers_to.is_some_and(|it| it.iter().any(|on| self.failed.contains(on))) {
+            let needs = self.needs(&block);
+            if needs.iter().any(|need| self.failed.contains(&need.on)) {
                 self.failed.insert(block);
                 continue;
             }
-            let expansion = match &block {
-                BlockId::Machine(name) => self.evaluator.expand_machine(name),
-                BlockId::Binding(name) => self.evaluator.expand_binding(name),
-                _ => continue,
-            };
-            match expansion {
-                Err(errors) => self.fail(block, errors),
-                Ok(expansion) => {
-                    for instance in &expansion.instances {
-                        match &block {
-                            BlockId::Machine(_) => self.machine(instance),
-                            _ => self.binding(instance),
+            match &block {
+                BlockId::Machine(name) => match self.evaluator.expand_machine(name) {
+                    Ok(expansion) => {
+                        let depends_on: Vec<_> = needs.iter().filter_map(Need::address).collect();
+                        for instance in &expansion.instances {
+                            self.machine(instance, &depends_on);
                         }
                     }
-                }
+                    Err(errors) => self.fail(block, errors),
+                },
+                BlockId::Binding(name) => match self.evaluator.expand_binding(name) {
+                    Ok(expansion) => {
+                        for instance in &expansion.instances {
+                            self.binding(instance);
+                        }
+                    }
+                    Err(errors) => self.fail(block, errors),
+                },
+                _ => {}
             }
         }
     }
@@ -241,79 +255,62 @@ impl Planner<'_> {
     fn open_gates(&mut self) {
         let mut opens: Vec<(Node, Node)> = Vec::new();
         for (instance, machine) in &self.machines {
-            let offers = machine.services.values().filter_map(|it| it.offer);
-            for (gate, explicit) in self.gates_of(instance, Address::Machine) {
-                let offers = offers.clone().filter(|_| explicit);
+            let on = BlockId::Machine(instance.name.clone());
+            for explicit in [false, true] {
+                let Some(gate) = self.gates.get(&Need {
+                    on: on.clone(),
+                    explicit,
+                }) else {
+                    continue;
+                };
+                let offers = machine
+                    .services
+                    .values()
+                    .filter_map(|it| it.offer)
+                    .filter(|_| explicit);
                 opens.extend(
                     machine
                         .ready
                         .iter()
                         .copied()
                         .chain(offers)
-                        .map(|it| (it, gate)),
+                        .map(|node| (node, *gate)),
                 );
             }
         }
-        for (instance, node) in &self.bind_steps {
-            let gates = self.gates_of(instance, Address::Binding);
-            opens.extend(gates.map(|(gate, _)| (*node, gate)));
+        for (name, node) in &self.bind_steps {
+            let on = BlockId::Binding(name.clone());
+            for explicit in [false, true] {
+                let gate = self.gates.get(&Need {
+                    on: on.clone(),
+                    explicit,
+                });
+                opens.extend(gate.map(|gate| (*node, *gate)));
+            }
         }
         for (node, gate) in opens {
             self.draft.wait(node, gate);
         }
     }
 
-    /// Returns the gates at which an instance is waited for, and whether `depends_on` says so.
-    fn gates_of(
-        &self,
-        instance: &Instance,
-        of: fn(Instance) -> Address,
-    ) -> impl Iterator<Item = (Node, bool)> {
-        let block = Instance {
-            name: instance.name.clone(),
-            key: None,
-        };
-        let block = instance.key.is_some().then_some(block);
-        let named = block.into_iter().chain([instance.clone()]);
-        named.flat_map(move |instance| {
-            let on = of(instance);
-            [false, true].into_iter().filter_map(move |explicit| {
-                let gate = self.gates.get(&Need {
-                    on: on.clone(),
-                    explicit,
-                })?;
-                Some((*gate, explicit))
-            })
-        })
+    /// Returns the place where all instances of a block are waited for.
+    fn gate(&mut self, need: &Need) -> Node {
+        let draft = &mut self.draft;
+        *self
+            .gates
+            .entry(need.clone())
+            .or_insert_with(|| draft.gate())
     }
 
-    /// Lets a step wait for what it needs.
-    fn wait_for(&mut self, needs: &[Need], node: Node) {
-        for need in needs {
-            let draft = &mut self.draft;
-            let gate = *self
-                .gates
-                .entry(need.clone())
-                .or_insert_with(|| draft.gate());
+    fn wait_for_needs(&mut self, node: Node, name: &Name, of: fn(Name) -> BlockId) {
+        for need in self.needs(&of(name.clone())) {
+            let gate = self.gate(&need);
             self.draft.wait(gate, node);
         }
     }
 
-    /// Returns what an instance needs: what was looked at for it, and what `depends_on` names.
-    fn needs(&self, block: &BlockId, reads: &[Address]) -> Vec<Need> {
-        let explicit = explicit_needs(self.config, block)
-            .into_iter()
-            .filter_map(|on| match on {
-                BlockId::Machine(name) => Some(Address::machine(name.clone(), None)),
-                BlockId::Binding(name) => Some(Address::binding(name.clone(), None)),
-                _ => None,
-            });
-        let explicit = explicit.map(|on| Need { on, explicit: true });
-        let reads = reads.iter().map(|on| Need {
-            on: on.clone(),
-            explicit: false,
-        });
-        explicit.chain(reads).collect()
+    fn needs(&self, block: &BlockId) -> Vec<Need> {
+        self.needs.get(block).cloned().unwrap_or_default()
     }
 
     /// Returns a number that this object never had: rows are written by commits that raise the
@@ -350,7 +347,7 @@ impl Planner<'_> {
 /// The blocks in the order in which they are evaluated.
 struct BlockOrder {
     sequence: Vec<BlockId>,
-    refers_to: BTreeMap<BlockId, Vec<BlockId>>,
+    needs: BTreeMap<BlockId, Vec<Need>>,
     in_cycles: Failed,
     errors: Vec<Diagnostic>,
 }
@@ -365,26 +362,30 @@ fn block_order(config: &Config) -> BlockOrder {
         .map(|(at, block)| (block, at))
         .collect();
     let mut edges = Vec::new();
-    let mut refers_to = BTreeMap::new();
+    let mut needs = BTreeMap::new();
     for (then, block) in blocks.iter().enumerate() {
-        let mut on: Vec<BlockId> = config
-            .dependencies(block)
-            .into_iter()
-            .map(|it| it.on)
-            .collect();
-        on.sort();
-        on.dedup();
-        let firsts = on.iter().filter_map(|on| places.get(on));
+        let found = config.dependencies(block);
+        let explicit = explicit_needs(config, block);
+        let firsts = found.iter().filter_map(|need| places.get(&need.on));
         edges.extend(firsts.map(|first| graph::Edge {
             first: *first,
             then,
             strength: graph::Strength::Needed,
         }));
-        refers_to.insert(block.clone(), on);
+        let mut found: Vec<Need> = found
+            .into_iter()
+            .map(|need| Need {
+                explicit: explicit.contains(&&need.on),
+                on: need.on,
+            })
+            .collect();
+        found.sort();
+        found.dedup();
+        needs.insert(block.clone(), found);
     }
     let mut order = BlockOrder {
         sequence: Vec::new(),
-        refers_to,
+        needs,
         in_cycles: Failed::new(),
         errors: Vec::new(),
     };

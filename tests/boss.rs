@@ -1,0 +1,5 @@
+//! The boss with real agents over sockets: each machine is a process, the boss is in this one.
+
+mod binding;
+mod home;
+mod restart;

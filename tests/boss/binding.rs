@@ -1,0 +1,69 @@
+//! Hand-overs and revocations between real agents.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use gobs::boss::{BossError, Bound, Unbound};
+use rustix::process::Signal;
+
+use super::home::{Client, Pair, unbind_request};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_handed_over_and_taken_back() {
+    let pair = Pair::start().await;
+    let bound = pair.bind(1).await.expect("bound");
+    let mut client = Client::connect(&bound).await;
+    client.ping().await;
+    let unbound = pair.boss.unbind(unbind_request(1)).await.expect("unbound");
+    assert_eq!(unbound, Unbound::Done);
+    client.ends().await;
+    let path = bound.address.strip_prefix("unix:").expect("a socket");
+    assert!(!Path::new(path).exists());
+}
+
+/// An exporter that cannot be reached: what the boss waits for it, with room for a busy host.
+const PENDING_WITHIN: Duration = Duration::from_secs(15);
+
+async fn left_pending(pair: &Pair, bound: &Bound, client: &mut Client) {
+    let asked = Instant::now();
+    let unbound = pair.boss.unbind(unbind_request(1)).await.expect("answered");
+    assert!(matches!(unbound, Unbound::Pending(_)), "{unbound:?}");
+    assert!(asked.elapsed() < PENDING_WITHIN, "{:?}", asked.elapsed());
+    client.ends().await;
+    assert!(!Path::new(&bound.directory).exists());
+}
+
+async fn settled(pair: &Pair) {
+    for _ in 0..2 {
+        let again = pair.boss.unbind(unbind_request(1)).await.expect("answered");
+        assert_eq!(again, Unbound::Done);
+    }
+    let refused = pair.bind(1).await.expect_err("revoked for good");
+    assert!(matches!(&refused, BossError::Refused { code: Some(code), .. } if code == "revoked"));
+    let bound = pair.bind(2).await.expect("granted anew");
+    Client::connect(&bound).await.ping().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s6_a_dead_exporter_leaves_the_revocation_pending() {
+    let mut pair = Pair::start().await;
+    let bound = pair.bind(1).await.expect("bound");
+    let mut client = Client::connect(&bound).await;
+    client.ping().await;
+    pair.db.kill();
+    left_pending(&pair, &bound, &mut client).await;
+    pair.db.start_again();
+    settled(&pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s6_a_frozen_exporter_leaves_the_revocation_pending() {
+    let pair = Pair::start().await;
+    let bound = pair.bind(1).await.expect("bound");
+    let mut client = Client::connect(&bound).await;
+    client.ping().await;
+    pair.db.signal(Signal::STOP);
+    left_pending(&pair, &bound, &mut client).await;
+    pair.db.signal(Signal::CONT);
+    settled(&pair).await;
+}

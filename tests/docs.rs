@@ -1,6 +1,8 @@
 //! What the documents say is true: commands, files, snippets.
 
-use crate::support::repository;
+use std::process::{Command, Stdio};
+
+use crate::support::{Project, Run, repository};
 
 fn read(file: &str) -> String {
     std::fs::read_to_string(repository().join(file)).expect(file)
@@ -32,7 +34,7 @@ fn links_lead_somewhere() {
 
 #[test]
 fn paths_of_the_tables_exist() {
-    for file in ["README.md"] {
+    for file in ["README.md", "ARCHITECTURE.md"] {
         for row in read(file).lines().filter(|line| line.starts_with("| `")) {
             let path = row
                 .trim_start_matches("| `")
@@ -49,4 +51,99 @@ fn the_test_command_is_what_ci_runs() {
     let commands = fenced(&read("README.md"), "sh").concat();
     assert!(commands.contains("cargo test --workspace\n"));
     assert!(read(".ci/run").ends_with("\ncargo test --workspace\n"));
+}
+
+/// How README runs the program.
+const GOBS: &str = "cargo run --release -- ";
+
+/// Does what README says, in its order, with the program that is under test.
+#[test]
+fn the_commands_of_readme_work_as_it_says() {
+    let project = Project::copy_of("examples/app-and-db");
+    let mut done = Vec::new();
+    for line in fenced(&read("README.md"), "sh").concat().lines() {
+        let Some(args) = line.strip_prefix(GOBS) else {
+            assert_eq!(line, "cargo test --workspace");
+            continue;
+        };
+        let args = args
+            .strip_prefix("-C examples/app-and-db ")
+            .expect("the example");
+        let args: Vec<&str> = args.split(' ').collect();
+        let run = project.gobs(&args).ok();
+        if args[0] == "apply" {
+            check_app_and_db(&project, &run);
+        }
+        done.push(args[0].to_owned());
+    }
+    assert_eq!(done, ["apply", "status", "destroy"]);
+    assert!(project.processes().is_empty(), "nothing is left running");
+}
+
+fn check_app_and_db(project: &Project, apply: &Run) {
+    let complete = "Apply complete! Resources: 2 added, 0 changed, 0 destroyed. Bindings: 1 \
+                    granted.\n\nOutputs:\n\ntry = \"curl -s http://127.0.0.1:27462/\"\n";
+    assert!(apply.stdout.ends_with(complete), "{}", apply.stdout);
+
+    // The line that a reader copies.
+    let line = project.gobs(&["output", "-raw", "try"]).ok().stdout;
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &line])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let answer = Run::of(shell).ok().stdout;
+    assert!(
+        answer.starts_with("order 1: three lemons\norder 2: a ladder\n"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("served by the orders program on machine db"),
+        "{answer}"
+    );
+
+    let again = project.gobs(&["apply", "--auto-approve"]).ok().stdout;
+    let nothing = "No changes. Your infrastructure matches the configuration.\n";
+    assert!(again.starts_with(nothing), "{again}");
+    let status = project.gobs(&["status"]).ok().stdout;
+    assert_eq!(status.matches(" connected ").count(), 2, "{status}");
+    assert!(status.contains("binding.db  live"), "{status}");
+}
+
+#[test]
+fn the_first_example_works() {
+    let project = Project::copy_of("examples/first");
+    let apply = project.gobs(&["apply", "--auto-approve"]).ok();
+    assert!(
+        apply
+            .stdout
+            .contains("\nApply complete! Resources: 1 added, 0 changed, 0 destroyed.\n")
+    );
+    let directory = project.gobs(&["output", "-raw", "directory"]).ok().stdout;
+    assert!(std::path::Path::new(&directory).is_dir(), "{directory}");
+    let destroy = project.gobs(&["destroy", "--auto-approve"]).ok();
+    assert!(
+        destroy
+            .stdout
+            .ends_with("Destroy complete! Resources: 1 destroyed.\n")
+    );
+    assert!(!std::path::Path::new(&directory).exists(), "{directory}");
+    assert!(project.processes().is_empty(), "nothing is left running");
+}
+
+#[test]
+fn every_example_has_a_test() {
+    let tested = ["app-and-db", "first"];
+    let examples = std::fs::read_dir(repository().join("examples")).expect("examples");
+    let mut names: Vec<_> = examples
+        .map(|it| it.expect("an entry").file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, tested);
+}
+
+#[test]
+fn the_snippet_of_readme_is_valid() {
+    let snippet = fenced(&read("README.md"), "hcl").concat();
+    Project::new(&snippet).gobs(&["validate"]).ok();
 }

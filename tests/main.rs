@@ -1,7 +1,8 @@
-//! The tests of the whole, in one binary: it links once. the module `tidy` fails a file that is not listed.
+//! The tests of the whole, in one binary: it links once. A file that is not listed fails `tidy`.
 
 mod boss;
 mod cli;
 mod docs;
 mod plan;
 mod support;
+mod tidy;

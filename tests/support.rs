@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -22,6 +22,13 @@ pub(crate) struct Project {
 }
 
 impl Project {
+    /// Returns a project with this configuration.
+    pub(crate) fn new(config: &str) -> Self {
+        let project = Self::empty();
+        project.write("main.gobs.hcl", config);
+        project
+    }
+
     /// Returns a project without any file.
     pub(crate) fn empty() -> Self {
         let directory = tempfile::Builder::new()
@@ -31,9 +38,27 @@ impl Project {
         Self { directory }
     }
 
+    /// Returns a project with the files of a directory in the repository: an example.
+    pub(crate) fn copy_of(directory: &str) -> Self {
+        let project = Self::empty();
+        let files = std::fs::read_dir(repository().join(directory)).expect("a directory");
+        for file in files {
+            let file = file.expect("an entry");
+            if file.file_type().expect("a type").is_file() {
+                std::fs::copy(file.path(), project.path().join(file.file_name())).expect("a copy");
+            }
+        }
+        project
+    }
+
     /// Returns the project's directory.
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Writes a file of the project.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path().join(name), text).expect("a file");
     }
 
     /// Returns the program, ready to run here in a clean environment, without a terminal.
@@ -55,6 +80,12 @@ impl Project {
     #[track_caller]
     pub(crate) fn gobs(&self, args: &[&str]) -> Run {
         Run::of(self.command(args))
+    }
+
+    /// Starts the program here, to be watched and signalled.
+    #[track_caller]
+    pub(crate) fn start(&self, args: &[&str]) -> Running {
+        Running::of(self.command(args))
     }
 
     /// Returns the processes that run for this project's machines, or for the project itself:
@@ -106,21 +137,8 @@ pub(crate) struct Run {
 impl Run {
     /// Runs a command whose output is piped to its end.
     #[track_caller]
-    pub(crate) fn of(mut command: Command) -> Self {
-        let mut child = command.spawn().expect("the program starts");
-        let stdout = read(child.stdout.take());
-        let stderr = read(child.stderr.take());
-        let code = wait(&mut child);
-        let text = |pipe: mpsc::Receiver<Vec<u8>>| {
-            let bytes = pipe.recv_timeout(PIPE_MAX);
-            let bytes = bytes.expect("nothing holds a pipe of a run that has ended");
-            String::from_utf8(bytes).expect("output is UTF-8")
-        };
-        Self {
-            code,
-            stdout: text(stdout),
-            stderr: text(stderr),
-        }
+    pub(crate) fn of(command: Command) -> Self {
+        Running::of(command).end()
     }
 
     /// Asserts that the run ended with this exit code.
@@ -143,9 +161,116 @@ impl Run {
     }
 }
 
+/// A run of the program that has not ended.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    stdout: Pipe,
+    stderr: Pipe,
+}
+
+impl Running {
+    /// Starts a command whose output is piped.
+    #[track_caller]
+    pub(crate) fn of(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
+        Self {
+            stdout: Pipe::of(child.stdout.take()),
+            stderr: Pipe::of(child.stderr.take()),
+            child,
+        }
+    }
+
+    /// Waits until the run has written this to stdout.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, text: &str) {
+        let what = format!("{text:?} on stdout");
+        eventually(&what, RUN_MAX, || self.stdout.so_far().contains(text));
+    }
+
+    /// Sends the run a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Waits for the run's end.
+    #[track_caller]
+    pub(crate) fn end(mut self) -> Run {
+        let mut ended = None;
+        let deadline = Instant::now() + RUN_MAX;
+        while ended.is_none() {
+            ended = self.child.try_wait().expect("a child");
+            if ended.is_none() && Instant::now() >= deadline {
+                let _ = self.child.kill();
+                panic!("the run did not end within {RUN_MAX:?}: {self:?}");
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Run {
+            code: ended.and_then(|status| status.code()),
+            stdout: self.stdout.to_end(),
+            stderr: self.stderr.to_end(),
+        }
+    }
+}
+
+/// What a run writes to one stream.
+#[derive(Debug)]
+struct Pipe {
+    text: Arc<Mutex<Vec<u8>>>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Pipe {
+    fn of(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let (send, ended) = mpsc::channel();
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let filled = text.clone();
+        // A stream that the test gave to somebody else has nothing for it.
+        let Some(mut pipe) = pipe else {
+            let _ = send.send(());
+            return Self { text, ended };
+        };
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // An error is an end too: what was read before it is worth seeing.
+            while let Ok(size @ 1..) = pipe.read(&mut buffer) {
+                filled
+                    .lock()
+                    .expect("a lock")
+                    .extend_from_slice(&buffer[..size]);
+            }
+            let _ = send.send(());
+        });
+        Self { text, ended }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().expect("a lock")).into_owned()
+    }
+
+    #[track_caller]
+    fn to_end(&self) -> String {
+        let ended = self.ended.recv_timeout(PIPE_MAX);
+        ended.expect("nothing holds a pipe of a run that has ended");
+        self.so_far()
+    }
+}
+
 /// Returns the repository's directory.
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Waits until the condition holds, and fails where it does not in time.
+#[track_caller]
+pub(crate) fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Compares with a file of the repository, whole; where they differ, what came is kept for a look.
@@ -163,31 +288,4 @@ pub(crate) fn check_golden(file: &str, actual: &str) {
         "{file} differs; if it should: cp {} {file}\n{diff}",
         kept.display()
     );
-}
-
-fn read(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
-    let (send, receive) = mpsc::channel();
-    let mut pipe = pipe.expect("a pipe");
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is worth seeing.
-        let _ = pipe.read_to_end(&mut bytes);
-        let _ = send.send(bytes);
-    });
-    receive
-}
-
-#[track_caller]
-fn wait(child: &mut Child) -> Option<i32> {
-    let deadline = Instant::now() + RUN_MAX;
-    loop {
-        if let Some(status) = child.try_wait().expect("a child") {
-            return status.code();
-        }
-        if Instant::now() >= deadline {
-            let _ = child.kill();
-            panic!("the run did not end within {RUN_MAX:?}");
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
 }

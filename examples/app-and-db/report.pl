@@ -11,6 +11,7 @@ while (1) {
         print $server "GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n";
         my ($head, $body) = split /\r\n\r\n/, join('', <$server>), 2;
         print "from $address: ", $body // "nothing\n";
+        close $server;
     }
     else {
         print "from $address: no answer: $@\n";

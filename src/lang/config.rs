@@ -345,6 +345,9 @@ pub struct MachineValues {
     pub services: BTreeMap<Name, ServiceValues>,
     /// What `lifecycle` says.
     pub lifecycle: Lifecycle,
+    /// The machines and bindings whose attributes were looked at, sorted; one without a key stands
+    /// for all instances of its block.
+    pub reads: Arc<[gobs_model::Address]>,
 }
 
 /// What a service of a machine is to be.
@@ -374,6 +377,9 @@ pub struct BindingValues {
     pub attenuate: Value,
     /// A list of objects, each with `unix` or `tcp`.
     pub expose: Value,
+    /// The machines and bindings whose attributes were looked at, as in [`MachineValues`]. The
+    /// ends of the binding are not among them for being its ends.
+    pub reads: Arc<[gobs_model::Address]>,
 }
 
 /// The instances of a block.

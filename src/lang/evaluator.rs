@@ -12,6 +12,7 @@ use super::config::{
 use super::eval::{Eval, describe, wrong};
 use super::inputs::{self, Inputs};
 use super::names::{Each, Names};
+use super::reads::Reads;
 use super::source::Span;
 use super::syntax::Expr;
 
@@ -40,6 +41,10 @@ pub struct Evaluator<'a> {
     warnings: Vec<Diagnostic>,
     pub(crate) objects: HashMap<Address, Value>,
     locals: RefCell<HashMap<Name, Result<Value, Failed>>>,
+    /// What was looked at for each of `locals` and `expansions`, for whoever uses them.
+    local_reads: RefCell<HashMap<Name, Arc<[Address]>>>,
+    expansion_reads: RefCell<HashMap<BlockId, Arc<[Address]>>>,
+    pub(super) reads: Reads,
     expansions: RefCell<HashMap<BlockId, Arc<Expansion>>>,
     expanding: RefCell<Vec<BlockId>>,
     /// The locals that depend on a machine or binding.
@@ -102,6 +107,9 @@ impl<'a> Evaluator<'a> {
             warnings: Vec::new(),
             objects: HashMap::new(),
             locals: RefCell::default(),
+            local_reads: RefCell::default(),
+            expansion_reads: RefCell::default(),
+            reads: Reads::default(),
             expansions: RefCell::default(),
             expanding: RefCell::default(),
             dependents,
@@ -155,7 +163,13 @@ impl<'a> Evaluator<'a> {
     pub fn machine(&self, instance: &Instance) -> Result<MachineValues, Vec<Diagnostic>> {
         let id = BlockId::Machine(instance.name.clone());
         let each = self.each(&id, instance)?;
-        self.machine_values(&instance.name, each)
+        let (values, reads) = self.reads.during(|| {
+            self.note_expansion(&id);
+            self.machine_values(&instance.name, each)
+        });
+        let mut values = values?;
+        values.reads = reads;
+        Ok(values)
     }
 
     /// Returns what an instance of a binding is to be.
@@ -165,9 +179,14 @@ impl<'a> Evaluator<'a> {
     pub fn binding(&self, instance: &Instance) -> Result<BindingValues, Vec<Diagnostic>> {
         let id = BlockId::Binding(instance.name.clone());
         let each = self.each(&id, instance)?;
-        let values = self.binding_values(&instance.name, each)?;
+        let (values, reads) = self.reads.during(|| {
+            self.note_expansion(&id);
+            self.binding_values(&instance.name, each)
+        });
         // Without inputs there may be none, with them what is unknown is an error.
-        values.ok_or_else(Vec::new)
+        let mut values = values?.ok_or_else(Vec::new)?;
+        values.reads = reads;
+        Ok(values)
     }
 
     /// Returns an output's value.
@@ -271,6 +290,14 @@ impl<'a> Evaluator<'a> {
     /// Returns a local's value. What it depends on is evaluated first, without recursion, so that
     /// a long chain needs no stack.
     pub(crate) fn local(&self, name: &Name) -> Result<Value, Failed> {
+        let value = self.evaluated_local(name);
+        if let Some(reads) = self.local_reads.borrow().get(name) {
+            self.reads.note_all(reads);
+        }
+        value
+    }
+
+    fn evaluated_local(&self, name: &Name) -> Result<Value, Failed> {
         if let Some(known) = self.locals.borrow().get(name) {
             return known.clone();
         }
@@ -279,7 +306,8 @@ impl<'a> Evaluator<'a> {
         while let Some((current, needs)) = path.last_mut() {
             let current = current.clone();
             let Some((next, span)) = needs.pop() else {
-                let value = self.evaluate_local(&current);
+                let (value, reads) = self.reads.during(|| self.evaluate_local(&current));
+                self.local_reads.borrow_mut().insert(current.clone(), reads);
                 self.locals.borrow_mut().insert(current.clone(), value);
                 visiting.remove(&current);
                 path.pop();
@@ -352,6 +380,13 @@ impl<'a> Evaluator<'a> {
         self.expand(id).map(|it| it.value.clone())
     }
 
+    /// Notes what was looked at to know a block's instances, for each of them.
+    fn note_expansion(&self, id: &BlockId) {
+        if let Some(reads) = self.expansion_reads.borrow().get(id) {
+            self.reads.note_all(reads);
+        }
+    }
+
     fn expand(&self, id: &BlockId) -> Result<Arc<Expansion>, Failed> {
         if let Some(known) = self.expansions.borrow().get(id) {
             return Ok(known.clone());
@@ -381,8 +416,9 @@ impl<'a> Evaluator<'a> {
             }
         }
         self.expanding.borrow_mut().push(id.clone());
-        let result = self.expansion(id, repeat);
+        let (result, reads) = self.reads.during(|| self.expansion(id, repeat));
         self.expanding.borrow_mut().pop();
+        self.expansion_reads.borrow_mut().insert(id.clone(), reads);
         let expansion = Arc::new(result?);
         self.expansions
             .borrow_mut()

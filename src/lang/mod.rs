@@ -18,6 +18,7 @@ mod inputs;
 mod lower;
 mod names;
 mod parse;
+mod reads;
 mod reference;
 mod scan;
 mod source;

@@ -233,6 +233,14 @@ impl Scope for Names<'_, '_> {
     }
 
     fn attribute(&self, of: &Address, name: &str) -> Result<Value, AccessError> {
+        let looks = match of {
+            Address::Machine(_) => name != "service",
+            Address::Binding(_) => true,
+            Address::Service { .. } | Address::Output(_) => false,
+        };
+        if looks {
+            self.evaluator.reads.note(of);
+        }
         match of {
             Address::Machine(machine) => self.machine_attribute(machine, name),
             Address::Binding(binding) => {

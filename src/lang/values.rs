@@ -231,6 +231,7 @@ impl Evaluator<'_> {
                 hob,
                 services,
                 lifecycle: machine.lifecycle.clone(),
+                reads: Arc::new([]),
             },
         )
     }
@@ -314,6 +315,7 @@ impl Evaluator<'_> {
             name,
             attenuate,
             expose: Value::list(expose),
+            reads: Arc::new([]),
         }))
     }
 }

@@ -8,7 +8,7 @@ use gobs_state::{Phase, Row, RowKind};
 use crate::lang::{BindingValues, BlockId};
 
 use super::draft::{NewStep, Node};
-use super::machines::ServicePlan;
+use super::machines::{ServicePlan, needed};
 use super::{Action, Because, Grant, Held, Planner};
 
 /// The longest path that a unix socket can be bound to, in bytes: `sockaddr_un` has 108 with the
@@ -20,6 +20,17 @@ pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub(crate) struct Declared {
     instance: Instance,
     values: BindingValues,
+}
+
+/// A binding that is to be granted, anew or again.
+struct New<'a> {
+    instance: &'a Instance,
+    values: &'a BindingValues,
+    /// The incarnations of the machines at both ends.
+    ends: [u64; 2],
+    because: Vec<Because>,
+    /// The step that revokes what was granted before, where that is a step of its own.
+    unbind: Option<Node>,
 }
 
 /// A binding's row, taken apart.
@@ -56,6 +67,53 @@ impl<'a> Existing<'a> {
             name: Name::new(row.wanted.get("as")?.as_str()?).ok()?,
         })
     }
+}
+
+impl Existing<'_> {
+    fn asked(&self, field: &str) -> &Value {
+        self.row.wanted.get(field).unwrap_or(&Value::NULL)
+    }
+
+    /// Returns whether the importer's programs find the binding where they found it.
+    fn listens_as(&self, values: &BindingValues) -> bool {
+        self.name == values.name && self.asked("expose").same(&values.expose)
+    }
+}
+
+/// Returns why a binding must be granted again, or moved.
+fn differences(existing: &Existing<'_>, values: &BindingValues, ends: [u64; 2]) -> Vec<Because> {
+    let mut because = Vec::new();
+    let mut new = |was: u64, now: u64, machine: Option<&Instance>| {
+        let machine = machine
+            .filter(|_| was != now)
+            .cloned()
+            .map(Address::Machine);
+        because.extend(machine.map(|machine| Because::NewIncarnation { machine }));
+    };
+    let (was, now) = (existing.from.as_machine(), values.from.as_machine());
+    new(
+        existing.from_incarnation,
+        ends[0],
+        now.filter(|_| was == now),
+    );
+    new(existing.to_incarnation, ends[1], values.to.as_machine());
+    let differ = [
+        ("as", existing.name != values.name),
+        (
+            "attenuate",
+            !existing.asked("attenuate").same(&values.attenuate),
+        ),
+        ("expose", !existing.asked("expose").same(&values.expose)),
+    ];
+    for (field, _) in differ.into_iter().filter(|(_, differs)| *differs) {
+        let (path, change) = (Path::attribute(field), Change::InPlace);
+        because.push(Because::Changed { path, change });
+    }
+    if *existing.from != values.from {
+        let was = existing.from.clone();
+        because.insert(0, Because::FromChanged { was });
+    }
+    because
 }
 
 impl Grant {
@@ -114,11 +172,9 @@ impl Planner<'_> {
         // to listen elsewhere.
         let kept = row.filter(|row| {
             Existing::of(row).is_some_and(|it| {
-                let expose = row.wanted.get("expose").unwrap_or(&Value::NULL);
                 it.phase == Phase::Granted
                     && *it.to == values.to
-                    && it.name == values.name
-                    && expose.same(&values.expose)
+                    && it.listens_as(&values)
                     && self.incarnation(&values.to) == Some(it.to_incarnation)
             })
         });
@@ -168,11 +224,10 @@ impl Planner<'_> {
         }
     }
 
-    fn plan_binding(&mut self, binding: &Declared, [exporter, importer]: [u64; 2]) {
+    fn plan_binding(&mut self, binding: &Declared, ends: [u64; 2]) {
         let Declared { instance, values } = binding;
-        let address = Address::Binding(instance.clone());
         let snapshot = self.snapshot;
-        let row = snapshot.rows.get(&address);
+        let row = snapshot.rows.get(&Address::Binding(instance.clone()));
         let existing = match row {
             None => None,
             Some(row) => match self.existing(row) {
@@ -180,27 +235,17 @@ impl Planner<'_> {
                 None => return,
             },
         };
-        let grant = Grant {
-            generation: self.fresh(existing.as_ref().map(|it| it.generation)),
-            from: values.from.clone(),
-            to: values.to.clone(),
-            name: values.name.clone(),
-            attenuate: values.attenuate.clone(),
-            expose: values.expose.clone(),
-            from_incarnation: exporter,
-            to_incarnation: importer,
-            ready_s: self.service(&values.from).map_or(0, |it| it.ready_s),
+        let new = |because| New {
+            instance,
+            values,
+            ends,
+            because,
+            unbind: None,
         };
-        let simulated = self.is_simulated(&grant.to);
         let Some(existing) = existing else {
-            let action = Action::Bind {
-                grant,
-                revokes: None,
-                simulated,
-            };
-            return self.grant(address, action, vec![Because::Declared], None);
+            return self.grant(new(vec![Because::Declared]), None);
         };
-        if existing.phase == Phase::RevokePending || *existing.to != grant.to {
+        if existing.phase == Phase::RevokePending || *existing.to != values.to {
             let because = match existing.phase {
                 Phase::RevokePending => Because::RevokePending,
                 Phase::Granted => Because::ToChanged {
@@ -208,153 +253,92 @@ impl Planner<'_> {
                 },
             };
             let unbind = self.unbind(&existing, vec![because.clone()]);
-            let action = Action::Bind {
-                grant,
-                revokes: None,
-                simulated,
+            let new = New {
+                unbind: Some(unbind),
+                ..new(vec![because])
             };
-            return self.grant(
-                address,
-                action,
-                vec![because],
-                Some((&existing, Some(unbind))),
-            );
+            return self.grant(new, Some(&existing));
         }
-        let mut because = Vec::new();
-        let exporters = existing.from.as_machine() != grant.from.as_machine();
-        for (was, now, machine) in [
-            (
-                existing.from_incarnation,
-                exporter,
-                machine_of(&grant.from).filter(|_| !exporters),
-            ),
-            (existing.to_incarnation, importer, Some(grant.to.clone())),
-        ] {
-            let machine = machine.filter(|_| was != now);
-            because.extend(machine.map(|machine| Because::NewIncarnation { machine }));
+        let because = differences(&existing, values, ends);
+        if !because.is_empty() {
+            self.grant(new(because), Some(&existing));
         }
-        let asked = grant.wanted();
-        let differs = |field: &&str| {
-            let was = existing.row.wanted.get(field).unwrap_or(&Value::NULL);
-            !was.same(asked.get(field).unwrap_or(&Value::NULL))
+    }
+
+    /// Adds the step that grants a binding, anew or again.
+    fn grant(&mut self, new: New<'_>, existing: Option<&Existing<'_>>) {
+        let New {
+            instance,
+            values,
+            ends: [from_incarnation, to_incarnation],
+            because,
+            unbind,
+        } = new;
+        let grant = Grant {
+            generation: self.fresh(existing.map(|it| it.generation)),
+            from: values.from.clone(),
+            to: values.to.clone(),
+            name: values.name.clone(),
+            attenuate: values.attenuate.clone(),
+            expose: values.expose.clone(),
+            from_incarnation,
+            to_incarnation,
+            ready_s: self.service(&values.from).map_or(0, |it| it.ready_s),
         };
-        because.extend(
-            ["as", "attenuate", "expose"]
-                .iter()
-                .copied()
-                .filter(|it| differs(it))
-                .map(|field| Because::Changed {
-                    path: Path::attribute(field),
-                    change: Change::InPlace,
-                }),
-        );
-        let revokes = self.held(&existing);
-        let action = if *existing.from == grant.from {
-            if because.is_empty() {
-                return;
-            }
-            // Where both ends are new nobody is left who would have to be told.
-            let renamed = existing.name != grant.name && !revokes.importer_gone;
-            let told = !revokes.settled_by_delete || renamed;
-            Action::Bind {
-                grant,
-                revokes: told.then_some(revokes),
-                simulated,
-            }
-        } else {
-            because.insert(
-                0,
-                Because::FromChanged {
-                    was: existing.from.clone(),
-                },
-            );
-            Action::Move {
+        let needs = self.needs(&BlockId::Binding(instance.name.clone()), &values.reads);
+        let mut depends_on = vec![grant.from.clone(), grant.to.clone()];
+        depends_on.extend(needed(&needs).into_iter().filter(|it| *it != grant.to));
+        let listener = existing.filter(|it| {
+            unbind.is_none() && it.to_incarnation == to_incarnation && it.listens_as(values)
+        });
+        let shown = object(grant.name.as_str().into(), listener.map(|it| it.row));
+        let planned = merged(&grant.wanted(), &shown);
+        let simulated = self.is_simulated(&grant.to);
+        // What an Unbind before this step has revoked is no longer held.
+        let held = existing.filter(|_| unbind.is_none());
+        let moved = held.filter(|it| *it.from != grant.from);
+        let action = match (moved, held.map(|it| (it, self.held(it)))) {
+            (Some(_), Some((_, revokes))) => Action::Move {
                 grant,
                 revokes,
                 simulated,
-            }
+            },
+            (_, held) => Action::Bind {
+                // Whoever has ended need not be told: the exporter's end is the revocation, and
+                // an importer that goes on under the same name just switches.
+                revokes: held.and_then(|(existing, held)| {
+                    let renamed = existing.name != values.name && !held.importer_gone;
+                    (!held.settled_by_delete || renamed).then_some(held)
+                }),
+                grant,
+                simulated,
+            },
         };
-        self.grant(address, action, because, Some((&existing, None)));
-    }
-
-    fn grant(
-        &mut self,
-        address: Address,
-        action: Action,
-        because: Vec<Because>,
-        existing: Option<(&Existing<'_>, Option<Node>)>,
-    ) {
-        let (Action::Bind { grant, .. } | Action::Move { grant, .. }) = &action else {
-            return;
-        };
-        let (Address::Binding(instance), grant) = (&address, grant.clone()) else {
-            return;
-        };
-        let instance = instance.clone();
-        let moved = matches!(action, Action::Move { .. });
-        let mut depends_on = vec![grant.from.clone(), grant.to.clone()];
-        // The machines at its ends are known exactly; others only where they are needed for terms
-        // that are not known yet, or where `depends_on` says so.
-        let late = grant.attenuate.contains_unknown() || grant.expose.contains_unknown();
-        let needs = self.needs(&BlockId::Binding(instance.name.clone()));
-        let needs: Vec<_> = needs
-            .into_iter()
-            .filter(|need| need.explicit || late || matches!(need.on, BlockId::Binding(_)))
-            .collect();
-        depends_on.extend(needs.iter().filter_map(|need| need.address()));
-        let mut seen = std::collections::BTreeSet::new();
-        depends_on.retain(|address| seen.insert(address.clone()));
-        let observed = existing.map_or(&Value::NULL, |(it, _)| it.row.observed.value());
-        let before = existing.map_or(Value::NULL, |(it, _)| {
-            merged(it.row.wanted.value(), &binding_object(it.row))
-        });
-        let listener = existing.is_some_and(|(it, unbind)| {
-            unbind.is_none()
-                && it.to_incarnation == grant.to_incarnation
-                && it.name == grant.name
-                && it
-                    .row
-                    .wanted
-                    .get("expose")
-                    .is_some_and(|was| was.same(&grant.expose))
-        });
-        let row = existing
-            .filter(|_| listener && !observed.is_null())
-            .map(|(it, _)| it.row);
-        let planned = merged(&grant.wanted(), &object(grant.name.as_str().into(), row));
         let node = self.draft.step(NewStep {
-            address,
+            address: Address::Binding(instance.clone()),
             action,
             because,
             depends_on,
-            before,
+            before: existing.map_or(Value::NULL, |it| {
+                merged(it.row.wanted.value(), &binding_object(it.row))
+            }),
             planned,
         });
-        for need in &needs {
-            let gate = self.gate(need);
-            self.draft.wait(gate, node);
-        }
-        for machine in [machine_of(&grant.from), machine_of(&grant.to)]
-            .into_iter()
-            .flatten()
-        {
-            let ready = machine.as_machine().and_then(|it| self.machines.get(it));
-            for ready in ready.into_iter().flat_map(|it| it.ready.clone()) {
-                self.draft.wait(ready, node);
+        self.wait_for(&needs, node);
+        for end in [&values.from, &values.to] {
+            let machine = end.as_machine().and_then(|it| self.machines.get(it));
+            for ready in machine.into_iter().flat_map(|it| &it.ready) {
+                self.draft.wait(*ready, node);
             }
         }
-        if let Some(offer) = self.service(&grant.from).and_then(|it| it.offer) {
-            self.draft.wait(offer, node);
+        let offer = self.service(&values.from).and_then(|it| it.offer);
+        for first in offer.into_iter().chain(unbind) {
+            self.draft.wait(first, node);
         }
-        if let Some((existing, unbind)) = existing {
-            unbind
-                .into_iter()
-                .for_each(|unbind| self.draft.wait(unbind, node));
-            if moved {
-                self.leave(existing, node);
-            }
+        if let Some(moved) = moved {
+            self.leave(moved, node);
         }
-        self.bind_steps.push((instance.name, node));
+        self.bind_steps.push((instance.clone(), node));
     }
 
     /// Lets what the binding led to until now stay until the binding leads elsewhere.

@@ -10,7 +10,7 @@ use crate::lang::{BlockId, IgnoreChanges, MachineValues, ServiceValues};
 
 use super::diff::{self, HOB};
 use super::draft::{NewStep, Node};
-use super::{Action, Because, DriftKind, Planner};
+use super::{Action, Because, DriftKind, Need, Planner};
 
 /// What the bindings at a machine must know of it.
 #[derive(Debug, Default)]
@@ -53,11 +53,11 @@ enum Fate {
 }
 
 /// A machine that is declared, evaluated.
-struct Declared<'a> {
+struct Declared {
     address: Address,
     provider: String,
     simulated: bool,
-    depends_on: &'a [Address],
+    depends_on: Vec<Address>,
     wanted: Value,
     before: Value,
     planned: Value,
@@ -65,13 +65,13 @@ struct Declared<'a> {
     fresh: u64,
 }
 
-impl Declared<'_> {
+impl Declared {
     fn step(&self, action: Action, because: Vec<Because>) -> NewStep {
         NewStep {
             address: self.address.clone(),
             action,
             because,
-            depends_on: self.depends_on.to_vec(),
+            depends_on: self.depends_on.clone(),
             before: self.before.clone(),
             planned: self.planned.clone(),
         }
@@ -117,7 +117,7 @@ impl<'a> Existing<'a> {
 
 impl Planner<'_> {
     /// Plans one instance of a declared machine.
-    pub(crate) fn machine(&mut self, instance: &Instance, depends_on: &[Address]) {
+    pub(crate) fn machine(&mut self, instance: &Instance) {
         let values = match self.evaluator.machine(instance) {
             Ok(values) => values,
             Err(errors) => return self.fail(BlockId::Machine(instance.name.clone()), errors),
@@ -157,12 +157,14 @@ impl Planner<'_> {
         let planned = diff::planned_machine(block, &wanted, observed, enrolled);
         self.evaluator.set_object(address.clone(), planned.clone());
 
+        let block = BlockId::Machine(instance.name.clone());
+        let needs = self.needs(&block, &values.reads);
         let declared = Declared {
             simulated: self.options.simulated.contains(&values.provider),
             provider: values.provider,
             fresh: self.fresh(existing.as_ref().map(|it| it.incarnation)),
             address,
-            depends_on,
+            depends_on: needed(&needs),
             wanted,
             before,
             planned,
@@ -175,7 +177,7 @@ impl Planner<'_> {
         };
         let main = self.carry_out(&declared, fate, existing.as_ref(), &mut machine);
         if let Some(main) = main {
-            self.wait_for_needs(main, &instance.name, BlockId::Machine);
+            self.wait_for(&needs, main);
             machine.ready.push(main);
         }
         let enrolled = existing.is_some_and(|it| it.enrolled.is_some());
@@ -201,7 +203,7 @@ impl Planner<'_> {
     /// Adds the steps that make a machine what it is to be; returns the last of them.
     fn carry_out(
         &mut self,
-        declared: &Declared<'_>,
+        declared: &Declared,
         fate: Fate,
         existing: Option<&Existing<'_>>,
         machine: &mut MachinePlan,
@@ -582,6 +584,14 @@ fn is_for_provider(because: &Because) -> bool {
         }
         _ => true,
     }
+}
+
+/// Returns the addresses that are needed, as rows keep them.
+pub(crate) fn needed(needs: &[Need]) -> Vec<Address> {
+    let mut addresses: Vec<Address> = needs.iter().map(|need| need.on.clone()).collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses
 }
 
 /// The blocks whose evaluation failed.

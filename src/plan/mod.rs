@@ -17,7 +17,7 @@ mod step;
 
 use std::collections::BTreeMap;
 
-use gobs_model::{Address, Diagnostic, Instance, Name};
+use gobs_model::{Address, Diagnostic, Instance};
 use gobs_state::Snapshot;
 
 use crate::lang::{BlockId, Config, Evaluator, Inputs, Schemas};
@@ -60,7 +60,7 @@ pub fn plan(
         options,
         drift: drift.iter().map(|drift| (&drift.address, drift)).collect(),
         evaluator,
-        needs: BTreeMap::new(),
+        refers_to: BTreeMap::new(),
         failed: Failed::new(),
         machines: BTreeMap::new(),
         declared: Vec::new(),
@@ -94,38 +94,28 @@ struct Planner<'a> {
     options: &'a Options,
     drift: BTreeMap<&'a Address, &'a Drift>,
     evaluator: Evaluator<'a>,
-    /// What each machine or binding block refers to.
-    needs: BTreeMap<BlockId, Vec<Need>>,
+    /// What each block refers to, as far as the text tells.
+    refers_to: BTreeMap<BlockId, Vec<BlockId>>,
     /// Blocks that could not be evaluated; what needs them is not tried.
     failed: Failed,
     machines: BTreeMap<Instance, MachinePlan>,
     declared: Vec<bindings::Declared>,
     withdrawn: BTreeMap<Address, Node>,
-    /// Binding blocks and the steps that grant their instances.
-    bind_steps: Vec<(Name, Node)>,
+    /// The steps that grant bindings.
+    bind_steps: Vec<(Instance, Node)>,
     gates: BTreeMap<Need, Node>,
     draft: Draft,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
 }
 
-/// That a block needs another.
+/// What must be there before a step.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Need {
-    on: BlockId,
+    /// A machine or a binding; without a key, every instance of its block.
+    on: Address,
     /// Whether `depends_on` says so: then a machine's services count too.
     explicit: bool,
-}
-
-impl Need {
-    /// Returns how rows name it: without a key, all instances are meant.
-    fn address(&self) -> Option<Address> {
-        match &self.on {
-            BlockId::Machine(name) => Some(Address::machine(name.clone(), None)),
-            BlockId::Binding(name) => Some(Address::binding(name.clone(), None)),
-            _ => None,
-        }
-    }
 }
 
 impl Planner<'_> {
@@ -134,32 +124,28 @@ impl Planner<'_> {
         let order = block_order(self.config);
         self.errors.extend(order.errors);
         self.failed = order.in_cycles;
-        self.needs = order.needs;
+        self.refers_to = order.refers_to;
         for block in order.sequence {
-            let needs = self.needs(&block);
-            if needs.iter().any(|need| self.failed.contains(&need.on)) {
+            let refers_to = self.refers_to.get(&block);
+            if refers_to.is_some_and(|it| it.iter().any(|on| self.failed.contains(on))) {
                 self.failed.insert(block);
                 continue;
             }
-            match &block {
-                BlockId::Machine(name) => match self.evaluator.expand_machine(name) {
-                    Ok(expansion) => {
-                        let depends_on: Vec<_> = needs.iter().filter_map(Need::address).collect();
-                        for instance in &expansion.instances {
-                            self.machine(instance, &depends_on);
+            let expansion = match &block {
+                BlockId::Machine(name) => self.evaluator.expand_machine(name),
+                BlockId::Binding(name) => self.evaluator.expand_binding(name),
+                _ => continue,
+            };
+            match expansion {
+                Err(errors) => self.fail(block, errors),
+                Ok(expansion) => {
+                    for instance in &expansion.instances {
+                        match &block {
+                            BlockId::Machine(_) => self.machine(instance),
+                            _ => self.binding(instance),
                         }
                     }
-                    Err(errors) => self.fail(block, errors),
-                },
-                BlockId::Binding(name) => match self.evaluator.expand_binding(name) {
-                    Ok(expansion) => {
-                        for instance in &expansion.instances {
-                            self.binding(instance);
-                        }
-                    }
-                    Err(errors) => self.fail(block, errors),
-                },
-                _ => {}
+                }
             }
         }
     }
@@ -255,62 +241,79 @@ impl Planner<'_> {
     fn open_gates(&mut self) {
         let mut opens: Vec<(Node, Node)> = Vec::new();
         for (instance, machine) in &self.machines {
-            let on = BlockId::Machine(instance.name.clone());
-            for explicit in [false, true] {
-                let Some(gate) = self.gates.get(&Need {
-                    on: on.clone(),
-                    explicit,
-                }) else {
-                    continue;
-                };
-                let offers = machine
-                    .services
-                    .values()
-                    .filter_map(|it| it.offer)
-                    .filter(|_| explicit);
+            let offers = machine.services.values().filter_map(|it| it.offer);
+            for (gate, explicit) in self.gates_of(instance, Address::Machine) {
+                let offers = offers.clone().filter(|_| explicit);
                 opens.extend(
                     machine
                         .ready
                         .iter()
                         .copied()
                         .chain(offers)
-                        .map(|node| (node, *gate)),
+                        .map(|it| (it, gate)),
                 );
             }
         }
-        for (name, node) in &self.bind_steps {
-            let on = BlockId::Binding(name.clone());
-            for explicit in [false, true] {
-                let gate = self.gates.get(&Need {
-                    on: on.clone(),
-                    explicit,
-                });
-                opens.extend(gate.map(|gate| (*node, *gate)));
-            }
+        for (instance, node) in &self.bind_steps {
+            let gates = self.gates_of(instance, Address::Binding);
+            opens.extend(gates.map(|(gate, _)| (*node, gate)));
         }
         for (node, gate) in opens {
             self.draft.wait(node, gate);
         }
     }
 
-    /// Returns the place where all instances of a block are waited for.
-    fn gate(&mut self, need: &Need) -> Node {
-        let draft = &mut self.draft;
-        *self
-            .gates
-            .entry(need.clone())
-            .or_insert_with(|| draft.gate())
+    /// Returns the gates at which an instance is waited for, and whether `depends_on` says so.
+    fn gates_of(
+        &self,
+        instance: &Instance,
+        of: fn(Instance) -> Address,
+    ) -> impl Iterator<Item = (Node, bool)> {
+        let block = Instance {
+            name: instance.name.clone(),
+            key: None,
+        };
+        let block = instance.key.is_some().then_some(block);
+        let named = block.into_iter().chain([instance.clone()]);
+        named.flat_map(move |instance| {
+            let on = of(instance);
+            [false, true].into_iter().filter_map(move |explicit| {
+                let gate = self.gates.get(&Need {
+                    on: on.clone(),
+                    explicit,
+                })?;
+                Some((*gate, explicit))
+            })
+        })
     }
 
-    fn wait_for_needs(&mut self, node: Node, name: &Name, of: fn(Name) -> BlockId) {
-        for need in self.needs(&of(name.clone())) {
-            let gate = self.gate(&need);
+    /// Lets a step wait for what it needs.
+    fn wait_for(&mut self, needs: &[Need], node: Node) {
+        for need in needs {
+            let draft = &mut self.draft;
+            let gate = *self
+                .gates
+                .entry(need.clone())
+                .or_insert_with(|| draft.gate());
             self.draft.wait(gate, node);
         }
     }
 
-    fn needs(&self, block: &BlockId) -> Vec<Need> {
-        self.needs.get(block).cloned().unwrap_or_default()
+    /// Returns what an instance needs: what was looked at for it, and what `depends_on` names.
+    fn needs(&self, block: &BlockId, reads: &[Address]) -> Vec<Need> {
+        let explicit = explicit_needs(self.config, block)
+            .into_iter()
+            .filter_map(|on| match on {
+                BlockId::Machine(name) => Some(Address::machine(name.clone(), None)),
+                BlockId::Binding(name) => Some(Address::binding(name.clone(), None)),
+                _ => None,
+            });
+        let explicit = explicit.map(|on| Need { on, explicit: true });
+        let reads = reads.iter().map(|on| Need {
+            on: on.clone(),
+            explicit: false,
+        });
+        explicit.chain(reads).collect()
     }
 
     /// Returns a number that this object never had: rows are written by commits that raise the
@@ -347,7 +350,7 @@ impl Planner<'_> {
 /// The blocks in the order in which they are evaluated.
 struct BlockOrder {
     sequence: Vec<BlockId>,
-    needs: BTreeMap<BlockId, Vec<Need>>,
+    refers_to: BTreeMap<BlockId, Vec<BlockId>>,
     in_cycles: Failed,
     errors: Vec<Diagnostic>,
 }
@@ -362,30 +365,26 @@ fn block_order(config: &Config) -> BlockOrder {
         .map(|(at, block)| (block, at))
         .collect();
     let mut edges = Vec::new();
-    let mut needs = BTreeMap::new();
+    let mut refers_to = BTreeMap::new();
     for (then, block) in blocks.iter().enumerate() {
-        let found = config.dependencies(block);
-        let explicit = explicit_needs(config, block);
-        let firsts = found.iter().filter_map(|need| places.get(&need.on));
+        let mut on: Vec<BlockId> = config
+            .dependencies(block)
+            .into_iter()
+            .map(|it| it.on)
+            .collect();
+        on.sort();
+        on.dedup();
+        let firsts = on.iter().filter_map(|on| places.get(on));
         edges.extend(firsts.map(|first| graph::Edge {
             first: *first,
             then,
             strength: graph::Strength::Needed,
         }));
-        let mut found: Vec<Need> = found
-            .into_iter()
-            .map(|need| Need {
-                explicit: explicit.contains(&&need.on),
-                on: need.on,
-            })
-            .collect();
-        found.sort();
-        found.dedup();
-        needs.insert(block.clone(), found);
+        refers_to.insert(block.clone(), on);
     }
     let mut order = BlockOrder {
         sequence: Vec::new(),
-        needs,
+        refers_to,
         in_cycles: Failed::new(),
         errors: Vec::new(),
     };

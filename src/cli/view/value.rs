@@ -15,6 +15,8 @@ pub(super) const UNKNOWN: &str = "(known after apply)";
 pub(super) const SENSITIVE: &str = "(sensitive value)";
 /// How many unchanged lines are shown around a changed line of a text.
 const CONTEXT_LINES: usize = 3;
+/// How many lines are shown of a text that ends: enough to know it by.
+const REMOVED_LINES_MAX: usize = 3;
 
 /// What happens to a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,12 +142,13 @@ pub(super) fn block(fields: &[Field<'_>], layout: Layout<'_>) -> String {
 
 /// Returns `# (3 unchanged attributes hidden)`, indented.
 pub(super) fn hidden_line(hidden: usize, noun: &str, indent: usize) -> String {
-    let plural = if hidden == 1 { "" } else { "s" };
-    let text = styled(
-        DIM,
-        format_args!("# ({hidden} unchanged {noun}{plural} hidden)"),
-    );
+    let hidden = counted(hidden, &format!("unchanged {noun}"));
+    let text = styled(DIM, format_args!("# ({hidden} hidden)"));
     format!("{:indent$}{text}\n", "")
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Returns a line with its symbol; `indent` is the column of the text behind the symbol.
@@ -213,10 +216,21 @@ fn whole(value: &Value, mark: Mark, indent: usize, arrow_null: bool) -> String {
     let close = format!("{:indent$}", "");
     match &value.kind {
         Kind::String(text) => {
-            let lines: String = text
-                .lines()
-                .map(|text| format!("{close}    {}\n", printable_line(text)))
-                .collect();
+            let shown = match mark {
+                Mark::Remove => REMOVED_LINES_MAX,
+                _ => usize::MAX,
+            };
+            let mut lines = String::new();
+            for text in text.lines().take(shown) {
+                let line = format!("{close}    {}", printable_line(text));
+                lines += line.trim_end();
+                lines.push('\n');
+            }
+            let more = text.lines().count().saturating_sub(shown);
+            if more > 0 {
+                let text = styled(DIM, format_args!("# ({})", counted(more, "more line")));
+                lines += &format!("{close}    {text}\n");
+            }
             format!("<<-EOT\n{lines}{close}EOT{arrow}")
         }
         Kind::Map(entries) | Kind::Object(entries) => {
@@ -524,8 +538,8 @@ mod tests {
             Value::from(lines.join("\n"))
         };
         check(
-            &object([("t", text("old"))]),
-            &object([("t", text("new")), ("u", "a\nb\n".into())]),
+            &object([("t", text("old")), ("v", "1\n2\n3\n4\n5".into())]),
+            &object([("t", text("new")), ("u", "a\n\nb\n".into())]),
             "  ~ t = <<-EOT
         # (2 unchanged lines hidden)
         line 3
@@ -540,8 +554,15 @@ mod tests {
     EOT
   + u = <<-EOT
         a
+
         b
     EOT
+  - v = <<-EOT
+        1
+        2
+        3
+        # (2 more lines)
+    EOT -> null
 ",
         );
     }

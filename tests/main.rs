@@ -3,6 +3,7 @@
 mod boss;
 mod cli;
 mod docs;
+mod lang;
 mod plan;
 mod support;
 mod tidy;

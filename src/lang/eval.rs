@@ -211,8 +211,13 @@ impl<'s> Eval<'s> {
         }
         match self.scope.resolve(reference) {
             Ok((value, used)) => self.path(expr, value, &reference.path[used..]),
-            Err(mut errors) => {
-                self.errors.append(&mut errors);
+            Err(errors) => {
+                // A wrong local that is named twice is still one mistake.
+                for error in errors {
+                    if !self.errors.contains(&error) {
+                        self.errors.push(error);
+                    }
+                }
                 wrong()
             }
         }
@@ -220,13 +225,28 @@ impl<'s> Eval<'s> {
 
     pub(crate) fn path(&mut self, expr: &Expr, base: Value, path: &[Access]) -> Value {
         let mut value = base;
+        // The machine whose services are named next.
+        let mut offering = None;
         for access in path {
             let next = match &access.kind {
-                AccessKind::Attribute(name) => access::attribute(self.scope, &value, name),
+                AccessKind::Attribute(name) => {
+                    access::attribute(self.scope, &value, name).map_err(|error| match &offering {
+                        Some(machine) => no_service(machine, name, error),
+                        None => error,
+                    })
+                }
                 AccessKind::Index(key) => {
                     let key = self.eval(key);
                     access::index(self.scope, &value, &key)
                 }
+            };
+            offering = match (&value.kind, &access.kind) {
+                (Kind::Ref(address @ Address::Machine(_)), AccessKind::Attribute(name))
+                    if &**name == "service" =>
+                {
+                    Some(address.clone())
+                }
+                _ => None,
             };
             value = match next {
                 Ok(value) => value,
@@ -561,6 +581,14 @@ impl<'s> Eval<'s> {
         };
         let result = convert::convert(&result, &ty).unwrap_or(result);
         result.sensitive_if(state.sensitive)
+    }
+}
+
+fn no_service(machine: &Address, name: &str, error: AccessError) -> AccessError {
+    AccessError {
+        summary: "Reference to undeclared service",
+        detail: format!("{machine} declares no service named \"{name}\"."),
+        ..error
     }
 }
 

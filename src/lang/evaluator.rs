@@ -90,15 +90,6 @@ impl<'a> Evaluator<'a> {
         inputs: Option<&'a Inputs>,
         variables: BTreeMap<Name, Value>,
     ) -> Self {
-        let mut dependents: HashMap<BlockId, Vec<Name>> = HashMap::new();
-        for name in config.locals.keys() {
-            for dependency in config.dependencies(&BlockId::Local(name.clone())) {
-                dependents
-                    .entry(dependency.on)
-                    .or_default()
-                    .push(name.clone());
-            }
-        }
         Self {
             config,
             schemas,
@@ -112,7 +103,7 @@ impl<'a> Evaluator<'a> {
             reads: Reads::default(),
             expansions: RefCell::default(),
             expanding: RefCell::default(),
-            dependents,
+            dependents: config.dependent_locals(),
         }
     }
 

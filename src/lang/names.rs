@@ -51,15 +51,14 @@ impl<'e, 'a> Names<'e, 'a> {
     ) -> Result<Option<BlockId>, Box<Diagnostic>> {
         let root = &*reference.root.text;
         let config = self.evaluator.config;
-        let known: Vec<&str> = match root {
-            "var" => config.variables.keys().map(Name::as_str).collect(),
-            "local" => config.locals.keys().map(Name::as_str).collect(),
-            "machine" => config.machines.keys().map(Name::as_str).collect(),
-            "binding" => config.bindings.keys().map(Name::as_str).collect(),
-            "each" => vec!["key", "value"],
-            "count" => vec!["index"],
-            "path" => vec!["module", "root"],
-            "gobs" => vec!["workspace"],
+        let (what, words): (&str, &[&str]) = match root {
+            "var" => ("variable", &[]),
+            "local" => ("local value", &[]),
+            "machine" | "binding" => (root, &[]),
+            "each" => ("", &["key", "value"]),
+            "count" => ("", &["index"]),
+            "path" => ("", &["module", "root"]),
+            "gobs" => ("", &["workspace"]),
             _ => return Err(self.unknown_root(reference)),
         };
         let Some(AccessKind::Attribute(name)) = reference.path.first().map(|it| &it.kind) else {
@@ -68,32 +67,38 @@ impl<'e, 'a> Names<'e, 'a> {
             );
             return Err(self.error(reference, "Invalid reference", detail));
         };
-        if !known.contains(&&**name) {
-            let (summary, detail) = match root {
-                "var" => (
-                    "Reference to undeclared variable",
-                    format!("No variable named \"{name}\" is declared."),
-                ),
-                "local" => (
-                    "Reference to undeclared local value",
-                    format!("No local value named \"{name}\" is declared."),
-                ),
-                "machine" => (
-                    "Reference to undeclared machine",
-                    format!("No machine named \"{name}\" is declared."),
-                ),
-                "binding" => (
-                    "Reference to undeclared binding",
-                    format!("No binding named \"{name}\" is declared."),
-                ),
-                _ => ("Invalid reference", format!("There is no {root}.{name}.")),
-            };
-            let mut error = self.error(reference, summary, detail);
-            error.hint = suggest::nearest(name, known.iter().copied())
-                .map(|it| format!("Did you mean {root}.{it}?"));
-            return Err(error);
+        let block = super::reference::block_of(reference);
+        let declared = match &block {
+            Some(BlockId::Variable(name)) => config.variables.contains_key(name),
+            Some(BlockId::Local(name)) => config.locals.contains_key(name),
+            Some(BlockId::Machine(name)) => config.machines.contains_key(name),
+            Some(BlockId::Binding(name)) => config.bindings.contains_key(name),
+            _ => words.contains(&&**name),
+        };
+        if declared {
+            return Ok(block);
         }
-        Ok(super::reference::block_of(reference))
+        let (summary, detail) = if words.is_empty() {
+            (
+                format!("Reference to undeclared {what}"),
+                format!("No {what} named \"{name}\" is declared."),
+            )
+        } else {
+            (
+                "Invalid reference".to_owned(),
+                format!("There is no {root}.{name}."),
+            )
+        };
+        let mut error = self.error(reference, &summary, detail);
+        let nearest = match root {
+            "var" => suggest::nearest(name, config.variables.keys().map(Name::as_str)),
+            "local" => suggest::nearest(name, config.locals.keys().map(Name::as_str)),
+            "machine" => suggest::nearest(name, config.machines.keys().map(Name::as_str)),
+            "binding" => suggest::nearest(name, config.bindings.keys().map(Name::as_str)),
+            _ => suggest::nearest(name, words.iter().copied()),
+        };
+        error.hint = nearest.map(|it| format!("Did you mean {root}.{it}?"));
+        Err(error)
     }
 
     fn unknown_root(&self, reference: &Reference) -> Box<Diagnostic> {

@@ -94,9 +94,15 @@ fn syntax_error(
     fault: Option<Fault>,
 ) -> Diagnostic {
     let text = sources.whole(source).unwrap_or_default();
-    let mut at = (base + error.location().offset()).min(text.len());
+    let location = error.location();
+    let mut at = (base + location.offset()).min(text.len());
     while !text.is_char_boundary(at) {
         at -= 1;
+    }
+    // The parser moves the end of the text back by one byte, and tells so by the column alone.
+    let line = text[base..at].rfind('\n').map_or(base, |it| base + it + 1);
+    if location.column() > text[line..at].chars().count() + 1 {
+        at += text[at..].chars().next().map_or(0, char::len_utf8);
     }
     let message = |start: usize, summary: &str, detail: String| {
         let width = text[start..].chars().next().map_or(0, char::len_utf8);
@@ -163,7 +169,7 @@ fn syntax_error(
     let error = message(
         at,
         "Invalid syntax",
-        format!("Found {found}, but {}.", readable(said)),
+        format!("Found {found}, {}.", readable(said)),
     );
     match rest.chars().next() {
         Some('\'') => error.hint("Use double quotes (\") around strings."),
@@ -176,12 +182,23 @@ fn syntax_error(
     }
 }
 
-/// The parser's words, as a clause.
+/// The parser's words, as a clause that goes on with "Found x".
 fn readable(message: &str) -> String {
-    let message = message.replace("eof", "the end of the file");
-    match message.split_once("; ") {
-        Some((what, expected)) => format!("{expected} ({what})"),
-        None => message,
+    if message.starts_with("invalid expression") {
+        return "where a value is needed".into();
     }
-    .replace("unexpected token", "something else is needed here")
+    if message.starts_with("invalid structure") || message.starts_with("invalid attribute") {
+        return "where an argument (name = value) or a block (name { … }) is needed".into();
+    }
+    if message.contains("newline") {
+        return "where the line should end".into();
+    }
+    if message.starts_with("invalid block body") {
+        return "in a block on one line, which can hold one argument only".into();
+    }
+    match message.split_once("; ") {
+        Some((what, expected)) => format!("but {expected} ({what})"),
+        None if message == "unexpected token" => "which cannot stand here".into(),
+        None => format!("but {message}"),
+    }
 }

@@ -1,6 +1,6 @@
 //! What an expression refers to, without evaluating it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gobs_model::Name;
@@ -248,6 +248,31 @@ impl Config {
         {
             let id = BlockId::Provider(machine.provider.clone());
             result.push((id, machine.provider_span));
+        }
+        result
+    }
+
+    /// Returns the locals that depend on each machine and binding, through other locals too.
+    pub(crate) fn dependent_locals(&self) -> HashMap<BlockId, Vec<Name>> {
+        let mut users: HashMap<BlockId, Vec<Name>> = HashMap::new();
+        for name in self.locals.keys() {
+            for (id, _) in self.direct(&BlockId::Local(name.clone())) {
+                users.entry(id).or_default().push(name.clone());
+            }
+        }
+        let is_object = |id: &&BlockId| matches!(id, BlockId::Machine(_) | BlockId::Binding(_));
+        let mut result = HashMap::new();
+        for id in users.keys().filter(is_object) {
+            let mut seen: BTreeSet<Name> = BTreeSet::new();
+            let mut open = users.get(id).cloned().unwrap_or_default();
+            while let Some(name) = open.pop() {
+                if seen.insert(name.clone())
+                    && let Some(more) = users.get(&BlockId::Local(name))
+                {
+                    open.extend(more.iter().cloned());
+                }
+            }
+            result.insert(id.clone(), seen.into_iter().collect());
         }
         result
     }

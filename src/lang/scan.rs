@@ -137,13 +137,16 @@ impl Scanner<'_> {
             // A brace closes its block even where a smaller bracket in it was left open.
             Some(Open::Bracket(open, at)) => {
                 let (open, at) = (*open, *at);
-                self.fault(at, FaultKind::Unclosed(open));
                 let partner = self
                     .open
                     .iter()
                     .rposition(|it| matches!(it, Open::Bracket(open, _) if *open == opener));
-                if let Some(partner) = partner {
-                    self.open.truncate(partner);
+                match partner {
+                    Some(partner) => {
+                        self.fault(at, FaultKind::Unclosed(open));
+                        self.open.truncate(partner);
+                    }
+                    None => self.fault(self.at, FaultKind::Unopened(byte)),
                 }
             }
             _ => self.fault(self.at, FaultKind::Unopened(byte)),

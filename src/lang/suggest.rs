@@ -3,6 +3,9 @@
 /// How alike two names must be, from 0 to 1: one letter wrong in four, or two swapped.
 const ALIKE_MIN: f64 = 0.7;
 
+/// How many names are compared: a file full of mistakes must not take minutes.
+const CANDIDATES_MAX: usize = 2_000;
+
 /// Returns a hint with the known name that is most like a wrong one, if one is.
 pub(crate) fn did_you_mean<'n>(
     wrong: &str,
@@ -22,6 +25,7 @@ pub(crate) fn nearest<'n>(
     }
     known
         .into_iter()
+        .take(CANDIDATES_MAX)
         .filter(|name| name.len() <= 100)
         .map(|name| {
             let edits = strsim::damerau_levenshtein(wrong, name);

@@ -197,9 +197,11 @@ impl Function {
 
     fn signature(&self) -> String {
         let required = self.parameters.len() - self.optional;
+        let rest = self.rest.map(|it| it.name);
         let mut names: Vec<String> = self
             .parameters
             .iter()
+            .filter(|it| Some(it.name) != rest)
             .enumerate()
             .map(|(at, it)| {
                 let mark = if at < required { "" } else { "?" };

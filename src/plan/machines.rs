@@ -196,7 +196,7 @@ impl Planner<'_> {
                 .for_each(|main| self.draft.wait(main, enroll));
             machine.ready.push(enroll);
         }
-        self.services(instance, &mut machine, &values.services);
+        self.services(instance, &mut machine, &values.services, &needs);
         self.machines.insert(instance.clone(), machine);
     }
 
@@ -345,6 +345,7 @@ impl Planner<'_> {
         machine: &Instance,
         plan: &mut MachinePlan,
         services: &BTreeMap<Name, ServiceValues>,
+        needs: &[Need],
     ) {
         if !plan.hob && !services.is_empty() {
             let warning = Diagnostic::warning(
@@ -400,6 +401,10 @@ impl Planner<'_> {
                 plan.ready
                     .iter()
                     .for_each(|ready| self.draft.wait(*ready, node));
+                // A machine that stays as it is does not wait for what its services need.
+                if service.spec.contains_unknown() {
+                    self.wait_for(needs, node);
+                }
                 node
             });
             let ready_s = service.ready.as_secs();

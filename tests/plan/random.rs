@@ -10,14 +10,21 @@ use super::{edit, render, settles};
 /// Single machines, and one block with `count` after them.
 const SINGLE: usize = 4;
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Size,
+    Zone,
+    Services,
+}
+
 #[derive(Clone, Debug)]
 struct Machine {
     declared: bool,
     size: u8,
     image: u8,
     zone: u8,
-    /// Which attribute refers to another machine, if one does, and to which.
-    needs: Option<(bool, usize)>,
+    /// What refers to another machine, if anything does, and to which.
+    needs: Option<(Place, usize)>,
     services: [bool; 2],
     simulated: bool,
 }
@@ -30,6 +37,8 @@ struct Binding {
     to: usize,
     name: u8,
     connections: u8,
+    /// The machine whose id the limit is counted from, if any.
+    needs: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +51,8 @@ struct Project {
 }
 
 fn machine() -> impl Strategy<Value = Machine> {
-    let needs = prop::option::of((any::<bool>(), 0..SINGLE));
+    let places = prop::sample::select(vec![Place::Size, Place::Zone, Place::Services]);
+    let needs = prop::option::of((places, 0..SINGLE));
     let services = any::<[bool; 2]>();
     (
         prop::bool::weighted(0.8),
@@ -64,22 +74,19 @@ fn machine() -> impl Strategy<Value = Machine> {
 }
 
 fn binding() -> impl Strategy<Value = Binding> {
-    (
-        prop::bool::weighted(0.8),
-        0..SINGLE,
-        0..2usize,
-        0..=SINGLE,
-        0..3u8,
-        0..2u8,
-    )
-        .prop_map(|(declared, from, service, to, name, connections)| Binding {
+    let needs = prop::option::weighted(0.2, 0..SINGLE);
+    let ends = (0..SINGLE, 0..2usize, 0..=SINGLE);
+    (prop::bool::weighted(0.8), ends, 0..3u8, 0..2u8, needs).prop_map(
+        |(declared, (from, service, to), name, connections, needs)| Binding {
             declared,
             from,
             service,
             to,
             name,
             connections,
-        })
+            needs,
+        },
+    )
 }
 
 fn project() -> impl Strategy<Value = Project> {
@@ -124,9 +131,14 @@ impl Project {
                 self.machines[*on].declared && if self.forward { *on > at } else { *on < at }
             });
             let (mut size, mut zone) = (format!("\"s{size}\""), format!("\"z{zone}\""));
-            if let Some((replaces, on)) = needed {
-                let needed = format!("machine.m{on}.address");
-                *(if replaces { &mut zone } else { &mut size }) = needed;
+            let mut host = "127.0.0.1".to_owned();
+            if let Some((place, on)) = needed {
+                let needed = format!("machine.m{on}.id");
+                match place {
+                    Place::Size => size = needed,
+                    Place::Zone => zone = needed,
+                    Place::Services => host = format!("${{{needed}}}"),
+                }
             }
             let _ = writeln!(
                 out,
@@ -135,7 +147,7 @@ impl Project {
             for service in (0..2).filter(|service| machine.services[*service]) {
                 let _ = writeln!(
                     out,
-                    "  service \"s{service}\" {{ tcp = \"127.0.0.1:100{at}\" }}"
+                    "  service \"s{service}\" {{ tcp = \"{host}:100{at}\" }}"
                 );
             }
             out += "}\n";
@@ -156,12 +168,15 @@ impl Project {
                 continue;
             }
             let (from, service) = (it.from, it.service);
+            let connections = match it.needs.filter(|on| self.machines[*on].declared) {
+                Some(on) => format!("length(machine.m{on}.id)"),
+                None => (it.connections + 1).to_string(),
+            };
             let _ = writeln!(
                 out,
                 "binding \"b{at}\" {{\n  from = machine.m{from}.service.s{service}\n  \
-                 as = \"n{}\"\n  attenuate {{ connections_max = {} }}",
-                it.name,
-                it.connections + 1
+                 as = \"n{}\"\n  attenuate {{ connections_max = {connections} }}",
+                it.name
             );
             let to = match many {
                 true => "machine.many[count.index]".to_owned(),

@@ -1,11 +1,12 @@
 //! The command line as a shell sees it: help, exit codes, flags, colour, streams.
 
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Project, Run, check_golden, eventually, repository};
+use crate::support::{Project, Run, Running, check_golden, eventually, repository, terminal};
 
 /// Every command that `gobs help` lists.
 fn commands(help: &str) -> Vec<String> {
@@ -274,6 +275,53 @@ fn without_a_terminal_apply_asks_nobody_and_does_nothing() {
         "{}",
         run.stderr
     );
+}
+
+#[test]
+fn the_prompt_takes_yes_and_nothing_else() {
+    let project = Project::new(ROWS);
+    let answer = |args: &[&str], answer: &str| {
+        let (mut person, program) = terminal();
+        let mut command = project.command(args);
+        let again = program.try_clone().expect("a terminal");
+        command.stdin(program).stderr(again);
+        let run = Running::of(command);
+        run.wait_for("Plan: ");
+        // What is typed before the question waits in the terminal.
+        person.write_all(answer.as_bytes()).expect("a terminal");
+        let run = run.end();
+        let mut said = vec![0; 4096];
+        let size = person.read(&mut said).expect("a terminal");
+        said.truncate(size);
+        (
+            run,
+            String::from_utf8(said).expect("UTF-8").replace('\r', ""),
+        )
+    };
+    for no in ["no\n", "\n", "y\n", "Yes\n", "yes please\n"] {
+        let (run, said) = answer(&["apply"], no);
+        run.code(1);
+        assert!(
+            said.contains("Do you want to perform these actions?"),
+            "{said}"
+        );
+        assert!(
+            said.contains("Only 'yes' will be accepted to approve."),
+            "{said}"
+        );
+        assert!(said.contains("Enter a value:"), "{said}");
+        assert!(said.ends_with("Apply cancelled.\n"), "{no:?}: {said}");
+    }
+    assert_eq!(project.gobs(&["state", "list"]).ok().stdout, "");
+    let (run, _) = answer(&["apply"], "yes\n");
+    assert!(run.ok().stdout.contains("Apply complete!"));
+
+    let (run, said) = answer(&["destroy"], "no\n");
+    run.code(1);
+    assert!(said.contains("There is no undo. Only 'yes' will be accepted to confirm."));
+    assert!(said.ends_with("Destroy cancelled.\n"), "{said}");
+    let (run, _) = answer(&["destroy"], "yes\n");
+    assert!(run.ok().stdout.contains("Destroy complete!"));
 }
 
 #[test]

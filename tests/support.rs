@@ -1,5 +1,6 @@
 //! What tests of the real program share: a project in a directory of its own, and runs in it.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Project {
     directory: TempDir,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Project {
@@ -35,7 +37,10 @@ impl Project {
             .prefix("gobs-test-")
             .tempdir()
             .expect("a temporary directory");
-        Self { directory }
+        Self {
+            directory,
+            environment: Vec::new(),
+        }
     }
 
     /// Returns a project with the files of a directory in the repository: an example.
@@ -49,6 +54,12 @@ impl Project {
             }
         }
         project
+    }
+
+    /// Returns this project, with a variable in the environment of its runs.
+    pub(crate) fn with_env(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.environment.push((name, value.to_string()));
+        self
     }
 
     /// Returns the project's directory.
@@ -70,6 +81,7 @@ impl Project {
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", self.path())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -261,6 +273,29 @@ impl Pipe {
 /// Returns the repository's directory.
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns a port that nobody listens on now: a port that is written down somewhere may be taken
+/// by whoever tries an example at the same time.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Returns both ends of a terminal: the person's, and the program's.
+pub(crate) fn terminal() -> (File, File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&person).expect("a terminal");
+    unlockpt(&person).expect("a terminal");
+    let name = ptsname(&person, Vec::new()).expect("a name");
+    let name = name.into_string().expect("a path");
+    let program = File::options()
+        .read(true)
+        .write(true)
+        .open(name)
+        .expect("a terminal");
+    (person.into(), program)
 }
 
 /// Waits until the condition holds, and fails where it does not in time.

@@ -114,10 +114,9 @@ fn machine(row: &Row, is_enrolled: bool, hob: Option<&HobReport>, now_s: u64) ->
             ..
         }) => (Health::Well, "connected", of_hob(status)),
         Some(hob) => {
-            let more = vec![format!(
-                "last registered {} ago",
-                ago(hob.last_seen_s, now_s)
-            )];
+            let ago = ago(hob.last_seen_s, now_s);
+            let mut more = vec![format!("last registered {ago} ago")];
+            more.extend(start_again(row));
             (Health::Ill, "not reached", more)
         }
         None if !has_hob => (Health::Unsaid, "no hob", Vec::new()),
@@ -133,6 +132,21 @@ fn machine(row: &Row, is_enrolled: bool, hob: Option<&HobReport>, now_s: u64) ->
         state: state.into(),
         more,
     }
+}
+
+/// Returns how the hob of a machine on this host is started again.
+fn start_again(row: &Row) -> Option<String> {
+    let RowKind::Machine { provider, .. } = &row.kind else {
+        return None;
+    };
+    let directory = row.observed.get("directory")?.as_str()?;
+    let is_here = provider == "dummy" || provider.starts_with("dummy.");
+    is_here.then(|| {
+        format!(
+            "gobs hob --dir {} starts it again",
+            printable_line(directory)
+        )
+    })
 }
 
 fn of_hob(status: &HobStatus) -> Vec<String> {
@@ -393,7 +407,10 @@ Bindings
             &report,
             &snapshot([
                 machine_row("machine.app", true),
-                machine_row("machine.away", true),
+                Row {
+                    observed: known(Value::object([("directory", "/m".into())])),
+                    ..machine_row("machine.away", true)
+                },
                 machine_row("machine.new", false),
                 binding_row("binding.away", "machine.away", Phase::Granted),
                 binding_row("binding.old", "machine.app", Phase::Granted),
@@ -402,7 +419,8 @@ Bindings
             true,
             "Machines
   machine.app   connected     hob 0.1.0
-  machine.away  not reached   last registered 5 minutes ago
+  machine.away  not reached   last registered 5 minutes ago, gobs hob --dir /m starts it \
+             again
   machine.new   not enrolled  its hob has not registered; the next apply waits for it
 
 Bindings

@@ -8,7 +8,8 @@ use gobs_state::{Phase, Row, RowKind};
 use crate::lang::{BindingValues, BlockId};
 
 use super::draft::{NewStep, Node};
-use super::machines::{ServicePlan, needed};
+use super::machines::needed;
+use super::services::ServicePlan;
 use super::{Action, Because, Grant, Held, Planner};
 
 /// The longest path that a unix socket can be bound to, in bytes: `sockaddr_un` has 108 with the

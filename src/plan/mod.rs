@@ -2,9 +2,10 @@
 //!
 //! Planning is pure: no I/O, no clock, no provider. The same arguments give the same plan.
 //!
-//! Blocks are evaluated in the order in which they need each other (`graph`); `machines` decides
-//! what becomes of each machine by what `diff` finds, `bindings` what becomes of each binding once
-//! all machines are decided; both put steps and edges into the `draft`, which orders them.
+//! Blocks are evaluated in the order in which they need each other (`graph`). `machines` and
+//! `services` decide what becomes of each by what `diff` finds, and `bindings` what becomes of
+//! each binding once all machines are decided. They put steps and edges into the `draft`, which
+//! orders them. `review` trusts nobody and looks at the result; `file` keeps it for later.
 
 mod bindings;
 mod diff;
@@ -13,6 +14,7 @@ mod file;
 mod graph;
 mod machines;
 mod review;
+mod services;
 mod step;
 
 use std::collections::BTreeMap;

@@ -88,6 +88,26 @@ fn files_stay_readable() {
 }
 
 #[test]
+fn lines_fit_a_page() {
+    let columns_max = 100;
+    let mut found = Vec::new();
+    for File { path, text } in files() {
+        for (at, line) in text.lines().enumerate() {
+            let columns = line.chars().count();
+            // A row of a table and a text in quotes cannot be wrapped, or not without harm.
+            let is_row = line
+                .trim_start()
+                .trim_start_matches(['/', '!', ' '])
+                .starts_with('|');
+            if columns > columns_max && !is_row && !line.contains('"') {
+                found.push(format!("{path}:{}: {columns} columns", at + 1));
+            }
+        }
+    }
+    check(found);
+}
+
+#[test]
 fn nothing_is_left_for_later() {
     // In halves, so that this file does not find itself.
     let words = [

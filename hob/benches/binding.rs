@@ -6,7 +6,7 @@
 #[path = "../tests/agents/support.rs"]
 mod support;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use hob::protocol::Expose;
@@ -162,8 +162,7 @@ async fn sink() -> String {
 }
 
 /// Returns both ends of a stream without hobs.
-async fn bare_stream() -> std::io::Result<(impl AsyncRead + AsyncWrite, impl AsyncRead + AsyncWrite)>
-{
+async fn bare_stream() -> io::Result<(impl AsyncRead + AsyncWrite, impl AsyncRead + AsyncWrite)> {
     let (sender, mut incoming) = mpsc::channel(1);
     let options = TlsRpkOptions {
         stream_protocol: Some((b"bare".to_vec(), sender)),

@@ -21,7 +21,8 @@ pub fn decode(bytes: &Bytes, limits: Limits, mode: Mode) -> Result<Passable, Syr
 }
 
 /// Encodes one value in the canonical form; `None` if it holds a live reference, which has a
-/// form in a session only, or a record that would pass for one, or is nested deeper than [`ENCODE_DEPTH_MAX`].
+/// form in a session only, or a record that would pass for one, or is nested deeper than
+/// [`ENCODE_DEPTH_MAX`].
 pub fn encode(value: &Passable) -> Option<Bytes> {
     let mut writer = Writer::new();
     write_value(&mut writer, value, &mut Nowhere)?;

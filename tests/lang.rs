@@ -8,7 +8,10 @@ use gobs::lang::{
     Assignment, BlockId, Config, Evaluator, Files, Given, Inputs, Loaded, Origin, Schemas, Source,
     check, load, parse_vars,
 };
-use gobs_model::{Address, Diagnostic, Instance, Name, Type, Value};
+use gobs_model::{
+    Address, Attribute, Block, Change, Diagnostic, Instance, Name, NestedBlock, Nesting, Type,
+    Value,
+};
 use gobs_provider::Provider;
 use gobs_provider_dummy::{Dummy, DummyHost};
 
@@ -481,4 +484,121 @@ fn growth_by_doubling_is_stopped() {
             errors[0].summary.ends_with("too large") || errors[0].summary.ends_with("too long")
         );
     }
+}
+
+/// The dummy's schema with what other providers have beside: a required argument, `user_data`, and
+/// blocks of every nesting.
+fn rich_schemas() -> Schemas {
+    let mut schemas = schemas();
+    let machine = &mut schemas.get_mut("dummy").expect("there").machine;
+    let text = || Attribute::optional(Type::String, Change::InPlace, "");
+    let region = Attribute::required(Type::String, Change::Replace, "");
+    machine.attributes.insert("region".into(), region);
+    machine.attributes.insert("user_data".into(), text());
+    for (name, nesting) in [
+        ("boot", Nesting::Single),
+        ("nic", Nesting::List),
+        ("volume", Nesting::Labelled),
+    ] {
+        let size = Attribute::optional(Type::Number, Change::InPlace, "").with_default(1);
+        let nested = NestedBlock {
+            nesting,
+            block: Block::of([("size", size)]),
+            change: Change::InPlace,
+        };
+        machine.blocks.insert(name.into(), nested);
+    }
+    schemas
+}
+
+#[test]
+fn blocks_follow_the_schema() {
+    let loaded = load(&[source(
+        r#"
+machine "a" {
+  provider = dummy
+  region   = "x"
+  boot { size = "2" }
+  nic {}
+  nic { size = 3 }
+  volume "data" { size = 4 }
+}
+"#,
+    )]);
+    let (inputs, schemas) = (Inputs::default(), rich_schemas());
+    assert_eq!(lines(&loaded.diagnostics), "");
+    assert_eq!(lines(&check(&loaded.config, &schemas)), "");
+    let evaluator = Evaluator::new(&loaded.config, &inputs, &schemas).expect("right");
+    let values = evaluator.machine(&instance("a")).expect("right").attributes;
+    let shown = |name: &str| format!("{:?}", values.get(name).expect("there"));
+    assert_eq!(shown("boot"), r#"{"size": 2}"#);
+    assert_eq!(shown("nic"), r#"[{"size": 1}, {"size": 3}]"#);
+    assert_eq!(shown("volume"), r#"{"data": {"size": 4}}"#);
+}
+
+#[test]
+fn blocks_that_break_the_schema_are_explained() {
+    let loaded = load(&[source(
+        r#"
+machine "a" {
+  provider  = dummy
+  user_data = "token=${sensitive("x")}"
+  boot {}
+  boot {}
+  volume {}
+  volume "a" {}
+  volume "a" { sise = 1 }
+  nic = []
+  lifecycle { ignore_changes = [regoin] }
+}
+"#,
+    )]);
+    assert_eq!(
+        lines(&check(&loaded.config, &rich_schemas())),
+        "main.gobs.hcl:2:1: Missing required argument: The argument \"region\" is required in a \
+         machine of provider \"dummy\", but it is not set.\n\
+         main.gobs.hcl:2:1: Invalid ignore_changes: ignore_changes names \"regoin\", but a machine of \
+         provider \"dummy\" has no such attribute. Did you mean \"region\"?\n\
+         main.gobs.hcl:4:15: Sensitive value in user_data: Every process on a machine can read its \
+         user data, so it must hold no secret.\n\
+         main.gobs.hcl:6:3: Duplicate block: There can be one \"boot\" block only.\n\
+         main.gobs.hcl:7:3: Wrong labels for block: A \"volume\" block has one label, its name.\n\
+         main.gobs.hcl:9:10: Duplicate block: There are two such blocks with the label \"a\".\n\
+         main.gobs.hcl:9:16: Unsupported argument: A \"volume\" block has no argument named \
+         \"sise\". Did you mean \"size\"?\n\
+         main.gobs.hcl:10:3: Unsupported argument: \"nic\" is a block, not an argument. Write nic \
+         { … }, without an equals sign.\n"
+    );
+}
+
+#[test]
+fn known_instances_are_checked_as_they_are() {
+    let loaded = load(&[source(
+        r#"
+machine "a" {
+  for_each = { x = 1 }
+  provider = dummy
+}
+binding "b" {
+  for_each = machine.a
+  from     = machine.a["y"].service.s
+  to       = each.value.adress
+}
+variable "v" {
+  validation {
+    condition     = var.v > local.nothing
+    error_message = "x"
+  }
+}
+"#,
+    )]);
+    assert_eq!(
+        lines(&check(&loaded.config, &schemas())),
+        "main.gobs.hcl:8:24: Invalid index: The given key \"y\" does not identify an element in this \
+         object.\n\
+         main.gobs.hcl:9:25: Unsupported attribute: A machine of provider \"dummy\" has no attribute \
+         named \"adress\". Did you mean \"address\"?\n\
+         main.gobs.hcl:13:29: Reference to undeclared local value: No local value named \"nothing\" is \
+         declared.\n"
+    );
 }

@@ -1,12 +1,13 @@
 //! Everything that is wrong with a configuration and can be said without state or network.
 
-use gobs_model::{Diagnostic, Place, Type, Value};
+use std::sync::Arc;
 
-use super::config::{BlockId, Config, Repeat};
+use gobs_model::{Diagnostic, Kind, Number, Place, Type, Value};
+
+use super::config::{BlockId, Config, IgnoreChanges, Machine, Repeat};
 use super::evaluator::{Evaluator, Schemas};
-use super::functions;
 use super::names::{Each, Names};
-use super::reference;
+use super::{functions, reference, suggest};
 
 /// Returns everything that is wrong with a configuration that can be said without state: what is
 /// referred to and not declared, arguments that do not exist or are missing, values of a wrong
@@ -25,12 +26,14 @@ pub fn check(config: &Config, schemas: &Schemas) -> Vec<Diagnostic> {
 }
 
 fn blocks(config: &Config) -> Vec<BlockId> {
+    let variables = config.variables.keys().cloned().map(BlockId::Variable);
     let locals = config.locals.keys().cloned().map(BlockId::Local);
     let providers = config.providers.keys().cloned().map(BlockId::Provider);
     let machines = config.machines.keys().cloned().map(BlockId::Machine);
     let bindings = config.bindings.keys().cloned().map(BlockId::Binding);
     let outputs = config.outputs.keys().cloned().map(BlockId::Output);
-    locals
+    variables
+        .chain(locals)
         .chain(providers)
         .chain(machines)
         .chain(bindings)
@@ -81,31 +84,54 @@ fn unknown_function(config: &Config, span: super::source::Span, name: &str) -> D
     error
 }
 
-fn values(evaluator: &Evaluator<'_>, id: &BlockId) -> Vec<Diagnostic> {
-    let config = evaluator.config;
-    let any = |repeat: &Repeat, errors: &mut Vec<Diagnostic>| {
-        let expansion = match id {
-            BlockId::Machine(name) => evaluator.expand_machine(name),
-            BlockId::Binding(name) => evaluator.expand_binding(name),
-            _ => return Each::None,
-        };
-        let value = match expansion {
-            // All instances alike: what is wrong with one is found with the first.
-            Ok(expansion) => expansion.each.values().next().cloned(),
-            Err(mut wrong) => {
-                errors.append(&mut wrong);
-                None
-            }
-        };
-        match repeat {
-            Repeat::Once => Each::None,
-            Repeat::Count(_) => Each::Count(Value::unknown(Type::Number)),
-            Repeat::ForEach(_) => {
-                let value = value.map_or(Type::Any, |it| it.type_of());
-                Each::Entry(Value::unknown(Type::String), Value::unknown(value))
-            }
+/// How many instances of a block are evaluated: with what is wrong they are mostly alike.
+const INSTANCES_CHECKED_MAX: usize = 20;
+
+/// Returns what `each` and `count` are for the instances to check: the real ones where they are
+/// known, else unknown ones.
+fn instances(
+    evaluator: &Evaluator<'_>,
+    id: &BlockId,
+    repeat: &Repeat,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Each> {
+    let expansion = match id {
+        BlockId::Machine(name) => evaluator.expand_machine(name),
+        BlockId::Binding(name) => evaluator.expand_binding(name),
+        _ => return vec![Each::None],
+    };
+    let expansion = expansion
+        .map_err(|mut wrong| errors.append(&mut wrong))
+        .ok();
+    let found: Vec<Each> = match repeat {
+        Repeat::Once => return vec![Each::None],
+        Repeat::Count(_) => {
+            let count = expansion.map_or(0, |it| it.instances.len());
+            let indexes = (0..count).take(INSTANCES_CHECKED_MAX);
+            indexes
+                .map(|at| Each::Count(Number::from(at).into()))
+                .collect()
+        }
+        Repeat::ForEach(_) => {
+            let entries = expansion.iter().flat_map(|it| &it.each);
+            let entry = |(key, value): (&Arc<str>, &Value)| {
+                Each::Entry(Kind::String(key.clone()).into(), value.clone())
+            };
+            entries.take(INSTANCES_CHECKED_MAX).map(entry).collect()
         }
     };
+    match (found.is_empty(), repeat) {
+        (false, _) => found,
+        (true, Repeat::Count(_)) => vec![Each::Count(Value::unknown(Type::Number))],
+        (true, _) => vec![Each::Entry(
+            Value::unknown(Type::String),
+            Value::unknown(Type::Any),
+        )],
+    }
+}
+
+fn values(evaluator: &Evaluator<'_>, id: &BlockId) -> Vec<Diagnostic> {
+    let config = evaluator.config;
     let mut errors = Vec::new();
     match id {
         BlockId::Variable(_) => {}
@@ -116,16 +142,19 @@ fn values(evaluator: &Evaluator<'_>, id: &BlockId) -> Vec<Diagnostic> {
         }
         BlockId::Machine(name) => {
             if let Some(machine) = config.machines.get(name) {
-                let each = any(&machine.repeat, &mut errors);
-                let wrong = evaluator.machine_values(name, each).err();
-                errors.extend(wrong.unwrap_or_default());
+                for each in instances(evaluator, id, &machine.repeat, &mut errors) {
+                    let wrong = evaluator.machine_values(name, each).err();
+                    errors.extend(wrong.unwrap_or_default());
+                }
+                errors.extend(ignored(evaluator, machine));
             }
         }
         BlockId::Binding(name) => {
             if let Some(binding) = config.bindings.get(name) {
-                let each = any(&binding.repeat, &mut errors);
-                let wrong = evaluator.binding_values(name, each).err();
-                errors.extend(wrong.unwrap_or_default());
+                for each in instances(evaluator, id, &binding.repeat, &mut errors) {
+                    let wrong = evaluator.binding_values(name, each).err();
+                    errors.extend(wrong.unwrap_or_default());
+                }
             }
         }
         BlockId::Output(name) => {
@@ -135,8 +164,39 @@ fn values(evaluator: &Evaluator<'_>, id: &BlockId) -> Vec<Diagnostic> {
     errors
 }
 
-/// Takes out what says the same of the same place, and puts the rest in the order of the sources.
-pub(crate) fn unique(errors: Vec<Diagnostic>) -> Vec<Diagnostic> {
+/// Checks that what `ignore_changes` names is there.
+fn ignored(evaluator: &Evaluator<'_>, machine: &Machine) -> Vec<Diagnostic> {
+    let IgnoreChanges::Attributes(names) = &machine.lifecycle.ignore_changes else {
+        return Vec::new();
+    };
+    let provider = machine.provider.split('.').next().unwrap_or_default();
+    let Some(schema) = evaluator.schemas.get(provider).map(|it| &it.machine) else {
+        return Vec::new();
+    };
+    let known = || {
+        let attributes = schema.attributes.keys();
+        attributes.chain(schema.blocks.keys()).map(String::as_str)
+    };
+    let unknown = names
+        .iter()
+        .filter(|name| !known().any(|it| it == name.as_str()));
+    unknown
+        .map(|name| {
+            let detail = format!(
+                "ignore_changes names \"{name}\", but a machine of provider \"{provider}\" has no \
+                 such attribute."
+            );
+            let sources = &evaluator.config.sources;
+            let mut error = sources.error(machine.span, "Invalid ignore_changes", detail);
+            error.hint = suggest::did_you_mean(name, known());
+            error
+        })
+        .collect()
+}
+
+/// Returns diagnostics in the order of the sources, without what says the same of the same place:
+/// a wrong local is wrong for every block that uses it.
+pub fn unique(errors: Vec<Diagnostic>) -> Vec<Diagnostic> {
     let mut result: Vec<Diagnostic> = Vec::new();
     let mut seen = std::collections::HashSet::new();
     for error in errors {

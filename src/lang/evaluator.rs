@@ -222,7 +222,7 @@ impl<'a> Evaluator<'a> {
         let names = Names::new(self, Each::None);
         let mut eval = Eval::new(&names, &self.config.sources);
         let span = config.map(|it| it.span);
-        let what = format!("provider \"{name}\"");
+        let what = format!("the provider \"{name}\"");
         let value = super::values::block(&mut eval, &schema.settings, body, span, &what, &[]);
         finish(eval.errors, value)
     }

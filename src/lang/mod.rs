@@ -31,7 +31,7 @@ mod version;
 
 use gobs_model::Diagnostic;
 
-pub use check::check;
+pub use check::{check, unique};
 pub use config::{
     Binding, BindingValues, BlockId, Config, Dependency, Dial, Expansion, HobValues, IgnoreChanges,
     Lifecycle, Local, Machine, MachineValues, Output, ProviderConfig, Service, ServiceKind,

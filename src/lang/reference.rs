@@ -176,7 +176,13 @@ impl Config {
             Repeat::Count(expr) | Repeat::ForEach(expr) => found(expr),
         };
         match block {
-            BlockId::Variable(_) => {}
+            BlockId::Variable(name) => {
+                let variable = self.variables.get(name).into_iter();
+                for validation in variable.flat_map(|it| &it.validations) {
+                    found(&validation.condition);
+                    found(&validation.error_message);
+                }
+            }
             BlockId::Local(name) => {
                 if let Some(local) = self.locals.get(name) {
                     found(&local.expr);

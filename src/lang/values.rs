@@ -56,7 +56,7 @@ pub(super) fn block(
                 .keys()
                 .map(String::as_str)
                 .chain(own.iter().copied());
-            let detail = format!("{what} has no argument named \"{name}\".");
+            let detail = sentence(&format!("{what} has no argument named \"{name}\"."));
             (detail, suggest::did_you_mean(name, known))
         };
         eval.fail_at(attribute.name.span, "Unsupported argument", detail, hint);
@@ -75,6 +75,13 @@ pub(super) fn block(
     }
     nested(eval, schema, body, what, &mut entries);
     Kind::Object(Arc::new(entries)).into()
+}
+
+/// Returns a text with its first letter as a capital.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|it| it.to_ascii_uppercase());
+    first.into_iter().chain(chars).collect()
 }
 
 fn set(eval: &mut Eval<'_>, name: &str, schema: &AttributeSchema, attribute: &Attribute) -> Value {
@@ -136,7 +143,7 @@ fn nested(
                     Some(format!("Write {name} = …, with an equals sign.")),
                 )
             } else {
-                let detail = format!("{what} has no blocks of type \"{name}\".");
+                let detail = sentence(&format!("{what} has no blocks of type \"{name}\"."));
                 let known = schema
                     .blocks
                     .keys()
@@ -152,7 +159,10 @@ fn nested(
         for inner in body.blocks.iter().filter(|it| *it.keyword.text == **name) {
             let wants = usize::from(schema.nesting == Nesting::Labelled);
             if inner.labels.len() != wants {
-                let detail = format!("A \"{name}\" block has {wants} labels.");
+                let detail = match wants {
+                    0 => format!("A \"{name}\" block has no labels."),
+                    _ => format!("A \"{name}\" block has one label, its name."),
+                };
                 eval.fail_at(inner.header(), "Wrong labels for block", detail, None);
                 continue;
             }
@@ -254,7 +264,7 @@ impl Evaluator<'_> {
             let summary = "Undeclared provider configuration";
             eval.fail_at(machine.provider_span, summary, detail, hint);
         }
-        let what = format!("A machine of provider \"{provider}\"");
+        let what = format!("a machine of provider \"{provider}\"");
         let span = Some(machine.span);
         block(
             eval,
@@ -421,12 +431,11 @@ fn hob(eval: &mut Eval<'_>, block: Option<&Block>) -> HobValues {
                 {
                     let detail = "\"advertise\" must be known before apply.";
                     eval.fail(expr, expr.span, "Invalid value", detail);
-                    eval.errors.iter_mut().for_each(|error| {
-                        error.hint.get_or_insert(
-                            "To advertise an address of the machine, name its attribute: [\"ipv4\"]."
-                                .into(),
-                        );
-                    });
+                    if let Some(error) = eval.errors.last_mut() {
+                        let hint = "To advertise an address of the machine, name its attribute: \
+                                    [\"ipv4\"].";
+                        error.hint = Some(hint.into());
+                    }
                 }
             }
             "dial" => match text(eval, expr, "\"dial\"").as_deref() {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::captp::broken::Broken;
-use crate::captp::promise::{Kind, Node, Promise, Reference, Resolver, Route, State, lock};
+use crate::captp::promise::{Kind, Node, Part, Promise, Reference, Resolver, Route, State, lock};
 use crate::captp::{Place, SessionId};
 use crate::locator::{PeerId, PeerLocator, Swissnum};
 use crate::passable::Passable;
@@ -30,6 +30,11 @@ pub trait Object: Send + Sync + 'static {
     /// Takes one message: one turn. Turns run in order of arrival; [`Answer::Later`] suspends
     /// the answer, not the turns that follow.
     fn deliver(&self, turn: &Turn, args: Vec<Passable>) -> Answer;
+
+    /// Returns what the object is called in reports on what peers retain.
+    fn label(&self) -> &str {
+        std::any::type_name::<Self>()
+    }
 }
 
 /// What a turn answers.
@@ -293,6 +298,10 @@ impl Shared {
         Promise(self.with(|inner| inner.call(to, args)))
     }
 
+    pub(crate) fn part(&self, of: &Reference, part: Part) -> Promise {
+        Promise(self.with(|inner| inner.part(of, part)))
+    }
+
     pub(crate) fn send(&self, to: &Reference, args: Vec<Passable>) {
         self.with(|inner| inner.send(to, args));
     }
@@ -325,7 +334,7 @@ impl Shared {
             let args = delivery.args;
             // A program that panics in a turn breaks its answer, not the vat.
             let answer = catch_unwind(AssertUnwindSafe(|| object.deliver(&turn, args)))
-                .unwrap_or_else(|_| Answer::broken("internal", "the object failed"));
+                .unwrap_or_else(|panic| Answer::Now(Err(failed(&*panic))));
             match answer {
                 Answer::Now(result) => done = delivery.answer.map(|promise| (promise, result)),
                 Answer::Later(future) => {
@@ -341,6 +350,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// Returns the break for a turn that panicked.
+fn failed(panic: &(dyn std::any::Any + Send)) -> Broken {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    Broken::reported("internal", "the object failed", text.unwrap_or("a panic"))
 }
 
 impl Vat {
@@ -416,6 +432,17 @@ impl Vat {
     /// Ends a session from our side: sends the reason, breaks its promises.
     pub fn abort(&self, session: SessionId, reason: &str) {
         self.0.with(|inner| inner.abort(session, reason));
+    }
+
+    /// Runs the turns that local calls caused. Needed where nobody waits for events.
+    pub fn run(&self) {
+        self.0.run_turns();
+    }
+
+    /// Has the driver run a future.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0
+            .with(|inner| inner.event(VatEvent::Spawn(Box::pin(task))));
     }
 
     /// Waits for the next event; runs the turns that local calls caused. One task loops on it.

@@ -28,6 +28,15 @@ impl Broken {
         Self::with(Passable::Struct(reason))
     }
 
+    /// Returns a break as [`Broken::new`] does, with a number by which its report can be found.
+    pub(crate) fn numbered(code: &str, message: impl Into<String>, id: &str) -> Self {
+        let reason = Struct::new()
+            .with("code", code)
+            .with("message", message.into())
+            .with("id", id);
+        Self::with(Passable::Struct(reason))
+    }
+
     /// Returns a break with any value as its reason.
     pub fn with(reason: impl Into<Passable>) -> Self {
         Self(Arc::new(Why::Reason(reason.into())))
@@ -58,6 +67,14 @@ impl Broken {
             Why::Reason(Passable::Struct(reason)) => reason.get("code").and_then(Passable::as_str),
             Why::Reason(reason) => reason.as_symbol(),
             Why::Severed(_) => Some(SEVERED),
+        }
+    }
+
+    /// Returns the number under which whoever broke the promise has logged why, if it gave one.
+    pub fn correlation_id(&self) -> Option<&str> {
+        match &*self.0 {
+            Why::Reason(Passable::Struct(reason)) => reason.get("id").and_then(Passable::as_str),
+            _ => None,
         }
     }
 }

@@ -359,6 +359,32 @@ impl Promise {
         self.0.send(method, args);
     }
 
+    /// Returns the promise of a field of the struct that this promise will be. It is taken out
+    /// where the struct is (`op:get`), so that calls to it need no round trip.
+    pub fn get(&self, field: impl Into<String>) -> Self {
+        self.part(Part::Field(field.into()))
+    }
+
+    /// Returns the promise of an item of the list that this promise will be, from 0 (`op:index`).
+    pub fn index(&self, index: u64) -> Self {
+        self.part(Part::Index(index))
+    }
+
+    /// Returns the promise of the value under this tag that this promise will be (`op:untag`).
+    pub fn untag(&self, tag: &str) -> Self {
+        self.part(Part::Untag(Symbol::new(tag)))
+    }
+
+    fn part(&self, part: Part) -> Self {
+        match self.0.0.vat.upgrade() {
+            Some(vat) => vat.part(&self.0, part),
+            None => Self(Node::broken(
+                &Weak::new(),
+                Broken::severed("the vat has ended"),
+            )),
+        }
+    }
+
     /// Returns the promise as a reference, to be passed in messages.
     pub fn as_reference(&self) -> &Reference {
         &self.0

@@ -15,7 +15,7 @@ use super::wire::Desc;
 use super::{Dropped, Limits, Shared, VatEvent, VatOptions};
 use crate::captp::broken::Broken;
 use crate::captp::promise::{
-    Delivery, Kind, Listener, Node, Pending, Reference, Resolver, Route, State, lock,
+    Delivery, Kind, Listener, Node, Part, Pending, Reference, Resolver, Route, State, lock,
 };
 use crate::captp::{Place, SessionId};
 use crate::locator::PeerLocator;
@@ -133,6 +133,20 @@ impl Inner {
             from: None,
         };
         self.deliver(to.clone(), delivery);
+        answer
+    }
+
+    /// Returns the promise of a part of what `of` will be.
+    pub(super) fn part(&mut self, of: &Reference, part: Part) -> Reference {
+        if let End::Pending(promise) = end_of(of)
+            && let Kind::Promise(route, _) = &promise.0.kind
+            && let Some(place) = route.place()
+            && self.is_up(place.session)
+        {
+            return self.write_take(Desc::of(*route), place, &part);
+        }
+        let answer = Node::promise(&self.vat, Route::Here);
+        self.listen(of.clone(), Listener::Part(answer.clone(), part));
         answer
     }
 
@@ -372,7 +386,7 @@ impl Inner {
         } else {
             return;
         }
-        self.write_listen(*place, promise);
+        self.write_listen(Desc::Export, *place, promise);
     }
 
     /// Deals with what programs dropped.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::dispatch::Inner;
 use crate::captp::broken::Broken;
 use crate::captp::handoff::sign_give;
-use crate::captp::promise::{Kind, Node, Reference, Route};
+use crate::captp::promise::{Kind, Node, Part, Reference, Route};
 use crate::captp::session::{Phase, Session};
 use crate::captp::tables::BOOTSTRAP;
 use crate::captp::{Place, SessionId};
@@ -157,8 +157,37 @@ impl Inner {
         Node::reference(&self.vat, Kind::Resolver(Mutex::new(Some(promise.clone()))))
     }
 
-    /// Writes the request to be told how the peer's promise resolves.
-    pub(super) fn write_listen(&mut self, place: Place, promise: &Reference) {
+    /// Asks the peer for a part of what one of its promises or answers will be, and to be told.
+    pub(super) fn write_take(&mut self, desc: Desc, place: Place, part: &Part) -> Reference {
+        let Some(session) = self.session_up(place.session) else {
+            return Node::broken(&self.vat, Broken::severed("the session is over"));
+        };
+        let position = session.tables.question();
+        let writer = &mut session.output.writer;
+        writer.record(match part {
+            Part::Field(_) => "op:get",
+            Part::Index(_) => "op:index",
+            Part::Untag(_) => "op:untag",
+        });
+        desc.write(place.position, writer);
+        match part {
+            Part::Field(name) => writer.string(name),
+            Part::Index(index) => writer.unsigned(*index),
+            Part::Untag(tag) => writer.string(tag.as_str()),
+        };
+        writer.unsigned(position).end_record();
+        session.end_message();
+        let place = Place {
+            session: place.session,
+            position,
+        };
+        let question = Node::promise(&self.vat, Route::Answer(place));
+        self.write_listen(Desc::Answer, place, &question);
+        question
+    }
+
+    /// Writes the request to be told how the peer's promise or answer resolves.
+    pub(super) fn write_listen(&mut self, desc: Desc, place: Place, promise: &Reference) {
         let resolver = self.resolver_of(promise);
         let exports_max = self.limits.exports_max;
         let waker = self.session_up(place.session).and_then(|session| {
@@ -166,7 +195,7 @@ impl Inner {
             session.tables.keep_mentions();
             let writer = &mut session.output.writer;
             writer.record("op:listen");
-            Desc::Export.write(place.position, writer);
+            desc.write(place.position, writer);
             writer
                 .record("desc:import-object")
                 .unsigned(export)

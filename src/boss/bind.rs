@@ -9,7 +9,7 @@ use ocapn::{Broken, Passable};
 use super::{Boss, BossError, CALL_TIMEOUT, Key, RETRY_MAX, RETRY_MIN};
 
 /// How long a hob that has registered may be away before a step that needs it fails.
-const HOB_DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const HOB_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long an exporter may be away before a revocation is left pending.
 const REVOKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -242,7 +242,7 @@ impl Boss {
 
     /// Calls a method of a machine's hob; a session that breaks on the way is replaced and the
     /// call made again, since every method is idempotent.
-    async fn call(
+    pub(super) async fn call(
         &self,
         key: &Key,
         method: &str,

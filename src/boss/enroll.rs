@@ -15,7 +15,7 @@ use gobs_model::{Address, Name};
 use gobs_provider::UserData;
 use gobs_state::{ClaimOutcome, HobRow, JoinOutcome, NewClaim, StoreError, SwissnumHash};
 use hob::protocol::{self, Args, Registered as RegisteredData, code, method};
-use hob::server::{Active, Call, Registering, Reply, ServerPresence};
+use hob::server::{Active, Call, Refused, Registering, Reply, ServerPresence};
 use ocapn::{
     Answer, Broken, Object, Passable, PeerId, Reference, Sturdyref, SturdyrefTable, Swissnum, Turn,
 };
@@ -23,14 +23,6 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::{Boss, BossError, Inner, Key, lock};
-
-/// How many unknown swissnums a peer may ask for in the boss's life before it is sent away:
-/// a hob needs one or two, and guessing 32 bytes needs more than this.
-const REFUSALS_MAX: u32 = 20;
-
-/// How many peers' refusals are counted; when more have been refused, the count starts again,
-/// since memory must not grow with hostile keys.
-const REFUSED_PEERS_MAX: usize = 10_000;
 
 /// What a new machine is given, and what must be on disk before anybody gets it.
 pub struct Invitation {
@@ -281,21 +273,30 @@ impl Boss {
     }
 
     /// Returns the presence that a claim's key gets, made at the first fetch.
+    ///
+    /// A machine may have two claims, where a crash made a second invitation necessary. The key
+    /// that has registered stays: whoever comes with the other claim gets nothing.
     fn presence_of_claim(&self, key: Key, designator: &str) -> Option<Reference> {
-        if let Some(presence) = lock(&self.0.presences).get(&key)
-            && presence.state.key() == designator
-        {
-            return Some(presence.object.clone());
-        }
         let object = self.export_presence(&key)?;
-        let state = ServerPresence::pending(designator);
-        lock(&self.0.presences).insert(
-            key,
-            Presence {
-                state,
-                object: object.clone(),
-            },
-        );
+        let mut presences = lock(&self.0.presences);
+        match presences.get(&key) {
+            Some(presence) if presence.state.key() == designator => {
+                return Some(presence.object.clone());
+            }
+            Some(Presence {
+                state: ServerPresence::Active(_),
+                ..
+            }) => {
+                tracing::warn!(machine = %key.0, peer = designator, "another hob has registered");
+                return None;
+            }
+            _ => {}
+        }
+        let presence = Presence {
+            state: ServerPresence::pending(designator),
+            object: object.clone(),
+        };
+        presences.insert(key, presence);
         Some(object)
     }
 
@@ -349,20 +350,6 @@ impl Boss {
         }
     }
 
-    fn count_refusal(&self, designator: &str) {
-        let mut refusals = lock(&self.0.refusals);
-        if refusals.len() >= REFUSED_PEERS_MAX {
-            refusals.clear();
-        }
-        let count = refusals.entry(designator.to_owned()).or_default();
-        *count += 1;
-        let too_many = *count > REFUSALS_MAX;
-        drop(refusals);
-        if too_many && let Some(peer) = self.peer() {
-            peer.disconnect(designator, "too many unknown swissnums");
-        }
-    }
-
     /// Takes a registration: judged, on disk, and only then answered.
     fn register(&self, key: &Key, call: Registering<Reference>) -> Result<Passable, Broken> {
         let from = call.from.clone();
@@ -374,10 +361,24 @@ impl Boss {
             .map(|presence| presence.state.clone())
             .ok_or_else(|| Broken::new(code::UNKNOWN, "this machine is gone"))?;
         let (next, reply) = state.turn(Call::Register(Box::new(call)));
-        if let Reply::Refused(refused) = reply {
-            return Err(Broken::new(refused.code(), refused.to_string()));
-        }
         let now = SystemTime::now();
+        match reply {
+            Reply::Refused(Refused::Stale) => {
+                // The state file notes it too: there is a copy of the hob, and both are locked.
+                self.0
+                    .store
+                    .join(&key.0, presented, now)
+                    .map_err(unwritten)?;
+                return Err(Broken::new(
+                    Refused::Stale.code(),
+                    Refused::Stale.to_string(),
+                ));
+            }
+            Reply::Refused(refused) => {
+                return Err(Broken::new(refused.code(), refused.to_string()));
+            }
+            Reply::Registered { .. } | Reply::Noted => {}
+        }
         let row = HobRow {
             machine: key.0.clone(),
             incarnation: key.1,
@@ -404,14 +405,12 @@ impl Boss {
                 ));
             }
             Ok(JoinOutcome::Locked) => {
-                let text = "the machine's state is older than what was seen of it";
-                return Err(Broken::new(code::STALE, text));
+                return Err(Broken::new(
+                    Refused::Stale.code(),
+                    Refused::Stale.to_string(),
+                ));
             }
-            Err(error) => {
-                // The detail stays here; the hob tries again.
-                tracing::error!(%error, machine = %key.0, "a registration was not stored");
-                return Err(Broken::new(code::STORE, "the boss cannot write its state"));
-            }
+            Err(error) => return Err(unwritten(error)),
         };
         if let Some(presence) = lock(&self.0.presences).get_mut(key) {
             presence.state = next;
@@ -438,6 +437,12 @@ impl Boss {
     }
 }
 
+/// The detail stays here; the hob tries again.
+fn unwritten(error: StoreError) -> Broken {
+    tracing::error!(%error, "a registration was not stored");
+    Broken::new(code::STORE, "the boss cannot write its state")
+}
+
 /// Returns the table that answers `fetch`.
 pub(super) fn table(inner: &Arc<Inner>) -> Arc<dyn SturdyrefTable> {
     Arc::new(Table(Arc::downgrade(inner)))
@@ -457,14 +462,10 @@ impl SturdyrefTable for Table {
         let from = from.clone();
         // The claim is a durable write, so it has a thread of its own.
         let task = tokio::task::spawn_blocking(move || {
-            let found = boss.find(&swissnum, &from).unwrap_or_else(|error| {
+            boss.find(&swissnum, &from).unwrap_or_else(|error| {
                 tracing::error!(%error, "a fetch could not be answered from the state file");
                 None
-            });
-            if found.is_none() {
-                boss.count_refusal(&from.designator);
-            }
-            found
+            })
         });
         async move { task.await.ok().flatten() }.boxed()
     }

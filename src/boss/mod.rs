@@ -157,8 +157,6 @@ struct Inner {
     presences: Mutex<HashMap<Key, Presence>>,
     /// The names under which a machine is about to get bindings.
     expects: Mutex<HashMap<Key, Vec<String>>>,
-    /// Fetches refused since the peer connected, by designator.
-    refusals: Mutex<HashMap<String, u32>>,
     machines: Mutex<Option<Arc<dyn Machines>>>,
     /// Counts registrations, for whoever waits for one.
     registrations: watch::Sender<u64>,
@@ -197,7 +195,6 @@ impl Boss {
             locator: Mutex::new(PeerLocator::new("", "")),
             presences: Mutex::default(),
             expects: Mutex::default(),
-            refusals: Mutex::default(),
             machines: Mutex::default(),
             registrations: watch::Sender::new(0),
             tasks: Mutex::default(),

@@ -1,14 +1,15 @@
 //! The boss as an object: `get-machine`, `list-machines`, `create-machine`.
 //!
 //! It answers one key, the operator's, which is computed from the boss's seed: whoever can open
-//! the project's state can be the operator, and nobody else can.
+//! the project's state can be the operator, and nobody else can. A machine's hob answers its boss
+//! alone, so what the operator gets of a machine is an object of the boss's that asks the hob.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 use gobs_model::Address;
 use gobs_state::{BossStore, StoreError};
-use hob::protocol::{Args, code};
+use hob::protocol::{Args, code, method};
 use hob::server::ServerPresence;
 use ocapn::{
     Answer, Broken, Identity, Object, Passable, PeerLocator, Reference, Struct, Sturdyref,
@@ -16,7 +17,8 @@ use ocapn::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Boss, lock};
+use super::bind::HOB_DEADLINE;
+use super::{Boss, BossError, Inner, Key, lock};
 
 /// Makes a declared machine: the boss is asked to, and `apply` does it.
 pub trait Machines: Send + Sync {
@@ -95,26 +97,21 @@ impl Boss {
     }
 
     fn get_machine(&self, machine: &Address) -> Result<Passable, Broken> {
-        let presences = lock(&self.0.presences);
-        let newest = presences
-            .iter()
-            .filter(|((address, _), _)| address == machine)
-            .max_by_key(|((_, incarnation), _)| *incarnation);
-        match newest {
-            Some((_, presence)) => match &presence.state {
-                ServerPresence::Active(active) => active
-                    .client
-                    .clone()
-                    .map(Passable::from)
-                    .ok_or_else(|| Broken::new(code::UNREACHABLE, "its hob is away")),
-                ServerPresence::Pending(_) => Err(Broken::new(
-                    code::UNREACHABLE,
-                    "its hob has not registered yet",
-                )),
-            },
-            None => Err(Broken::new(code::UNKNOWN, format!("there is no {machine}"))),
-        }
+        let newest = lock(&self.0.presences)
+            .keys()
+            .filter(|(address, _)| address == machine)
+            .max_by_key(|(_, incarnation)| *incarnation)
+            .cloned();
+        let unknown = || Broken::new(code::UNKNOWN, format!("there is no {machine}"));
+        let key = newest.ok_or_else(unknown)?;
+        let boss = Arc::downgrade(&self.0);
+        let peer = self.peer().ok_or_else(stopping)?;
+        Ok(peer.export(MachineObject { boss, key }).into())
     }
+}
+
+fn stopping() -> Broken {
+    Broken::new(code::UNKNOWN, "the boss is stopping")
 }
 
 fn is_active(state: &ServerPresence<Reference>) -> bool {
@@ -122,12 +119,12 @@ fn is_active(state: &ServerPresence<Reference>) -> bool {
 }
 
 /// The boss, as its operator reaches it.
-struct BossObject(std::sync::Weak<super::Inner>);
+struct BossObject(Weak<Inner>);
 
 impl Object for BossObject {
     fn deliver(&self, _turn: &Turn, args: Vec<Passable>) -> Answer {
         let Some(boss) = self.0.upgrade().map(Boss) else {
-            return Answer::broken(code::UNKNOWN, "the boss is stopping");
+            return Answer::Now(Err(stopping()));
         };
         let mut args = match Args::read(args) {
             Ok(args) => args,
@@ -159,5 +156,39 @@ impl Object for BossObject {
             }
             other => Answer::broken(code::MALFORMED, format!("the boss has no method {other}")),
         }
+    }
+}
+
+/// A machine, as the operator reaches it: what its hob says of itself.
+struct MachineObject {
+    boss: Weak<Inner>,
+    key: Key,
+}
+
+impl Object for MachineObject {
+    fn deliver(&self, _turn: &Turn, args: Vec<Passable>) -> Answer {
+        let Some(boss) = self.boss.upgrade().map(Boss) else {
+            return Answer::Now(Err(stopping()));
+        };
+        let asked = match Args::read(args) {
+            Ok(args) => args.method().to_owned(),
+            Err(error) => return Answer::Now(Err(error.into())),
+        };
+        if ![method::STATUS, method::LIST_BINDINGS].contains(&asked.as_str()) {
+            return Answer::broken(code::MALFORMED, format!("a machine has no method {asked}"));
+        }
+        let key = self.key.clone();
+        Answer::later(async move {
+            let call = boss.call(&key, &asked, Vec::new(), HOB_DEADLINE);
+            call.await.map_err(|error| {
+                let code = match &error {
+                    BossError::Refused {
+                        code: Some(code), ..
+                    } => code.clone(),
+                    _ => code::UNREACHABLE.to_owned(),
+                };
+                Broken::new(&code, error.to_string())
+            })
+        })
     }
 }

@@ -11,6 +11,8 @@ use gobs::boss::{BindRequest, Boss, BossError, BossOptions, Bound, UnbindRequest
 use gobs_model::{Address, Instance, Known, Name, Value};
 use gobs_state::{BossStore, DataKey, Intent, Lock, NewClaim, Store};
 use hob::layout::{Layout, MACHINE_FORMAT, Machine};
+use hob::protocol::UserData;
+use ocapn::{EnlivenError, Identity, Passable, Peer, Reference, Sturdyref, TlsRpk, TlsRpkOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -153,8 +155,13 @@ impl Host {
         self.agent = Some(agent.expect("the agent starts"));
     }
 
+    /// Returns the path of a file of the machine.
+    pub(super) fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
     fn log_path(&self) -> PathBuf {
-        self.directory.path().join("hob.log")
+        self.path("hob.log")
     }
 
     /// Returns what the agent has logged.
@@ -190,6 +197,8 @@ impl Drop for Host {
 
 /// `machine.db` with the service `orders`, `machine.app`, and their boss.
 pub(super) struct Pair {
+    /// The app's user data, as whoever reads it on the machine has it.
+    pub(super) invitation: String,
     pub(super) app: Host,
     pub(super) db: Host,
     pub(super) boss: Boss,
@@ -202,8 +211,10 @@ impl Pair {
         let home = Home::new();
         let boss = home.boss().await;
         let db = Host::start(&home.invite(&boss, "machine.db"));
-        let app = Host::start(&home.invite(&boss, "machine.app"));
+        let invitation = home.invite(&boss, "machine.app");
+        let app = Host::start(&invitation);
         let pair = Self {
+            invitation,
             app,
             db,
             boss,
@@ -263,6 +274,39 @@ pub(super) fn unbind_request(generation: u64) -> UnbindRequest {
         exporter: Some(exporter),
         importer: Some(importer),
     }
+}
+
+/// Returns the one-time sturdyref in a machine's user data.
+pub(super) fn sturdyref(user_data: &str) -> Sturdyref {
+    UserData::decode(user_data).expect("user data").sturdyref
+}
+
+/// Returns a peer with this key that dials and does not listen.
+pub(super) fn peer(identity: &Identity) -> Peer {
+    let netlayer = TlsRpk::dial_only(identity.clone(), TlsRpkOptions::default());
+    Peer::builder().netlayer(netlayer.expect("a key")).spawn()
+}
+
+/// Returns a peer with a key that nobody knows.
+pub(super) fn stranger() -> Peer {
+    peer(&Identity::generate().expect("a key"))
+}
+
+/// Returns what the peer with the object says of a refused fetch, as it crossed the wire.
+pub(super) async fn refusal(peer: &Peer, sturdyref: &Sturdyref) -> Passable {
+    match timeout(PATIENCE, peer.enliven(sturdyref))
+        .await
+        .expect("an answer")
+    {
+        Err(EnlivenError::Refused(broken)) => broken.reason(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// Returns the object that a sturdyref names.
+pub(super) async fn enliven(peer: &Peer, sturdyref: &Sturdyref) -> Reference {
+    let enlivened = timeout(PATIENCE, peer.enliven(sturdyref)).await;
+    enlivened.expect("an answer").expect("given")
 }
 
 pub(super) fn address(text: &str) -> Address {

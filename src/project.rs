@@ -528,7 +528,7 @@ pub fn boss_error(error: &BossError) -> Box<Diagnostic> {
         BossError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => diagnostic
             .hint(
                 "Another program has the port; the boss keeps its own, since hobs know it. End \
-                 that program, or name another address in `gobs { boss { listen = … } }`.",
+                 that program, or set `listen` in the `boss` block of `gobs`.",
             ),
         BossError::Running(_) => diagnostic.hint("Wait until that process ends."),
         _ => diagnostic,

@@ -1,16 +1,21 @@
 //! The order of a run: lock, recover, refresh, plan, apply.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use gobs_model::Diagnostic;
 use gobs_state::{Finished, Intent, Outcome, RowChange, Snapshot, Store};
 use tokio::sync::watch;
 
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
-use crate::boss::Boss;
+use crate::boss::{Boss, BossError};
 use crate::plan::{self, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
 use crate::refresh::{Refreshed, refresh};
+
+/// How long another process may host the boss before a run gives up: `gobs status` needs 3 s at
+/// most.
+const BOSS_WAIT: Duration = Duration::from_secs(10);
+const BOSS_LOOK: Duration = Duration::from_millis(50);
 
 /// What `plan`, `apply` and `destroy` let a user choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,9 +107,7 @@ impl<'a> Run<'a> {
         let boss = if providers.values().all(|provider| provider.is_simulated()) {
             None
         } else {
-            let store = project.boss_store().map_err(one)?;
-            let boss = Boss::start(store, project.boss_options()).await;
-            Some(boss.map_err(|error| one(boss_error(&error)))?)
+            Some(start_boss(project).await?)
         };
         let recovered = recover(&mut store, &providers, boss.as_ref(), events).await;
         let mut run = Self {
@@ -238,6 +241,21 @@ impl<'a> Run<'a> {
                 .map_err(unusable)?;
         }
         Ok(())
+    }
+}
+
+/// Starts the boss; waits out a `gobs status`, which hosts it for a moment.
+async fn start_boss(project: &Project) -> Result<Boss, Vec<Diagnostic>> {
+    let deadline = Instant::now() + BOSS_WAIT;
+    loop {
+        let store = project.boss_store().map_err(one)?;
+        match Boss::start(store, project.boss_options()).await {
+            Ok(boss) => return Ok(boss),
+            Err(BossError::Running(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(BOSS_LOOK).await;
+            }
+            Err(error) => return Err(one(boss_error(&error))),
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! The tests of the whole, in one binary: it links once. A file that is not listed fails `tidy`.
 
+mod apply;
+mod binding;
 mod boss;
 mod cli;
+mod crash;
 mod docs;
 mod lang;
 mod plan;

@@ -1,0 +1,312 @@
+//! Applies that do not go well: faults, Ctrl-C, locks, plan files, damaged state.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Project, Run, eventually};
+
+const APPLY: &[&str] = &["apply", "--auto-approve"];
+
+fn project(configuration: &str) -> Project {
+    let project = Project::empty();
+    project.write("main.gobs.hcl", configuration);
+    project
+}
+
+#[track_caller]
+fn contains(text: &str, part: &str) {
+    assert!(text.contains(part), "{part:?} is not in:\n{text}");
+}
+
+/// Returns the addresses in the state, one a line.
+fn state(project: &Project) -> String {
+    project.gobs(&["state", "list"]).ok().stdout
+}
+
+#[test]
+fn a_failed_step_stops_only_what_depends_on_it() {
+    let project = project(
+        "machine \"bad\" {
+           provider = dummy
+           fault    = \"create:fail-once\"
+         }
+         machine \"after\" {
+           provider   = dummy
+           depends_on = [machine.bad]
+         }
+         machine \"other\" { provider = dummy }",
+    );
+    let run = project.gobs(APPLY).code(1);
+    contains(&run.stderr, "machine.bad");
+    contains(&run.stdout, "Resources: 1 added, 0 changed, 0 destroyed.");
+    assert_eq!(state(&project), "machine.other\n");
+    let run = project.gobs(APPLY).ok();
+    contains(
+        &run.stdout,
+        "Apply complete! Resources: 2 added, 0 changed, 0 destroyed.",
+    );
+    assert_eq!(
+        state(&project),
+        "machine.after\nmachine.bad\nmachine.other\n"
+    );
+}
+
+#[test]
+fn a3_an_answer_that_is_lost_is_looked_for_and_never_asked_for_twice() {
+    for fault in ["create:lose-answer-once", "create:lose-request-once"] {
+        let text = format!("machine \"one\" {{\n provider = dummy\n fault = \"{fault}\"\n}}");
+        let project = project(&text);
+        let run = project.gobs(APPLY).ok();
+        contains(
+            &run.stdout,
+            "Apply complete! Resources: 1 added, 0 changed, 0 destroyed.",
+        );
+        let machines = std::fs::read_dir(project.path().join(".gobs/dummy")).expect("machines");
+        let machines = machines.filter(|it| {
+            it.as_ref()
+                .expect("an entry")
+                .path()
+                .join("machine.json")
+                .exists()
+        });
+        assert_eq!(machines.count(), 1, "{fault}");
+        project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    }
+}
+
+/// Starts an apply whose one machine takes long, and waits until its creation has begun.
+fn slow_apply(project: &Project) -> (Child, Pid) {
+    let mut command = project.command(APPLY);
+    let mut child = command.spawn().expect("the program starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let begun = lines.find(|line| {
+        line.as_ref()
+            .is_ok_and(|line| line.contains("machine.slow: Creating"))
+    });
+    begun.expect("the creation begins").expect("a line");
+    // The rest is read to its end, so that the program is never stopped by a full pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    let pid = Pid::from_child(&child);
+    (child, pid)
+}
+
+const SLOW: &str = "machine \"slow\" {
+   provider = dummy
+   fault    = \"create:slow=3s\"
+ }
+ machine \"later\" {
+   provider   = dummy
+   depends_on = [machine.slow]
+ }";
+
+#[test]
+fn ctrl_c_once_finishes_what_runs_and_starts_nothing_more() {
+    let project = project(SLOW);
+    let (mut child, pid) = slow_apply(&project);
+    kill_process(pid, Signal::INT).expect("it runs");
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .expect("a pipe")
+        .read_to_string(&mut stderr)
+        .expect("text");
+    assert_eq!(state(&project), "machine.slow\n", "{stderr}");
+    let run = project.gobs(APPLY).ok();
+    contains(
+        &run.stdout,
+        "Apply complete! Resources: 1 added, 0 changed, 0 destroyed.",
+    );
+}
+
+#[test]
+fn ctrl_c_twice_leaves_and_the_next_run_settles_what_was_in_doubt() {
+    let project = project(SLOW);
+    let (mut child, pid) = slow_apply(&project);
+    kill_process(pid, Signal::INT).expect("it runs");
+    // The second counts only when the first was taken.
+    eventually("the program leaves", Duration::from_secs(60), || {
+        let _ = kill_process(pid, Signal::INT);
+        child.try_wait().expect("a child").is_some()
+    });
+    let run = project.gobs(APPLY).ok();
+    contains(&run.stdout, "Recovered: machine.slow, left by run 1");
+    assert_eq!(state(&project), "machine.later\nmachine.slow\n");
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+}
+
+#[test]
+fn a7_a_second_writer_is_refused_with_who_holds_the_lock() {
+    let project = project(SLOW);
+    let (mut child, pid) = slow_apply(&project);
+    let run = project.gobs(APPLY).code(1);
+    contains(&run.stderr, &format!("{}", pid.as_raw_nonzero()));
+    contains(&run.stderr, "apply");
+    // Reading needs no lock.
+    project.gobs(&["plan"]).ok();
+    project.gobs(&["show"]).ok();
+    project.gobs(&["status"]).ok();
+    kill_process(pid, Signal::KILL).expect("it runs");
+    child.wait().expect("it ends");
+    project.gobs(APPLY).ok();
+}
+
+#[test]
+fn a_plan_file_is_applied_exactly_or_refused() {
+    let project = project("machine \"one\" { provider = dummy }");
+    project.gobs(&["plan", "--out", "plan.bin"]).ok();
+    // What the directory says meanwhile does not count.
+    project.write("main.gobs.hcl", "machine \"two\" { provider = dummy }");
+    project.gobs(&["apply", "plan.bin"]).ok();
+    assert_eq!(state(&project), "machine.one\n");
+    let run = project.gobs(&["apply", "plan.bin"]).code(1);
+    contains(&run.stderr, "machine.one exists now");
+    let other = self::project("machine \"one\" { provider = dummy }");
+    other.gobs(APPLY).ok();
+    std::fs::copy(
+        project.path().join("plan.bin"),
+        other.path().join("plan.bin"),
+    )
+    .expect("a copy");
+    let run = other.gobs(&["apply", "plan.bin"]).code(1);
+    contains(&run.stderr, "plan.bin");
+    std::fs::write(project.path().join("plan.bin"), "{\"format\":1").expect("a file");
+    project.gobs(&["apply", "plan.bin"]).code(1);
+    project.gobs(&["apply", "nowhere.bin"]).code(1);
+}
+
+#[test]
+fn a9_a_state_that_cannot_be_used_says_why_and_loses_nothing() {
+    let project = project("machine \"one\" { provider = dummy }");
+    project.gobs(APPLY).ok();
+    let path = project.path().join(".gobs/state.db");
+    let good = std::fs::read(&path).expect("a state");
+    let mode = std::fs::metadata(&path)
+        .expect("a state")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    for name in ["state.db-wal", "state.db-shm"] {
+        let _ = std::fs::remove_file(project.path().join(".gobs").join(name));
+    }
+    std::fs::write(&path, b"this is no database, and never was one").expect("a file");
+    let run = project.gobs(APPLY).code(1);
+    contains(&run.stderr, "is not a state file of gobs");
+    let mut newer = good.clone();
+    newer[60..64].copy_from_slice(&9_999_u32.to_be_bytes());
+    std::fs::write(&path, newer).expect("a file");
+    let run = project.gobs(&["plan"]).code(1);
+    contains(&run.stderr, "has format 9999");
+    std::fs::write(&path, good).expect("a file");
+    let key = project.path().join(".gobs/key");
+    let kept = std::fs::read(&key).expect("a key");
+    std::fs::remove_file(&key).expect("a key");
+    let run = project.gobs(APPLY).code(1);
+    contains(&run.stderr, "key");
+    std::fs::write(&key, kept).expect("a key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("a mode");
+    project.gobs(APPLY).code(1);
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("a mode");
+    let run = project.gobs(APPLY).ok();
+    contains(&run.stdout, "No changes.");
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port();
+    let project = project(&format!(
+        "machine \"db\" {{
+           provider = dummy
+           service \"any\" {{ tcp = \"127.0.0.1:{port}\" }}
+         }}
+         machine \"app\" {{ provider = dummy }}
+         binding \"any\" {{
+           from = machine.db.service.any
+           to   = machine.app
+           expose {{ tcp = \"127.0.0.1:{port}\" }}
+         }}"
+    ));
+    let run = project.gobs(APPLY).code(1);
+    contains(&run.stderr, &port.to_string());
+    contains(&run.stderr, "binding.any");
+    assert_eq!(
+        state(&project),
+        "machine.app\nmachine.db\nmachine.db.service.any\n"
+    );
+
+    // The boss keeps its port, since hobs know it.
+    let boss = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = boss.local_addr().expect("an address").port();
+    let text = format!(
+        "gobs {{
+           boss {{ listen = \"127.0.0.1:{port}\" }}
+         }}
+         machine \"one\" {{ provider = dummy }}"
+    );
+    let other = self::project(&text);
+    let run = other.gobs(APPLY).code(1);
+    contains(&run.stderr, &format!("cannot listen on 127.0.0.1:{port}"));
+    drop(boss);
+    other.gobs(APPLY).ok();
+}
+
+#[test]
+fn nothing_of_a_machine_holds_the_pipe_of_an_apply() {
+    let project = project("machine \"one\" { provider = dummy }");
+    let mut command = project.command(APPLY);
+    command.stdin(Stdio::null());
+    // Run::of reads both pipes to their end, which comes only when nobody holds them.
+    Run::of(command).ok();
+}
+
+#[test]
+fn an_image_rebuilds_and_grants_both_ends_anew() {
+    let project = Project::empty();
+    let root = project.path().display().to_string();
+    let text = |image: &str, zone: &str| {
+        format!(
+            "machine \"db\" {{
+               provider = dummy
+               image    = \"{image}\"
+               run      = [\"exec perl {root}/program.pl {root}/db.sock\"]
+               service \"hello\" {{ unix = \"{root}/db.sock\" }}
+             }}
+             machine \"app\" {{
+               provider = dummy
+               zone     = \"{zone}\"
+             }}
+             binding \"hello\" {{
+               from = machine.db.service.hello
+               to   = machine.app
+             }}"
+        )
+    };
+    project.write("main.gobs.hcl", &text("a", "z1"));
+    project.write(
+        "program.pl",
+        "use IO::Socket::UNIX; unlink $ARGV[0];
+         my $server = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 16) or die;
+         while (my $client = $server->accept) { print $client qq(hello\\n); close $client }",
+    );
+    project.gobs(APPLY).ok();
+    project.write("main.gobs.hcl", &text("b", "z1"));
+    let run = project.gobs(APPLY).ok();
+    let summary =
+        "Apply complete! Resources: 0 added, 1 changed, 0 destroyed. Bindings: 1 granted.";
+    contains(&run.stdout, summary);
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    project.write("main.gobs.hcl", &text("b", "z2"));
+    let run = project.gobs(APPLY).ok();
+    let summary =
+        "Apply complete! Resources: 1 added, 0 changed, 1 destroyed. Bindings: 1 granted.";
+    contains(&run.stdout, summary);
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+}

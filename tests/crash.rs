@@ -1,0 +1,144 @@
+//! Promise A1: killed at any journal write, the next run converges.
+
+use std::path::Path;
+
+use crate::support::Project;
+
+/// An answer to whoever connects, at a unix socket.
+const PROGRAM: &str = r"
+use strict; use warnings; use IO::Socket::UNIX;
+unlink $ARGV[0];
+my $server = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 16) or die;
+while (my $client = $server->accept) { print $client qq(hello\n); close $client }
+";
+
+fn configuration(root: &Path, image: &str, from: &str) -> String {
+    let root = root.display();
+    let machine = |name: &str| {
+        format!(
+            "machine \"{name}\" {{
+               provider = dummy
+               image    = \"{image}\"
+               run      = [\"exec perl {root}/program.pl {root}/{name}.sock\"]
+               service \"hello\" {{ unix = \"{root}/{name}.sock\" }}
+             }}\n"
+        )
+    };
+    format!(
+        "{}{}
+         machine \"app\" {{ provider = dummy }}
+         binding \"hello\" {{
+           from = machine.{from}.service.hello
+           to   = machine.app
+         }}",
+        machine("one"),
+        machine("two"),
+    )
+}
+
+fn project() -> Project {
+    let project = Project::empty();
+    project.write("program.pl", PROGRAM);
+    project
+}
+
+fn machine_count(project: &Project) -> usize {
+    std::fs::read_dir(project.path().join(".gobs/dummy")).map_or(0, |entries| {
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths
+            .filter(|path| path.join("machine.json").exists())
+            .count()
+    })
+}
+
+/// Runs a command again and again, each time in a project brought to the same place, and dies at
+/// one journal write after the other, until it reaches its end alive. Returns how often it died.
+fn die_everywhere(when: &str, prepare: &dyn Fn(&Project), args: &[&str], machines: usize) -> u64 {
+    for write in 1.. {
+        let project = project();
+        prepare(&project);
+        let mut command = project.command(args);
+        command.env("GOBS_TEST_CRASH_AT", format!("{when}:{write}"));
+        let run = crate::support::Run::of(command);
+        if run.code == Some(0) {
+            return write - 1;
+        }
+        assert_eq!(
+            run.code, None,
+            "not killed at {when}:{write}:\n{}{}",
+            run.stdout, run.stderr
+        );
+        let again = project.gobs(args);
+        assert_eq!(
+            again.code,
+            Some(0),
+            "after {when}:{write}, the next run fails:\n{}{}",
+            again.stdout,
+            again.stderr
+        );
+        if machines > 0 {
+            let plan = project.gobs(&["plan", "--detailed-exitcode"]);
+            assert_eq!(
+                plan.code,
+                Some(0),
+                "after {when}:{write}, the plan is not empty:\n{}{}",
+                plan.stdout,
+                plan.stderr
+            );
+            project.gobs(&["status"]).ok();
+        }
+        assert_eq!(machine_count(&project), machines, "after {when}:{write}");
+        project.gobs(&["destroy", "--auto-approve"]).ok();
+        assert_eq!(
+            machine_count(&project),
+            0,
+            "after {when}:{write} and destroy"
+        );
+        assert_eq!(project.processes(), [], "after {when}:{write} and destroy");
+    }
+    unreachable!("a run has an end");
+}
+
+fn declare(image: &'static str, from: &'static str) -> impl Fn(&Project) {
+    move |project| project.write("main.gobs.hcl", &configuration(project.path(), image, from))
+}
+
+/// Applies one configuration and declares another.
+fn change(then: impl Fn(&Project)) -> impl Fn(&Project) {
+    move |project| {
+        declare("a", "one")(project);
+        project.gobs(&["apply", "--auto-approve"]).ok();
+        then(project);
+    }
+}
+
+const APPLY: &[&str] = &["apply", "--auto-approve"];
+const DESTROY: &[&str] = &["destroy", "--auto-approve"];
+
+#[test]
+fn a1_a_first_apply_that_dies_before_any_journal_write_converges() {
+    let deaths = die_everywhere("before", &declare("a", "one"), APPLY, 3);
+    assert!(deaths >= 5, "{deaths}");
+}
+
+#[test]
+fn a1_a_first_apply_that_dies_after_any_journal_write_converges() {
+    let deaths = die_everywhere("after", &declare("a", "one"), APPLY, 3);
+    assert!(deaths >= 5, "{deaths}");
+}
+
+#[test]
+fn a1_a_rebuild_and_a_move_that_die_at_any_journal_write_converge() {
+    for when in ["before", "after"] {
+        let deaths = die_everywhere(when, &change(declare("b", "two")), APPLY, 3);
+        assert!(deaths >= 4, "{deaths}");
+    }
+}
+
+#[test]
+fn a1_a_destroy_that_dies_at_any_journal_write_converges() {
+    for when in ["before", "after"] {
+        let deaths = die_everywhere(when, &change(|_| {}), DESTROY, 0);
+        assert!(deaths >= 2, "{deaths}");
+    }
+}

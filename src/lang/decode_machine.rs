@@ -335,14 +335,14 @@ impl Decoder<'_> {
         let arguments = self.arguments(&kept, &["unix", "tcp"]);
         match (arguments.get("unix"), arguments.get("tcp")) {
             (Some(_), Some(tcp)) => {
-                let detail = "An \"expose\" block sets \"unix\" or \"tcp\"; repeat the block to have \
-                              both.";
+                let detail = "An \"expose\" block sets \"unix\" or \"tcp\"; repeat the block to \
+                              have both.";
                 self.error(tcp.name.span, "Conflicting arguments", detail);
                 None
             }
             (None, None) => {
-                let detail = "An \"expose\" block sets \"unix\" or \"tcp\". Without such a block, a \
-                              socket is made in the binding's directory.";
+                let detail = "An \"expose\" block sets \"unix\" or \"tcp\". Without such a block, \
+                              a socket is made in the binding's directory.";
                 self.error(block.header(), "Missing required argument", detail);
                 None
             }

@@ -487,6 +487,19 @@ fn errors_show_what_references_were() {
 }
 
 #[test]
+fn a_result_that_is_too_long_is_refused_before_it_is_made() {
+    let long =
+        "join(\"\", [for x in range(1000) : join(\"\", [for y in range(1000) : \"0123456789\"])])";
+    for text in [
+        format!("replace({long}, \"\", {long})"),
+        format!("join({long}, [\"a\", \"b\", \"c\"])"),
+        format!("indent(1000, replace({long}, \"0\", \"\\n\"))"),
+    ] {
+        assert!(show(&text).contains("more than 16 MiB"), "{}", text.len());
+    }
+}
+
+#[test]
 fn strip_markers_in_heredocs_end_with_their_line() {
     let text = "<<-EOT\n  %{ for x in [1, 2] ~}\n  - ${x}\n  %{ endfor ~}\n  end\n  EOT\n";
     assert_eq!(show(text), "\"  - 1\\n  - 2\\n  end\\n\"");

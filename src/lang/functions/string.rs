@@ -133,6 +133,14 @@ fn text(text: &str) -> Result<Value, Failure> {
     Ok(Kind::String(crate::lang::lower::nfc(text)).into())
 }
 
+/// Refuses a result that is too long before it takes the memory.
+fn fits(bytes: usize) -> Result<(), Failure> {
+    if bytes > crate::lang::eval::STRING_BYTES_MAX {
+        return Err("the result would have more than 16 MiB".into());
+    }
+    Ok(())
+}
+
 /// The widest indent: more is a mistake, and every line of a text gets it.
 const INDENT_MAX: i64 = 1_000;
 
@@ -141,6 +149,8 @@ fn indent(a: &Arguments<'_>) -> Result<Value, Failure> {
     if !(0..=INDENT_MAX).contains(&spaces) {
         return Err(Failure::at(0, format!("it must be from 0 to {INDENT_MAX}")));
     }
+    let lines = a.text(1).matches('\n').count();
+    fits(lines.saturating_mul(usize::try_from(spaces).unwrap_or(0)))?;
     let pad: String = std::iter::repeat_n(' ', usize::try_from(spaces).unwrap_or(0)).collect();
     text(&a.text(1).replace('\n', &format!("\n{pad}")))
 }
@@ -153,6 +163,12 @@ fn join(a: &Arguments<'_>) -> Result<Value, Failure> {
             parts.push(element.as_str().ok_or_else(wrong)?);
         }
     }
+    let separators = parts.len().saturating_mul(a.text(0).len());
+    fits(
+        parts
+            .iter()
+            .fold(separators, |sum, it| sum.saturating_add(it.len())),
+    )?;
     text(&parts.join(a.text(0)))
 }
 
@@ -208,8 +224,20 @@ fn replace(a: &Arguments<'_>) -> Result<Value, Failure> {
     let (whole, part, replacement) = (a.text(0), a.text(1), a.text(2));
     if part.len() > 1 && part.starts_with('/') && part.ends_with('/') {
         let pattern = pattern(&part[1..part.len() - 1]).map_err(|it| Failure::at(1, it.message))?;
+        fits(
+            pattern
+                .find_iter(whole)
+                .count()
+                .saturating_mul(replacement.len()),
+        )?;
         return text(&pattern.replace_all(whole, replacement));
     }
+    fits(
+        whole
+            .matches(part)
+            .count()
+            .saturating_mul(replacement.len()),
+    )?;
     text(&whole.replace(part, replacement))
 }
 

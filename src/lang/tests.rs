@@ -488,12 +488,13 @@ fn errors_show_what_references_were() {
 
 #[test]
 fn a_result_that_is_too_long_is_refused_before_it_is_made() {
-    let long =
-        "join(\"\", [for x in range(1000) : join(\"\", [for y in range(1000) : \"0123456789\"])])";
+    let line = "\\n".repeat(1_000);
+    let long = format!("join(\"\", [for x in range(100) : \"{line}\"])");
     for text in [
         format!("replace({long}, \"\", {long})"),
-        format!("join({long}, [\"a\", \"b\", \"c\"])"),
-        format!("indent(1000, replace({long}, \"0\", \"\\n\"))"),
+        format!("replace({long}, \"/(?s)./\", {long})"),
+        format!("join({long}, range(1000))"),
+        format!("indent(1000, {long})"),
     ] {
         assert!(show(&text).contains("more than 16 MiB"), "{}", text.len());
     }

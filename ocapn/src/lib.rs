@@ -36,7 +36,10 @@ pub use locator::{LocatorError, PeerId, PeerLocator, Sturdyref, Swissnum};
 pub use netlayer::tls_rpk::{IncomingStream, StreamDialer, TlsRpk, TlsRpkOptions};
 pub use netlayer::{DialError, Netlayer};
 pub use passable::{ErrorValue, Integer, Opaque, Passable, Struct, Symbol, Tagged};
-pub use peer::{ConnectError, EnlivenError, Peer, PeerBuilder, SessionEvent, SturdyrefTable};
+pub use peer::{
+    ConnectError, EnlivenError, Kept, Peer, PeerBuilder, SessionEvent, SessionInspection,
+    SturdyrefTable,
+};
 pub use sturdyrefs::Sturdyrefs;
 #[doc(hidden)]
 pub use typed::__private;
@@ -45,6 +48,6 @@ pub use typed::{
     WrongType,
 };
 pub use vat::{
-    Answer, Dialect, Direction, Greet, Inspection, Limits, Object, Opening, Output, Over, Turn,
-    Vat, VatEvent, VatOptions,
+    Admission, Answer, Dialect, Direction, Greet, Inspection, Limits, Object, Opening, Output,
+    Over, Retained, Turn, Vat, VatEvent, VatOptions,
 };

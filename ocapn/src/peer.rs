@@ -20,6 +20,7 @@
 
 mod connection;
 mod core;
+mod keep;
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,7 +35,9 @@ use crate::captp::broken::Broken;
 use crate::captp::promise::Reference;
 use crate::locator::{PeerId, PeerLocator, Sturdyref};
 use crate::netlayer::{DialError, Netlayer};
-use crate::vat::{Dialect, Limits, Object, Vat};
+use crate::syrup::Mode;
+use crate::vat::{Dialect, Inspection, Limits, Object, Retained, Vat};
+pub use keep::Kept;
 
 /// How often a sturdyref is fetched before giving up. A session that looked alive may turn out to
 /// be the ghost of a peer that restarted, or lose against the peer's own dial: its end is the sign
@@ -69,6 +72,20 @@ pub enum SessionEvent {
     /// The session with this peer is over, for the reason given; its promises are broken. Where
     /// another takes its place, this comes first.
     Down(PeerId, String),
+}
+
+/// How it stands with one session.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SessionInspection {
+    /// Whom it is with.
+    pub peer: PeerId,
+    /// How much it holds.
+    pub tables: Inspection,
+    /// What the peer keeps alive here.
+    pub retained: Vec<Retained>,
+    /// Bytes that wait to be sent.
+    pub backlog_bytes: usize,
 }
 
 /// Why there is no session with a peer.
@@ -140,6 +157,15 @@ impl<N> PeerBuilder<N> {
         self
     }
 
+    /// Takes what peers really send ([`Mode::Lenient`]): unsorted and repeated keys, leading
+    /// zeros, sets, 32-bit floats. Default: only the canonical encoding, so that what was signed
+    /// and what was read cannot differ.
+    #[must_use]
+    pub fn lenient(mut self) -> Self {
+        self.settings.mode = Mode::Lenient;
+        self
+    }
+
     /// Sets how long a connection may take to become a session, after the netlayer's own
     /// handshake. Default 30 s: long enough for a peer that is busy, short enough that silent
     /// connections do not pile up.
@@ -184,6 +210,7 @@ impl Peer {
                 sturdyrefs: Arc::new(NoSturdyrefs),
                 limits: Limits::default(),
                 dialect: Dialect::default(),
+                mode: Mode::Strict,
                 setup_timeout: Duration::from_secs(30),
             },
         }
@@ -270,6 +297,20 @@ impl Peer {
     /// Returns whether there is a session with the peer of this name on our transport.
     pub fn has_session(&self, designator: &str) -> bool {
         self.core().has_session(designator)
+    }
+
+    /// Returns what each session holds, and what its peer keeps alive here.
+    pub fn inspect(&self) -> Vec<SessionInspection> {
+        let up = self.core().up().into_iter();
+        up.filter_map(|(session, peer)| {
+            Some(SessionInspection {
+                peer,
+                tables: self.vat().inspect(session)?,
+                retained: self.vat().retained(session)?,
+                backlog_bytes: self.vat().backlog(session),
+            })
+        })
+        .collect()
     }
 
     /// Returns a receiver of what happens to sessions from now on.

@@ -7,6 +7,7 @@
 
 mod dispatch;
 mod gifts;
+mod inspect;
 mod sessions;
 mod wire;
 
@@ -23,7 +24,9 @@ use crate::captp::promise::{Kind, Node, Part, Promise, Reference, Resolver, Rout
 use crate::captp::{Place, SessionId};
 use crate::locator::{PeerId, PeerLocator, Swissnum};
 use crate::passable::Passable;
+use crate::syrup::Mode;
 use dispatch::{Inner, Waiting};
+pub use inspect::{Inspection, Retained};
 
 /// An object that takes messages.
 pub trait Object: Send + Sync + 'static {
@@ -205,6 +208,20 @@ pub struct Over {
     pub reason: String,
 }
 
+/// How it stands with a connection that is to become a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The peer has not greeted yet.
+    Waiting,
+    /// The peer greeted, but there is this session under its name already, and nothing proves
+    /// who it is. The driver has all bytes that arrived for that session taken, its end
+    /// included, and then calls [`Vat::decide`]: a peer that closed its old connection before it
+    /// opened the new one is let in, whichever of the two was looked at first.
+    Contested(SessionId),
+    /// It is a session, or it is over.
+    Decided,
+}
+
 /// What the driver is asked to do, or told.
 pub enum VatEvent {
     /// Spawn this future: it computes an answer.
@@ -376,6 +393,31 @@ impl Vat {
         self.0.with(|inner| inner.location = location);
     }
 
+    /// Sets how exact the bytes of peers must be, for the sessions opened from now on. Default:
+    /// [`Mode::Strict`].
+    pub fn set_mode(&self, mode: Mode) {
+        self.0.with(|inner| inner.mode = mode);
+    }
+
+    /// Lets go of the gifts that were waiting at the last call already, so that none waits for
+    /// ever: called at intervals, it gives each gift one to two of them.
+    pub fn expire_gifts(&self) {
+        self.0.with(Inner::expire_gifts);
+    }
+
+    /// Returns whether a connection has become a session.
+    pub fn admission(&self, session: SessionId) -> Admission {
+        self.0.with(|inner| inner.admission(session))
+    }
+
+    /// Decides over a connection that was [`Admission::Contested`]: refuses it if the session in
+    /// its way still stands.
+    pub fn decide(&self, session: SessionId) -> Result<(), Over> {
+        let result = self.0.with(|inner| inner.decide(session));
+        self.0.run_turns();
+        result
+    }
+
     /// Returns a new reference to `object`.
     pub fn export(&self, object: impl Object) -> Reference {
         Node::reference(&self.0.this, Kind::Object(Some(Arc::new(object))))
@@ -493,22 +535,4 @@ impl Vat {
             }
         }
     }
-
-    /// Returns how much a session holds; `None` when it is not open.
-    pub fn inspect(&self, session: SessionId) -> Option<Inspection> {
-        self.0.with(|inner| inner.inspect(session))
-    }
-}
-
-/// How much one session holds, for reports and tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Inspection {
-    /// Objects and promises of ours that the peer holds, the resolvers of our calls included.
-    pub exports: usize,
-    /// Objects and promises of the peer that we hold.
-    pub imports: usize,
-    /// Answers of ours that the peer has not collected.
-    pub answers: usize,
-    /// Gifts that the peer deposited, or for which somebody waits.
-    pub gifts: usize,
 }

@@ -30,6 +30,9 @@ pub(crate) struct Session {
     /// Whether hellos that crossed ours would have arrived.
     pub(crate) settled: bool,
     pub(crate) phase: Phase,
+    /// The peer's greeting, while another session stands in its way.
+    pub(crate) contested: Option<Box<Hello>>,
+    mode: Mode,
     pub(crate) tables: Tables,
     input: BytesMut,
     scanner: Scanner,
@@ -80,6 +83,7 @@ impl Session {
         opening: Opening,
         location: PeerLocator,
         limits: Limits,
+        mode: Mode,
     ) -> Self {
         let mut secrets = Secrets::new(opening.seed);
         let keys = Arc::new(SessionKeys::new(&secrets.next()));
@@ -98,9 +102,11 @@ impl Session {
             greeted: false,
             settled: false,
             phase: Phase::Greeting,
+            contested: None,
+            mode,
             tables: Tables::new(id, vat),
             input: BytesMut::new(),
-            scanner: Scanner::new(syrup_limits, Mode::Strict),
+            scanner: Scanner::new(syrup_limits, mode),
             output: Outbox::default(),
             gc_exports: Vec::new(),
             gc_answers: Vec::new(),
@@ -146,6 +152,11 @@ impl Session {
         }
     }
 
+    /// Returns whether we dialled the peer so lately that its own dial may have crossed ours.
+    pub(crate) fn is_ours_unsettled(&self) -> bool {
+        !self.settled && matches!(self.direction, Direction::Outbound(_))
+    }
+
     /// Keeps bytes that arrived.
     pub(crate) fn take_input(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
@@ -159,7 +170,7 @@ impl Session {
     }
 
     pub(crate) fn read_greeting(&self, frame: &Bytes) -> Result<Greeting, Fault> {
-        read_greeting(frame, Mode::Strict)
+        read_greeting(frame, self.mode)
     }
 
     pub(crate) fn read_message(
@@ -171,7 +182,7 @@ impl Session {
             tables: &mut self.tables,
             vat,
             imports_max: self.limits.imports_max,
-            mode: Mode::Strict,
+            mode: self.mode,
             gifts: &mut self.gifts,
             fault: None,
         };

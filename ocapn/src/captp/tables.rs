@@ -69,6 +69,14 @@ impl Tables {
         self.exports.values().map(|export| &export.reference)
     }
 
+    /// Returns the exports but for the bootstrap object, with the mentions that stand.
+    pub(crate) fn retained(&self) -> Vec<(u64, Reference, u64)> {
+        let exports = self.exports.iter().filter(|(at, _)| **at != BOOTSTRAP);
+        exports
+            .map(|(at, export)| (*at, export.reference.clone(), export.count))
+            .collect()
+    }
+
     /// Counts one more mention of `reference` and returns its position; `None` at the limit.
     pub(crate) fn mention(&mut self, reference: &Reference, exports_max: usize) -> Option<u64> {
         let position = match self.positions.get(&reference.address()) {

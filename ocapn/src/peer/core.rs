@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
-use super::connection::serve;
+use super::connection::{Probe, serve};
 use super::{ConnectError, SessionEvent, SturdyrefTable};
 use crate::captp::SessionId;
 use crate::captp::promise::Resolver;
 use crate::locator::{PeerId, PeerLocator, Swissnum};
 use crate::netlayer::quota::{Place, Quota};
 use crate::netlayer::{Connection, Netlayer};
+use crate::syrup::Mode;
 use crate::vat::{Dialect, Direction, Greet, Limits, Opening, Vat, VatEvent, VatOptions};
 
 /// Connections from others that are not sessions yet; more are closed at once.
@@ -49,10 +50,16 @@ const CROSSING_GRACE: Duration = Duration::from_secs(1);
 /// new key is the lower one, and tries again.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
-/// How long a connection waits to be served whose other end proves nothing. Such a peer cannot take
-/// the place of its own old session, so the end of that one is given the time to be seen first
-/// where both are under way.
-const UNPROVEN_PAUSE: Duration = Duration::from_millis(20);
+/// How long the old connection of a peer that proves nothing may take to say that all its bytes
+/// were taken, before the new one is refused: turns of objects may be running in between.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Probes of one connection that may wait: each is a stranger that claims the name of its peer.
+const PROBES_MAX: usize = 8;
+
+/// How long a gift surely waits for its receiver; twice as long at most. A receiver has to dial
+/// the exporter in that time, several addresses perhaps.
+const GIFT_LIFE: Duration = Duration::from_secs(300);
 
 /// How long closing waits for the last words to reach the other peers.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,6 +69,7 @@ pub(super) struct Settings {
     pub(super) sturdyrefs: Arc<dyn SturdyrefTable>,
     pub(super) limits: Limits,
     pub(super) dialect: Dialect,
+    pub(super) mode: Mode,
     pub(super) setup_timeout: Duration,
 }
 
@@ -95,6 +103,8 @@ struct Link {
     task: Option<AbortHandle>,
     /// Told when the session is up.
     up: Option<oneshot::Sender<()>>,
+    /// Answered when all bytes that have arrived were taken.
+    probe: mpsc::Sender<Probe>,
 }
 
 /// A dial under way, which all who want the peer wait for.
@@ -118,11 +128,13 @@ impl Core {
     pub(super) fn new(netlayer: Box<dyn Netlayer>, settings: Settings) -> Arc<Self> {
         let locator = netlayer.locator();
         let limits = settings.limits.clone();
+        let vat = Vat::new(VatOptions {
+            location: locator.clone(),
+            limits,
+        });
+        vat.set_mode(settings.mode);
         Arc::new(Self {
-            vat: Vat::new(VatOptions {
-                location: locator.clone(),
-                limits,
-            }),
+            vat,
             locator,
             settings,
             events: broadcast::Sender::new(EVENTS_MAX),
@@ -145,10 +157,10 @@ impl Core {
     async fn accept_connections(self: Arc<Self>) {
         while let Some(connection) = self.netlayer.accept().await {
             let address = connection.address.map(|address| address.ip());
-            match (self.setups.take(address), self.inbound.take(address)) {
+            match (self.setups.take_fair(address), self.inbound.take(address)) {
                 (Some(setup), Some(place)) => {
                     let opened =
-                        self.open(connection, Direction::Inbound, vec![setup], Some(place));
+                        self.open(connection, Direction::Inbound, Some(setup), Some(place));
                     if let Err(error) = opened {
                         tracing::warn!(%error, "cannot take a connection");
                     }
@@ -173,6 +185,7 @@ impl Core {
 
     async fn serve_events(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         let mut changed = self.changed.subscribe();
+        let mut expiry = interval(GIFT_LIFE);
         loop {
             if *self.closing.borrow() && self.registry().connections.is_empty() {
                 return;
@@ -181,6 +194,10 @@ impl Core {
                 event = self.vat.next_event() => event,
                 Some(_) = tasks.join_next() => continue,
                 _ = changed.changed() => continue,
+                _ = expiry.tick() => {
+                    self.vat.expire_gifts();
+                    continue;
+                }
             };
             match event {
                 VatEvent::Spawn(task) => {
@@ -271,7 +288,7 @@ impl Core {
         self: &Arc<Self>,
         connection: Connection,
         direction: Direction,
-        setup: Vec<Place>,
+        setup: Option<Place>,
         place: Option<Place>,
     ) -> Result<JoinHandle<String>, ConnectError> {
         let mut seed = [0; 32];
@@ -299,11 +316,13 @@ impl Core {
         });
 
         let (up, is_up) = oneshot::channel();
+        let (probe, probes) = mpsc::channel(PROBES_MAX);
         self.registry().connections.insert(
             session,
             Link {
                 task: None,
                 up: Some(up),
+                probe,
             },
         );
         let served = Served {
@@ -312,10 +331,15 @@ impl Core {
         };
         let task = tokio::spawn(async move {
             let _place = place;
-            if unproven {
-                sleep(UNPROVEN_PAUSE).await;
-            }
-            serve(&served.core.vat, served.session, connection).await
+            let contested = unproven.then(|| Arc::clone(&served.core));
+            serve(
+                &served.core.vat,
+                served.session,
+                connection,
+                probes,
+                contested,
+            )
+            .await
         });
         if let Some(link) = self.registry().connections.get_mut(&session) {
             link.task = Some(task.abort_handle());
@@ -323,14 +347,22 @@ impl Core {
         let (vat, limit) = (self.vat.clone(), self.settings.setup_timeout);
         let mut closing = self.closing.subscribe();
         tokio::spawn(async move {
-            let begun = timeout(limit, is_up).await;
-            drop(setup);
-            match begun {
-                Ok(Ok(())) => {}
-                // The connection ended before.
-                Ok(Err(_)) => return,
-                Err(_) => return vat.abort(session, "the session did not begin in time"),
+            let evicted = async {
+                match &setup {
+                    Some(setup) => setup.evicted().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                begun = timeout(limit, is_up) => match begun {
+                    Ok(Ok(())) => {}
+                    // The connection ended before.
+                    Ok(Err(_)) => return,
+                    Err(_) => return vat.abort(session, "the session did not begin in time"),
+                },
+                () = evicted => return vat.abort(session, "others need the place"),
             }
+            drop(setup);
             tokio::select! {
                 () = sleep(SETTLED_AFTER) => vat.settled(session),
                 _ = closing.wait_for(|closing| *closing) => {}
@@ -341,6 +373,33 @@ impl Core {
             self.vat.abort(session, CLOSING);
         }
         Ok(task)
+    }
+
+    /// Waits until all bytes that have arrived for a session were taken, or it is over.
+    pub(super) async fn drained(&self, session: SessionId) {
+        let probe = self
+            .registry()
+            .connections
+            .get(&session)
+            .map(|link| link.probe.clone());
+        let Some(probe) = probe else { return };
+        let (done, is_done) = oneshot::channel();
+        let drained = async {
+            // Where the connection has ended, so has the wait.
+            if probe.send(done).await.is_ok() {
+                let _ = is_done.await;
+            }
+        };
+        let _ = timeout(PROBE_TIMEOUT, drained).await;
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    /// Returns the sessions that are up.
+    pub(super) fn up(&self) -> Vec<(SessionId, PeerId)> {
+        self.registry().up.values().cloned().collect()
     }
 
     pub(super) async fn connect(
@@ -420,12 +479,7 @@ impl Core {
             let told = timeout(CROSSING_GRACE, self.wait_for_peer(to)).await;
             return told.map_err(|_| ConnectError::Refused("it ended at once".to_owned()));
         }
-        let served = self.open(
-            connection,
-            Direction::Outbound(to.clone()),
-            Vec::new(),
-            None,
-        )?;
+        let served = self.open(connection, Direction::Outbound(to.clone()), None, None)?;
         let reason = tokio::select! {
             peer = self.wait_for_peer(to) => return Ok(peer),
             reason = served => reason.unwrap_or_else(|_| CLOSING.to_owned()),

@@ -20,12 +20,14 @@ use crate::captp::promise::{
 use crate::captp::{Place, SessionId};
 use crate::locator::PeerLocator;
 use crate::passable::Passable;
+use crate::syrup::Mode;
 
 /// The state of a vat, under its lock.
 pub(crate) struct Inner {
     pub(super) vat: Weak<Shared>,
     pub(super) location: PeerLocator,
     pub(super) limits: Limits,
+    pub(super) mode: Mode,
     pub(super) slots: Vec<Slot>,
     pub(super) free: Vec<u32>,
     /// The sessions that are up, by transport and designator.
@@ -66,6 +68,7 @@ impl Inner {
             vat,
             location: options.location,
             limits: options.limits,
+            mode: Mode::Strict,
             slots: Vec::new(),
             free: Vec::new(),
             peers: HashMap::new(),

@@ -1,6 +1,6 @@
 //! The bootstrap object, and third-party handoffs in their three roles.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use crate::captp::tables::BOOTSTRAP;
 use crate::captp::{Place, SessionId};
 use crate::locator::{PeerLocator, Swissnum};
 use crate::passable::Passable;
-use crate::syrup::{self, Mode};
+use crate::syrup;
 
 /// Withdrawals that one session may make: their counts are remembered against replay.
 const WITHDRAWALS_MAX: usize = 65_536;
@@ -28,6 +28,8 @@ const WITHDRAWALS_MAX: usize = 65_536;
 pub(super) struct Gifts {
     /// As exporter: what gifters deposited or receivers wait for, by the gifter's session.
     deposits: HashMap<SessionId, HashMap<Bytes, Deposit>>,
+    /// The deposits that waited at the last expiry already.
+    old: HashSet<(SessionId, Bytes)>,
     /// As receiver: certificates whose exporter is being dialled.
     waiting: HashMap<(String, String), Vec<Waiting>>,
 }
@@ -140,8 +142,8 @@ impl Inner {
         answer: Option<Reference>,
     ) -> Result<Option<Reference>, Broken> {
         let malformed = |_| refused("malformed certificate");
-        let (outer, receive) = Receive::read(envelope, Mode::Strict).map_err(malformed)?;
-        let give = Give::read(&receive.give, Mode::Strict).map_err(malformed)?;
+        let (outer, receive) = Receive::read(envelope, self.mode).map_err(malformed)?;
+        let give = Give::read(&receive.give, self.mode).map_err(malformed)?;
 
         let link = self.session(receiver).and_then(Session::link);
         let link = link.ok_or_else(|| Broken::severed("the session is over"))?;
@@ -202,10 +204,34 @@ impl Inner {
             .retain(|_, deposits| !deposits.is_empty());
     }
 
+    /// Lets go of the gifts, and of those who wait for one, that have waited since the last call.
+    pub(super) fn expire_gifts(&mut self) {
+        let old = std::mem::take(&mut self.gifts.old);
+        let mut expired = Vec::new();
+        for (gifter, deposits) in &mut self.gifts.deposits {
+            for (gift_id, deposit) in
+                deposits.extract_if(|id, _| old.contains(&(*gifter, id.clone())))
+            {
+                expired.push((gift_id, deposit));
+            }
+            self.gifts
+                .old
+                .extend(deposits.keys().map(|id| (*gifter, id.clone())));
+        }
+        self.gifts
+            .deposits
+            .retain(|_, deposits| !deposits.is_empty());
+        for (_, deposit) in expired {
+            if let Deposit::Awaited(Some(answer), _) = deposit {
+                self.settle(answer, Err(refused("the gift did not come in time")));
+            }
+        }
+    }
+
     /// Takes a certificate that came in session `id`: its promise becomes the gift.
     pub(super) fn receive_gift(&mut self, id: SessionId, gift: Gift) {
         let Gift { envelope, promise } = gift;
-        let checked = match (self.session(id), Give::read(&envelope, Mode::Strict)) {
+        let checked = match (self.session(id), Give::read(&envelope, self.mode)) {
             (None, _) | (_, Err(_)) => Err("malformed certificate"),
             (Some(session), Ok(give)) if give.receiver_key != session.keys.public => {
                 Err("the certificate is for another receiver")

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::dispatch::Inner;
-use super::{Direction, Inspection, Opening, Output, Over, VatEvent};
+use super::{Admission, Direction, Opening, Output, Over, VatEvent};
 use crate::captp::SessionId;
 use crate::captp::broken::Broken;
 use crate::captp::message::{Greeting, Hello, Message};
@@ -45,7 +45,7 @@ impl Inner {
             self.dialling.insert(key(peer), id);
         }
         let (location, limits) = (self.location.clone(), self.limits.clone());
-        let session = Session::new(id, self.vat.clone(), opening, location, limits);
+        let session = Session::new(id, self.vat.clone(), opening, location, limits, self.mode);
         self.slots[slot as usize].session = Some(Box::new(session));
         id
     }
@@ -95,16 +95,6 @@ impl Inner {
         Some(self.session_up(id)?.tables.bootstrap())
     }
 
-    pub(super) fn inspect(&self, id: SessionId) -> Option<Inspection> {
-        let (exports, imports, answers) = self.session(id)?.tables.sizes();
-        Some(Inspection {
-            exports,
-            imports,
-            answers,
-            gifts: self.gifts.of(id),
-        })
-    }
-
     pub(super) fn transmit(
         &mut self,
         id: SessionId,
@@ -142,6 +132,9 @@ impl Inner {
                     reason: reason.clone(),
                 });
             }
+            if session.contested.is_some() {
+                return Ok(());
+            }
             let frame = match session.frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
@@ -178,10 +171,58 @@ impl Inner {
             Greeting::Hello(hello) => hello,
             Greeting::Abort(reason) => return self.end(id, &reason, &Farewell::None),
         };
+        if self.rival(id, &hello).is_some()
+            && let Some(session) = self.session_mut(id)
+        {
+            session.contested = Some(hello);
+            return;
+        }
+        self.decide_on(id, *hello);
+    }
+
+    fn decide_on(&mut self, id: SessionId, hello: Hello) {
         match self.admit(id, &hello) {
-            Ok(()) => self.start(id, *hello),
+            Ok(()) => self.start(id, hello),
             Err(reason) => self.abort(id, reason),
         }
+    }
+
+    /// Returns the session that stands in the way of one whose peer proves nothing, and that may
+    /// turn out to be over.
+    fn rival(&self, id: SessionId, hello: &Hello) -> Option<SessionId> {
+        let session = self.session(id)?;
+        let proven = session.proven.as_ref();
+        if proven.is_some_and(|peer| peer.authenticated)
+            || !matches!(session.direction, Direction::Inbound)
+        {
+            return None;
+        }
+        let old = self.peers.get(&key(&hello.location)).copied()?;
+        (!self.session(old)?.is_ours_unsettled()).then_some(old)
+    }
+
+    pub(super) fn admission(&self, id: SessionId) -> Admission {
+        match self.session(id) {
+            Some(session) if matches!(session.phase, Phase::Greeting) => {
+                let Some(hello) = &session.contested else {
+                    return Admission::Waiting;
+                };
+                // Without a rival any more the decision is still to be made.
+                let rival = self.rival(id, hello);
+                Admission::Contested(rival.unwrap_or(id))
+            }
+            _ => Admission::Decided,
+        }
+    }
+
+    pub(super) fn decide(&mut self, id: SessionId) -> Result<(), Over> {
+        let contested = self.session_mut(id).and_then(|s| s.contested.take());
+        if let Some(hello) = contested {
+            self.decide_on(id, *hello);
+            self.work();
+        }
+        // What came after the greeting has waited.
+        self.receive(id, &[])
     }
 
     /// Decides whether the peer that greeted is who it must be, and which of several sessions
@@ -217,9 +258,7 @@ impl Inner {
         if let Some(old) = self.peers.get(&peer).copied() {
             // The peer may have answered our dial before its own, which it sent earlier, came
             // here by its slower connection.
-            let ours =
-                |old: &Session| !old.settled && matches!(old.direction, Direction::Outbound(_));
-            if inbound && self.session(old).is_some_and(ours) {
+            if inbound && self.session(old).is_some_and(Session::is_ours_unsettled) {
                 return self.admit_crossed(old, hello);
             }
             // A peer that came back must not be shut out by its own ghost, but only who proved

@@ -6,6 +6,7 @@
 )]
 
 mod hostile;
+mod keeping;
 mod recovery;
 mod sessions;
 mod support;

@@ -183,7 +183,11 @@ pub(crate) struct ByHand {
 
 impl ByHand {
     /// Dials `to` and says that its own location is `claims`.
-    pub(crate) async fn dial(netlayer: &TlsRpk, to: &PeerLocator, claims: PeerLocator) -> Self {
+    pub(crate) async fn dial(
+        netlayer: &dyn Netlayer,
+        to: &PeerLocator,
+        claims: PeerLocator,
+    ) -> Self {
         let connection = soon(netlayer.dial(to)).await.unwrap();
         let vat = Vat::new(VatOptions {
             location: claims,

@@ -344,7 +344,7 @@ impl Door {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, address)) => match self.quota.take(Some(address.ip())) {
+                Ok((tcp, address)) => match self.quota.take_fair(Some(address.ip())) {
                     Some(place) => {
                         tokio::spawn(Arc::clone(&self).admit(tcp, address, place));
                     }
@@ -363,14 +363,20 @@ impl Door {
 
     /// Takes one connection through its handshake and to whom it is for. The place is held
     /// until it has been taken up.
-    async fn admit(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, _place: Place) {
+    async fn admit(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, place: Place) {
         let deadline = Instant::now() + self.handshake_timeout;
         let admitted = timeout_at(deadline, async {
             tcp.set_nodelay(true)?;
             let stream = self.acceptor.accept(tcp).await?;
             self.route(stream.into(), address).await
         });
-        match admitted.await {
+        let admitted = tokio::select! {
+            admitted = admitted => admitted,
+            () = place.evicted() => {
+                return tracing::debug!(%address, "connection refused: others need the place");
+            }
+        };
+        match admitted {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%address, %error, "connection refused"),
             Err(_) => tracing::debug!(%address, "connection refused: the handshake took too long"),

@@ -164,6 +164,7 @@ fn plan_in(directory: &Path, machines: usize) -> Result<(), Box<dyn Error>> {
     let key = DataKey::load(&directory.join("key"))?;
     let snapshot = Reader::open(&directory.join("state.db"), &key)?.snapshot()?;
     let loaded = begun.elapsed();
+    let state = status("VmRSS:")?;
     let config = gobs::lang::load(&[Source::new("main.gobs.hcl", text(machines).as_str())]).config;
     let world = world(snapshot);
     let World {
@@ -180,22 +181,24 @@ fn plan_in(directory: &Path, machines: usize) -> Result<(), Box<dyn Error>> {
     let begun = Instant::now();
     review(&config, schemas, snapshot, &planned)?;
     let reviewed = begun.elapsed();
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap_or("unknown");
     writeln!(
         stdout(),
-        "{machines} machines, {} rows: {} steps; state loaded in {loaded:?}, nothing to do found \
-         in {took:?}, reviewed in {reviewed:?}; peak memory {}",
+        "{machines} machines, {} rows: {} steps; state loaded in {loaded:?} ({state}), nothing to \
+         do found in {took:?}, reviewed in {reviewed:?}; peak memory {}",
         snapshot.rows.len(),
         planned.steps.len(),
-        peak.trim()
+        status("VmHWM:")?
     )?;
     if planned.is_empty() {
         Ok(())
     } else {
         Err("something was left to do".into())
     }
+}
+
+/// Returns what the kernel says of this process.
+fn status(field: &str) -> Result<String, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    Ok(line.unwrap_or("unknown").trim().to_owned())
 }

@@ -1,7 +1,5 @@
 //! What becomes of each binding: granted, granted again, moved, revoked.
 
-use std::collections::BTreeMap;
-
 use gobs_model::{Address, Change, Diagnostic, Instance, Kind, Name, Path, Type, Value};
 use gobs_state::{Phase, Row, RowKind};
 
@@ -16,22 +14,15 @@ use super::{Action, Because, Grant, Held, Planner};
 /// final zero.
 pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// A declared binding, evaluated; its steps are made once every machine's fate is known.
+/// A declared binding that is not as it was granted; its step is made once every machine's fate
+/// is known.
 #[derive(Debug)]
-pub(crate) struct Declared {
+pub(crate) struct ToGrant {
     instance: Instance,
     values: BindingValues,
-}
-
-/// A binding that is to be granted, anew or again.
-struct New<'a> {
-    instance: &'a Instance,
-    values: &'a BindingValues,
     /// The incarnations of the machines at both ends.
     ends: [u64; 2],
     because: Vec<Because>,
-    /// The step that revokes what was granted before, where that is a step of its own.
-    unbind: Option<Node>,
 }
 
 /// A binding's row, taken apart.
@@ -75,14 +66,26 @@ impl Existing<'_> {
         self.row.wanted.get(field).unwrap_or(&Value::NULL)
     }
 
-    /// Returns whether the importer's programs find the binding where they found it.
-    fn listens_as(&self, values: &BindingValues) -> bool {
-        self.name == values.name && self.asked("expose").same(&values.expose)
+    /// Returns whether the importer's programs find the binding where they found it: its listener
+    /// stays, whoever it leads to.
+    fn serves(&self, values: &BindingValues, [_, to_incarnation]: [u64; 2]) -> bool {
+        self.phase == Phase::Granted
+            && *self.to == values.to
+            && self.to_incarnation == to_incarnation
+            && self.name == values.name
+            && self.asked("expose").same(&values.expose)
     }
 }
 
 /// Returns why a binding must be granted again, or moved.
 fn differences(existing: &Existing<'_>, values: &BindingValues, ends: [u64; 2]) -> Vec<Because> {
+    if existing.phase == Phase::RevokePending {
+        return vec![Because::RevokePending];
+    }
+    if *existing.to != values.to {
+        let was = existing.to.clone();
+        return vec![Because::ToChanged { was }];
+    }
     let mut because = Vec::new();
     let mut new = |was: u64, now: u64, machine: Option<&Instance>| {
         let machine = machine
@@ -166,48 +169,52 @@ impl Planner<'_> {
             Ok(values) => values,
             Err(errors) => return self.fail(BlockId::Binding(instance.name.clone()), errors),
         };
+        self.check_name(instance, &values);
+        self.bindings.insert(instance.clone());
+        let Some(ends) = self.check_ends(instance, &values) else {
+            return;
+        };
         let address = Address::Binding(instance.clone());
         let snapshot = self.snapshot;
-        let row = snapshot.rows.get(&address);
-        // The importer's listener stays as it is unless the importer is another one, or is told
-        // to listen elsewhere.
-        let kept = row.filter(|row| {
-            Existing::of(row).is_some_and(|it| {
-                it.phase == Phase::Granted
-                    && *it.to == values.to
-                    && it.listens_as(&values)
-                    && self.incarnation(&values.to) == Some(it.to_incarnation)
-            })
-        });
-        let name = Value::from(values.name.as_str());
-        self.evaluator
-            .set_object(address, object(name, kept.map(|row| &**row)));
-        self.declared.push(Declared {
-            instance: instance.clone(),
-            values,
-        });
+        let existing = match snapshot.rows.get(&address) {
+            None => None,
+            Some(row) => match self.existing(row) {
+                Some(existing) => Some(existing),
+                None => return,
+            },
+        };
+        let because = match &existing {
+            None => vec![Because::Declared],
+            Some(existing) => differences(existing, &values, ends),
+        };
+        if self.is_referenced(&BlockId::Binding(instance.name.clone())) {
+            let kept = existing.filter(|it| it.serves(&values, ends));
+            let name = Value::from(values.name.as_str());
+            let object = object(name, kept.map(|it| it.row));
+            self.evaluator.set_object(address, object);
+        }
+        if !because.is_empty() {
+            self.to_grant.push(ToGrant {
+                instance: instance.clone(),
+                values,
+                ends,
+                because,
+            });
+        }
     }
 
     /// Plans the declared bindings, then the end of those that are not declared.
     pub(crate) fn bindings(&mut self) {
-        let declared = std::mem::take(&mut self.declared);
-        self.check_names(&declared);
-        for binding in &declared {
-            if let Some(ends) = self.check_ends(binding) {
-                self.plan_binding(binding, ends);
-            }
+        for binding in std::mem::take(&mut self.to_grant) {
+            self.grant(&binding);
         }
-        let declared: std::collections::BTreeSet<Address> = declared
-            .into_iter()
-            .map(|binding| Address::Binding(binding.instance))
-            .collect();
         let snapshot = self.snapshot;
         for row in snapshot.rows.values() {
             let Address::Binding(instance) = &row.address else {
                 continue;
             };
             let block = BlockId::Binding(instance.name.clone());
-            if declared.contains(&row.address) || self.failed.contains(&block) {
+            if self.bindings.contains(instance) || self.failed.contains(&block) {
                 continue;
             }
             let Some(existing) = self.existing(row) else {
@@ -225,56 +232,22 @@ impl Planner<'_> {
         }
     }
 
-    fn plan_binding(&mut self, binding: &Declared, ends: [u64; 2]) {
-        let Declared { instance, values } = binding;
-        let snapshot = self.snapshot;
-        let row = snapshot.rows.get(&Address::Binding(instance.clone()));
-        let existing = match row {
-            None => None,
-            Some(row) => match self.existing(row) {
-                Some(existing) => Some(existing),
-                None => return,
-            },
-        };
-        let new = |because| New {
+    /// Adds the step that grants a binding, anew or again.
+    fn grant(&mut self, binding: &ToGrant) {
+        let ToGrant {
             instance,
             values,
             ends,
             because,
-            unbind: None,
-        };
-        let Some(existing) = existing else {
-            return self.grant(new(vec![Because::Declared]), None);
-        };
-        if existing.phase == Phase::RevokePending || *existing.to != values.to {
-            let because = match existing.phase {
-                Phase::RevokePending => Because::RevokePending,
-                Phase::Granted => Because::ToChanged {
-                    was: existing.to.clone(),
-                },
-            };
-            let unbind = self.unbind(&existing, vec![because.clone()]);
-            let new = New {
-                unbind: Some(unbind),
-                ..new(vec![because])
-            };
-            return self.grant(new, Some(&existing));
-        }
-        let because = differences(&existing, values, ends);
-        if !because.is_empty() {
-            self.grant(new(because), Some(&existing));
-        }
-    }
-
-    /// Adds the step that grants a binding, anew or again.
-    fn grant(&mut self, new: New<'_>, existing: Option<&Existing<'_>>) {
-        let New {
-            instance,
-            values,
-            ends: [from_incarnation, to_incarnation],
-            because,
-            unbind,
-        } = new;
+        } = binding;
+        let snapshot = self.snapshot;
+        let row = snapshot.rows.get(&Address::Binding(instance.clone()));
+        let existing = row.and_then(|row| Existing::of(row));
+        let existing = existing.as_ref();
+        // Another machine, or a revocation that is not over: first the end, then the beginning.
+        let ended = existing.filter(|it| it.phase != Phase::Granted || *it.to != values.to);
+        let unbind = ended.map(|it| self.unbind(it, because.clone()));
+        let [from_incarnation, to_incarnation] = *ends;
         let grant = Grant {
             generation: self.fresh(existing.map(|it| it.generation)),
             from: values.from.clone(),
@@ -289,9 +262,7 @@ impl Planner<'_> {
         let needs = self.needs(&BlockId::Binding(instance.name.clone()), &values.reads);
         let mut depends_on = vec![grant.from.clone(), grant.to.clone()];
         depends_on.extend(needed(&needs).into_iter().filter(|it| *it != grant.to));
-        let listener = existing.filter(|it| {
-            unbind.is_none() && it.to_incarnation == to_incarnation && it.listens_as(values)
-        });
+        let listener = existing.filter(|it| it.serves(values, *ends));
         let shown = object(grant.name.as_str().into(), listener.map(|it| it.row));
         let planned = merged(&grant.wanted(), &shown);
         let simulated = self.is_simulated(&grant.to);
@@ -318,7 +289,7 @@ impl Planner<'_> {
         let node = self.draft.step(NewStep {
             address: Address::Binding(instance.clone()),
             action,
-            because,
+            because: because.clone(),
             depends_on,
             before: existing.map_or(Value::NULL, |it| {
                 merged(it.row.wanted.value(), &binding_object(it.row))
@@ -398,8 +369,7 @@ impl Planner<'_> {
     }
 
     /// Returns the incarnations of the machines at both ends, or reports why there is no binding.
-    fn check_ends(&mut self, binding: &Declared) -> Option<[u64; 2]> {
-        let Declared { instance, values } = binding;
+    fn check_ends(&mut self, instance: &Instance, values: &BindingValues) -> Option<[u64; 2]> {
         let mut errors = Vec::new();
         let mut incarnations = [0; 2];
         let from = machine_of(&values.from).unwrap_or_else(|| values.from.clone());
@@ -481,24 +451,22 @@ impl Planner<'_> {
         None
     }
 
-    /// Reports bindings that would be known by one name on one machine.
-    fn check_names(&mut self, declared: &[Declared]) {
-        let mut names: BTreeMap<(&Address, &Name), &Instance> = BTreeMap::new();
-        for Declared { instance, values } in declared {
-            let Some(other) = names.insert((&values.to, &values.name), instance) else {
-                continue;
-            };
-            let error = Diagnostic::error(
-                "Two bindings of one name",
-                format!(
-                    "binding.{other} and binding.{instance} are both known as {:?} on {}.",
-                    values.name.as_str(),
-                    values.to
-                ),
-            );
-            let error = error.hint("Give one of them another name with `as`.");
-            self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
-        }
+    /// Reports a binding that would be known by another one's name on the same machine.
+    fn check_name(&mut self, instance: &Instance, values: &BindingValues) {
+        let name = (values.to.clone(), values.name.clone());
+        let Some(other) = self.names.insert(name, instance.clone()) else {
+            return;
+        };
+        let error = Diagnostic::error(
+            "Two bindings of one name",
+            format!(
+                "binding.{other} and binding.{instance} are both known as {:?} on {}.",
+                values.name.as_str(),
+                values.to
+            ),
+        );
+        let error = error.hint("Give one of them another name with `as`.");
+        self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
     }
 
     fn existing<'b>(&mut self, row: &'b Row) -> Option<Existing<'b>> {
@@ -517,11 +485,6 @@ impl Planner<'_> {
                 .push(error.about(row.address.clone(), Path::default()).hint(hint));
         }
         existing
-    }
-
-    fn incarnation(&self, machine: &Address) -> Option<u64> {
-        let plan = self.machines.get(machine.as_machine()?)?;
-        plan.stays.then_some(plan.incarnation)
     }
 
     fn is_simulated(&self, address: &Address) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Path, Segment, Value};
 use gobs_state::{Row, RowKind};
 
-use crate::lang::{BlockId, IgnoreChanges, MachineValues};
+use crate::lang::{BlockId, HobValues, IgnoreChanges, MachineValues};
 
 use super::diff::{self, HOB};
 use super::draft::{NewStep, Node};
@@ -126,41 +126,49 @@ impl Planner<'_> {
         let row = snapshot.rows.get(&address);
         let existing = row.and_then(Existing::of);
         let last = existing.as_ref().map(|it| it.row.wanted.value());
-        let wanted = wanted_of(&values, last);
+        let attributes = attributes_of(&values, last);
+        let hob = self.hob_settings(&values.hob);
         let fate = match &existing {
             None => Fate::Create(vec![Because::Declared]),
-            Some(existing) => self.fate(existing, &wanted, &values, block),
+            Some(existing) => self.fate(existing, (&attributes, &hob), &values, block),
         };
         self.refuse_destruction(&address, &values, &fate);
 
-        let changed = existing.as_ref().filter(|_| !matches!(fate, Fate::Keep));
-        let before = changed.map_or(Value::NULL, |it| {
-            let (wanted, observed) = (it.row.wanted.value(), it.row.observed.value());
-            diff::planned_machine(block, wanted, Some(observed), it.enrolled)
-        });
-        let (observed, enrolled) = match (&existing, &fate) {
-            (Some(it), Fate::Keep | Fate::Update(..)) => {
-                let rebuilt = matches!(fate, Fate::Update(Change::Rebuild, _));
-                let enrolled = if rebuilt { None } else { it.enrolled };
-                (Some(it.row.observed.value()), enrolled)
-            }
-            _ => (None, None),
-        };
-        let planned = diff::planned_machine(block, &wanted, observed, enrolled);
-        self.evaluator.set_object(address.clone(), planned.clone());
-
-        let block = BlockId::Machine(instance.name.clone());
-        let needs = self.needs(&block, &values.reads);
-        let declared = Declared {
+        let referenced = self.is_referenced(&BlockId::Machine(instance.name.clone()));
+        let mut declared = Declared {
             simulated: self.options.simulated.contains(&values.provider),
-            provider: values.provider,
             fresh: self.fresh(existing.as_ref().map(|it| it.incarnation)),
             address,
-            depends_on: needed(&needs),
-            wanted,
-            before,
-            planned,
+            provider: values.provider,
+            depends_on: Vec::new(),
+            wanted: Value::NULL,
+            before: Value::NULL,
+            planned: Value::NULL,
         };
+        let needs = self.needs(&BlockId::Machine(instance.name.clone()), &values.reads);
+        let row = existing.as_ref().map(|it| it.row);
+        // A machine that stays as it is shares its values with its row, and takes no room.
+        if let (Fate::Keep, Some(row)) = (&fate, row) {
+            if referenced {
+                let object = diff::machine_object(schema, row);
+                self.evaluator.set_object(declared.address.clone(), object);
+            }
+        } else {
+            declared.wanted = with_hob(&attributes, hob);
+            declared.before = row.map_or(Value::NULL, |row| diff::machine_object(schema, row));
+            let (observed, enrolled) = match (&existing, &fate) {
+                (Some(it), Fate::Keep | Fate::Update(..)) => {
+                    let rebuilt = matches!(fate, Fate::Update(Change::Rebuild, _));
+                    let enrolled = if rebuilt { None } else { it.enrolled };
+                    (Some(it.row.observed.value()), enrolled)
+                }
+                _ => (None, None),
+            };
+            declared.planned = diff::planned_machine(block, &declared.wanted, observed, enrolled);
+            let (address, object) = (declared.address.clone(), declared.planned.clone());
+            self.evaluator.set_object(address, object);
+        }
+        declared.depends_on = needed(&needs);
         let mut machine = MachinePlan {
             stays: true,
             hob: values.hob.enabled,
@@ -256,7 +264,7 @@ impl Planner<'_> {
     fn fate(
         &self,
         existing: &Existing<'_>,
-        wanted: &Value,
+        (attributes, hob): (&Value, &Value),
         values: &MachineValues,
         block: &Block,
     ) -> Fate {
@@ -272,10 +280,9 @@ impl Planner<'_> {
             return Fate::Replace(vec![Because::ProviderChanged { was }]);
         }
         let was = existing.row.wanted.value();
-        let mut found = diff::differences(block, was, wanted);
-        let none = Value::NULL;
-        let hob = |of: &'_ Value| of.get(HOB).unwrap_or(&none).clone();
-        found.extend(diff::hob_differences(block, &hob(was), &hob(wanted)));
+        let mut found = diff::differences(block, was, attributes);
+        let was_hob = was.get(HOB).unwrap_or(&Value::NULL);
+        found.extend(diff::hob_differences(block, was_hob, hob));
         let mut because: Vec<Because> = found
             .iter()
             .map(|it| Because::Changed {
@@ -302,6 +309,18 @@ impl Planner<'_> {
             None => Fate::Keep,
             Some(Change::Replace) => Fate::Replace(because),
             Some(change) => Fate::Update(change, because),
+        }
+    }
+
+    /// Returns the settings of a hob as rows keep them; most machines have the same.
+    fn hob_settings(&mut self, hob: &HobValues) -> Value {
+        match &self.last_hob {
+            Some((last, value)) if last == hob => value.clone(),
+            _ => {
+                let value = hob.to_value();
+                self.last_hob = Some((hob.clone(), value.clone()));
+                value
+            }
         }
     }
 
@@ -414,35 +433,32 @@ pub(crate) fn provider_name(provider: &str) -> &str {
 /// Returns what a machine's row keeps as asked; where `ignore_changes` says so, what was asked
 /// last stays. Apply gives what was planned as the last.
 pub(crate) fn wanted_of(values: &MachineValues, last: Option<&Value>) -> Value {
-    let mut wanted = values.attributes.as_entries().cloned().unwrap_or_default();
-    wanted.insert(HOB.into(), values.hob.to_value());
-    let sensitive = values.attributes.sensitive;
-    let mut wanted = Value::object::<Arc<str>>(wanted).sensitive_if(sensitive);
-    if let Some(last) = last {
-        keep_ignored(&mut wanted, last, values);
-    }
-    wanted
+    with_hob(&attributes_of(values, last), values.hob.to_value())
 }
 
-/// Puts back what was asked last where `ignore_changes` says so.
-fn keep_ignored(wanted: &mut Value, was: &Value, values: &MachineValues) {
-    let ignored = &values.lifecycle.ignore_changes;
+fn with_hob(attributes: &Value, hob: Value) -> Value {
+    let mut wanted = attributes.as_entries().cloned().unwrap_or_default();
+    wanted.insert(HOB.into(), hob);
+    Value::object::<Arc<str>>(wanted).sensitive_if(attributes.sensitive)
+}
+
+/// Returns the provider's attributes, those that are ignored as they were asked last.
+fn attributes_of(values: &MachineValues, last: Option<&Value>) -> Value {
+    let (attributes, ignored) = (&values.attributes, &values.lifecycle.ignore_changes);
+    let (Some(last), Some(entries)) = (last, attributes.as_entries()) else {
+        return attributes.clone();
+    };
     if matches!(ignored, IgnoreChanges::Attributes(names) if names.is_empty()) {
-        return;
+        return attributes.clone();
     }
-    let kept = wanted
-        .as_entries()
-        .into_iter()
-        .flatten()
-        .map(|(name, value)| {
-            let ignore = &**name != HOB && is_ignored(ignored, &Path::attribute(name));
-            let last = was
-                .get(name)
-                .filter(|last| ignore && !last.contains_unknown());
-            let value = last.unwrap_or(value);
-            (name.clone(), value.clone())
-        });
-    *wanted = Value::object::<Arc<str>>(kept.collect::<Vec<_>>()).sensitive_if(wanted.sensitive);
+    let kept = entries.iter().map(|(name, value)| {
+        let ignore = is_ignored(ignored, &Path::attribute(name));
+        let last = last
+            .get(name)
+            .filter(|last| ignore && !last.contains_unknown());
+        (name.clone(), last.unwrap_or(value).clone())
+    });
+    Value::object::<Arc<str>>(kept).sensitive_if(attributes.sensitive)
 }
 
 fn is_ignored(ignored: &IgnoreChanges, path: &Path) -> bool {

@@ -17,12 +17,12 @@ mod review;
 mod services;
 mod step;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use gobs_model::{Address, Diagnostic, Instance};
+use gobs_model::{Address, Diagnostic, Instance, Name, Value};
 use gobs_state::Snapshot;
 
-use crate::lang::{BlockId, Config, Evaluator, Inputs, Schemas};
+use crate::lang::{BlockId, Config, Evaluator, HobValues, Inputs, Schemas};
 
 pub use bindings::binding_object;
 pub use diff::{HOB, drift, fingerprint, machine_object};
@@ -65,7 +65,11 @@ pub fn plan(
         refers_to: BTreeMap::new(),
         failed: Failed::new(),
         machines: BTreeMap::new(),
-        declared: Vec::new(),
+        bindings: BTreeSet::new(),
+        to_grant: Vec::new(),
+        names: BTreeMap::new(),
+        referenced: BTreeSet::new(),
+        last_hob: None,
         withdrawn: BTreeMap::new(),
         bind_steps: Vec::new(),
         gates: BTreeMap::new(),
@@ -101,7 +105,14 @@ struct Planner<'a> {
     /// Blocks that could not be evaluated; what needs them is not tried.
     failed: Failed,
     machines: BTreeMap<Instance, MachinePlan>,
-    declared: Vec<bindings::Declared>,
+    /// Bindings that are declared, and those of them that are granted, again or anew.
+    bindings: BTreeSet<Instance>,
+    to_grant: Vec<bindings::ToGrant>,
+    /// The names by which machines know their bindings.
+    names: BTreeMap<(Address, Name), Instance>,
+    /// The machine and binding blocks that something refers to: only their objects are shown.
+    referenced: BTreeSet<BlockId>,
+    last_hob: Option<(HobValues, Value)>,
     withdrawn: BTreeMap<Address, Node>,
     /// The steps that grant bindings.
     bind_steps: Vec<(Instance, Node)>,
@@ -127,6 +138,10 @@ impl Planner<'_> {
         self.errors.extend(order.errors);
         self.failed = order.in_cycles;
         self.refers_to = order.refers_to;
+        let outputs = self.config.outputs.keys().cloned().map(BlockId::Output);
+        let outputs = outputs.flat_map(|output| self.config.dependencies(&output));
+        let blocks = self.refers_to.values().flatten().cloned();
+        self.referenced = blocks.chain(outputs.map(|it| it.on)).collect();
         for block in order.sequence {
             let refers_to = self.refers_to.get(&block);
             if refers_to.is_some_and(|it| it.iter().any(|on| self.failed.contains(on))) {
@@ -237,6 +252,10 @@ impl Planner<'_> {
             outputs,
             warnings: self.warnings,
         })
+    }
+
+    fn is_referenced(&self, block: &BlockId) -> bool {
+        self.referenced.contains(block)
     }
 
     /// Lets every gate that was waited for open when all that it stands for is done.

@@ -310,3 +310,57 @@ fn an_image_rebuilds_and_grants_both_ends_anew() {
     contains(&run.stdout, summary);
     project.gobs(&["plan", "--detailed-exitcode"]).ok();
 }
+
+#[test]
+fn a_hob_that_was_killed_is_named_and_nothing_is_lost() {
+    let project = Project::empty();
+    let root = project.path().display().to_string();
+    let text = |bound: bool| {
+        let binding = "binding \"hello\" {
+               from = machine.db.service.hello
+               to   = machine.app
+             }";
+        format!(
+            "machine \"db\" {{
+               provider = dummy
+               service \"hello\" {{ unix = \"{root}/db.sock\" }}
+             }}
+             machine \"app\" {{ provider = dummy }}
+             {}",
+            if bound { binding } else { "" }
+        )
+    };
+    let _service = std::os::unix::net::UnixListener::bind(project.path().join("db.sock"));
+    project.write("main.gobs.hcl", &text(false));
+    project.gobs(APPLY).ok();
+    let db = std::fs::read_dir(project.path().join(".gobs/dummy")).expect("machines");
+    let mut db = db.map(|it| it.expect("an entry").path()).filter(|path| {
+        let record = std::fs::read_to_string(path.join("record.json")).unwrap_or_default();
+        record.contains("machine.db")
+    });
+    let db = db.next().expect("machine.db has a directory");
+    let lock = std::fs::read_to_string(db.join("hob/lock")).expect("a lock");
+    let pid = lock
+        .split_whitespace()
+        .next()
+        .and_then(|pid| pid.parse().ok());
+    let pid = pid.and_then(Pid::from_raw).expect("a process");
+    kill_process(pid, Signal::KILL).expect("it runs");
+
+    project.write("main.gobs.hcl", &text(true));
+    let run = project.gobs(APPLY).code(1);
+    contains(&run.stderr, "the hob on machine.db was not reached");
+    let run = project.gobs(&["status"]).code(3);
+    contains(&run.stdout, "not reached");
+
+    let mut hob = project.command(&["hob", "--dir", &db.display().to_string()]);
+    let mut hob = hob
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the agent");
+    let run = project.gobs(APPLY).ok();
+    contains(&run.stdout, "Bindings: 1 granted.");
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    hob.wait().expect("the hob has ended");
+}

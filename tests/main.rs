@@ -8,5 +8,6 @@ mod crash;
 mod docs;
 mod lang;
 mod plan;
+mod secrecy;
 mod support;
 mod tidy;

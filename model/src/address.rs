@@ -23,7 +23,7 @@ impl Name {
             .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
         let tail = bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         if head && tail && text.len() <= Self::BYTES_MAX {
-            Ok(Self(text.into()))
+            Ok(Self(crate::shared::shared(text)))
         } else {
             Err(ParseAddressError {
                 text: text.into(),
@@ -194,7 +194,7 @@ impl FromStr for Instance {
         let inner = text[open + 1..].strip_suffix(']').ok_or_else(bad)?;
         let key = if inner.starts_with('"') {
             let key: String = serde_json::from_str(inner).map_err(|_| bad())?;
-            Key::Text(key.into())
+            Key::Text(crate::shared::shared(&key))
         } else if inner.bytes().all(|b| b.is_ascii_digit()) {
             Key::Index(inner.parse().map_err(|_| bad())?)
         } else {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value as Json;
 
+use crate::shared::shared;
 use crate::{Kind, Known, Value};
 
 /// Why a JSON document is not an encoded value.
@@ -79,14 +80,14 @@ impl Value {
         let entries = |json: Json| match json {
             Json::Object(entries) => entries
                 .into_iter()
-                .map(|(name, value)| Ok((Arc::from(name), Self::from_json(value)?)))
+                .map(|(name, value)| Ok((shared(&name), Self::from_json(value)?)))
                 .collect::<Result<_, DecodeError>>(),
             _ => Err(DecodeError("expected an object".into())),
         };
         let kind = match json {
             Json::Null => Kind::Null,
             Json::Bool(value) => Kind::Bool(value),
-            Json::String(text) => Kind::String(text.into()),
+            Json::String(text) => Kind::String(shared(&text)),
             Json::Number(number) => match number.as_i64() {
                 Some(integer) => Kind::Number(integer.into()),
                 None => Kind::Number(parse_number(&number.to_string())?),

@@ -8,6 +8,7 @@ mod json;
 mod number;
 mod path;
 mod schema;
+mod shared;
 mod types;
 mod value;
 

@@ -9,7 +9,7 @@ use ocapn::{Broken, Passable};
 use super::{Boss, BossError, CALL_TIMEOUT, Key, RETRY_MAX, RETRY_MIN};
 
 /// How long a hob that has registered may be away before a step that needs it fails.
-pub(super) const HOB_DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const HOB_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long an exporter may be away before a revocation is left pending.
 const REVOKE_DEADLINE: Duration = Duration::from_secs(10);

@@ -49,8 +49,8 @@ const ACCEPTED_MAX: usize = 64;
 /// What a [`TlsRpk`] may be told beyond its key and its port.
 #[derive(Clone, Debug)]
 pub struct TlsRpkOptions {
-    /// The addresses that the locator gives to others, best first. Default: the bound address, or
-    /// none where the port is bound on all addresses at once.
+    /// The addresses that the locator gives to others, best first; port 0 stands for the bound
+    /// one. Default: the bound address, or none where the port is bound on all addresses at once.
     pub advertise: Vec<(String, u16)>,
     /// The ALPN of plain byte streams, and where those that others open go. Default: none. A
     /// stream that finds the channel full waits for the rest of its handshake's time.
@@ -124,6 +124,9 @@ impl TlsRpk {
         let mut advertise = options.advertise.clone();
         if advertise.is_empty() && !address.ip().is_unspecified() {
             advertise.push((address.ip().to_string(), address.port()));
+        }
+        for (_, port) in advertise.iter_mut().filter(|(_, port)| *port == 0) {
+            *port = address.port();
         }
         let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
         let netlayer = Self::new(identity, Some(address), &advertise, accepted, &options)?;

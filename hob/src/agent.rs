@@ -31,7 +31,7 @@ use crate::process::start_time;
 use crate::programs::{Programs, Wanted, environment};
 use crate::protocol::{
     BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply,
-    UserData, method, to_passable,
+    UserData, host_and_port, method, to_passable,
 };
 use crate::store::{Store, StoreError, swissnum_hash, sync_dir};
 
@@ -592,21 +592,6 @@ async fn advertised(
         }
     }
     Vec::new()
-}
-
-/// Reads `host:port`, `[v6]:port`, or a host alone, which gets the port listened on.
-fn host_and_port(text: &str, default: u16) -> (String, u16) {
-    let bare = |host: &str| host.trim_matches(['[', ']']).to_owned();
-    if text.parse::<std::net::IpAddr>().is_ok() {
-        return (text.to_owned(), default);
-    }
-    match text
-        .rsplit_once(':')
-        .map(|(host, port)| (host, port.parse()))
-    {
-        Some((host, Ok(port))) => (bare(host), port),
-        _ => (bare(text), default),
-    }
 }
 
 /// Lets the hob open as many files as it may: each stream takes two. Returns the limit before,

@@ -126,6 +126,7 @@ impl Boss {
             .wait_registered(&importer.0, importer.1, HOB_DEADLINE)
             .await?;
         let deadline = Instant::now() + HOB_DEADLINE;
+        let mut pause = RETRY_MIN;
         let held: protocol::Held = loop {
             let attenuate = match request.attenuate.is_null() {
                 true => Passable::Struct(ocapn::Struct::new()),
@@ -165,6 +166,8 @@ impl Boss {
                     if it == code::UNREACHABLE && Instant::now() < deadline => {}
                 Err(error) => return Err(error),
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
         };
         self.wait_ready(&request, &importer).await?;
         Ok(Bound {

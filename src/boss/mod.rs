@@ -24,8 +24,9 @@ use std::time::Duration;
 
 use gobs_model::Address;
 use gobs_state::{BossStore, StoreError};
+use hob::protocol::host_and_port;
 use ocapn::netlayer::tls_rpk::{TlsRpk, TlsRpkOptions};
-use ocapn::{EnlivenError, Identity, Limits, Peer, PeerLocator, SessionEvent, Sturdyref};
+use ocapn::{Identity, Limits, Netlayer, Peer, PeerLocator, SessionEvent, Sturdyref};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -83,6 +84,9 @@ pub enum BossError {
     /// An address is none.
     #[error("{0:?} is not an address to listen on, such as 127.0.0.1:0 or [::]:7462")]
     Address(String),
+    /// It listens on all addresses and does not know which of them lead to it.
+    #[error("the boss listens on {0}, which is no address that a hob can dial: advertise one")]
+    NoAddress(String),
     /// Its socket cannot be made.
     #[error("cannot make the socket {}: {source}", path.display())]
     Socket {
@@ -173,8 +177,10 @@ impl Boss {
         let identity = Identity::from_seed(&*store.seed()?);
         let kept = store.port()?;
         let listen = listen_address(&options.listen, kept).await?;
+        let advertise = options.advertise.iter();
         let netlayer_options = TlsRpkOptions {
-            advertise: advertised(&options.advertise, listen.port()),
+            // Port 0 stands for the one that is bound.
+            advertise: advertise.map(|text| host_and_port(text, 0)).collect(),
             ..TlsRpkOptions::default()
         };
         let netlayer = TlsRpk::bind(identity.clone(), listen, netlayer_options)
@@ -183,6 +189,9 @@ impl Boss {
                 listen: listen.to_string(),
                 source,
             })?;
+        if netlayer.locator().addresses().is_empty() {
+            return Err(BossError::NoAddress(options.listen));
+        }
         if let Some(bound) = netlayer.local_addr()
             && kept != Some(bound.port())
         {
@@ -247,7 +256,6 @@ impl Boss {
         };
         match tokio::time::timeout(CALL_TIMEOUT, peer.enliven(sturdyref)).await {
             Ok(Ok(reference)) => Ok(reference),
-            Ok(Err(EnlivenError::Connect(error))) => Err(error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("no answer".into()),
         }
@@ -272,19 +280,6 @@ async fn listen_address(listen: &str, kept: Option<u16>) -> Result<SocketAddr, B
         address.set_port(kept.unwrap_or(0));
     }
     Ok(address)
-}
-
-fn advertised(addresses: &[String], port: u16) -> Vec<(String, u16)> {
-    addresses
-        .iter()
-        .map(|text| match text.rsplit_once(':') {
-            Some((host, given)) if given.parse::<u16>().is_ok() => {
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                (host.to_owned(), given.parse().unwrap_or(port))
-            }
-            _ => (text.clone(), port),
-        })
-        .collect()
 }
 
 async fn watch_sessions(boss: Boss, mut events: tokio::sync::broadcast::Receiver<SessionEvent>) {

@@ -18,6 +18,12 @@ use super::{Boss, BossError, Key};
 /// How long a hob may take to answer for a status: who watches wants to see who is away.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long another process's boss may take to answer: it asks its hobs, and then reads its state.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pause after a connection that could not be taken: the process may be out of files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// The longest request line: the one there is has 20 bytes.
 const REQUEST_BYTES_MAX: u64 = 4_096;
 
@@ -139,21 +145,26 @@ impl Boss {
 /// # Errors
 /// When one runs and cannot answer.
 pub async fn ask_status(socket: &Path) -> io::Result<Option<StatusReport>> {
-    let Some(mut stream) = connect(socket).await else {
-        return Ok(None);
+    let answer = async {
+        let Some(mut stream) = connect(socket).await? else {
+            return Ok(None);
+        };
+        let mut line = serde_json::to_vec(&Request::Status)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let mut answer = String::new();
+        BufReader::new(stream)
+            .take(ANSWER_BYTES_MAX)
+            .read_line(&mut answer)
+            .await?;
+        match serde_json::from_str(&answer)? {
+            Response::Status(report) => Ok(Some(report)),
+            Response::Error(text) => Err(io::Error::other(text)),
+        }
     };
-    let mut line = serde_json::to_vec(&Request::Status)?;
-    line.push(b'\n');
-    stream.write_all(&line).await?;
-    let mut answer = String::new();
-    BufReader::new(stream)
-        .take(ANSWER_BYTES_MAX)
-        .read_line(&mut answer)
-        .await?;
-    match serde_json::from_str(&answer)? {
-        Response::Status(report) => Ok(Some(report)),
-        Response::Error(text) => Err(io::Error::other(text)),
-    }
+    tokio::time::timeout(ANSWER_TIMEOUT, answer)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// The socket, with its file: a clean end leaves nothing.
@@ -172,13 +183,13 @@ impl Drop for Socket {
 /// Binds the socket; refuses where another process answers on it, and replaces what a killed one
 /// has left.
 pub(super) async fn bind(path: &Path) -> Result<Socket, BossError> {
-    if connect(path).await.is_some() {
-        return Err(BossError::Running(path.to_owned()));
-    }
     let failed = |source| BossError::Socket {
         path: path.to_owned(),
         source,
     };
+    if connect(path).await.map_err(failed)?.is_some() {
+        return Err(BossError::Running(path.to_owned()));
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -193,7 +204,15 @@ pub(super) async fn bind(path: &Path) -> Result<Socket, BossError> {
 }
 
 pub(super) async fn serve(boss: Boss, socket: Socket) {
-    while let Ok((stream, _)) = socket.listener.accept().await {
+    loop {
+        let stream = match socket.listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection on the boss's socket");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         let boss = boss.clone();
         tokio::spawn(async move {
             // Whoever asked and went away needs no answer.
@@ -221,9 +240,19 @@ async fn answer(boss: &Boss, stream: UnixStream) -> io::Result<()> {
     writer.write_all(&line).await
 }
 
-async fn connect(path: &Path) -> Option<UnixStream> {
-    let (_directory, short) = reachable(path).ok()?;
-    UnixStream::connect(short).await.ok()
+/// Connects to whoever listens on the socket; nothing where nobody does.
+async fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
+    let connected = match reachable(path) {
+        Ok((_directory, short)) => UnixStream::connect(short).await,
+        Err(error) => Err(error),
+    };
+    match connected {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Returns a name of a socket that is short enough for the kernel: a path over 107 bytes is

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gobs::boss::{BossError, Bound, Unbound};
+use gobs::boss::{BossError, Bound, UnbindRequest, Unbound};
 use rustix::process::Signal;
 
-use super::home::{Client, Pair, unbind_request};
+use super::home::{Client, Pair, eventually, unbind_request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_handed_over_and_taken_back() {
@@ -66,4 +66,28 @@ async fn s6_a_frozen_exporter_leaves_the_revocation_pending() {
     left_pending(&pair, &bound, &mut client).await;
     pair.db.signal(Signal::CONT);
     settled(&pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_away_holds_up_no_revocation() {
+    let mut pair = Pair::start().await;
+    let bound = pair.bind(1).await.expect("bound");
+    pair.app.kill();
+    let unbound = pair.boss.unbind(unbind_request(1)).await.expect("unbound");
+    assert_eq!(unbound, Unbound::Done);
+    pair.app.start_again();
+    // Back again, it still has the name, and nothing behind it.
+    let path = bound.address.strip_prefix("unix:").expect("a socket");
+    eventually("it listens again", async || {
+        tokio::net::UnixStream::connect(path).await.is_ok()
+    })
+    .await;
+    Client::connect(&bound).await.ends().await;
+    let request = UnbindRequest {
+        exporter: None,
+        ..unbind_request(1)
+    };
+    let unbound = pair.boss.unbind(request).await.expect("unbound");
+    assert_eq!(unbound, Unbound::Done);
+    assert!(!Path::new(&bound.directory).exists());
 }

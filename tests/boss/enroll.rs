@@ -8,8 +8,8 @@ use gobs_state::CLAIM_TTL;
 use ocapn::{EnlivenError, Identity, Swissnum};
 
 use super::home::{
-    Client, Home, Host, Pair, address, enliven, eventually, peer, refusal, registered, stranger,
-    sturdyref, unbind_request,
+    Client, Home, Host, PATIENCE, Pair, address, enliven, eventually, peer, refusal, registered,
+    stranger, sturdyref, unbind_request,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +82,7 @@ async fn b5_whatever_is_refused_gets_the_same_reply() {
     let winner = Identity::generate().expect("a key");
     enliven(&peer(&winner), &used).await;
     let long_ago = SystemTime::now() - CLAIM_TTL - Duration::from_secs(1);
-    let expired = sturdyref(&home.invite_as_of(&boss, "machine.late", long_ago));
+    let expired = sturdyref(&home.invite_as_of(&boss, "machine.late", 1, long_ago));
     let withdrawn = sturdyref(&home.invite(&boss, "machine.gone"));
     boss.forget(&address("machine.gone"), 1).expect("written");
     let mut foreign = sturdyref(&elsewhere.invite(&other_boss, "machine.used"));
@@ -155,5 +155,38 @@ async fn b2_a_hob_that_dies_at_any_time_before_it_registers_is_not_lost() {
         registered(&boss, &machine).await;
         eventually("erased", async || !host.path("user-data").exists()).await;
     }
+    boss.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuilt_machine_takes_the_place_of_the_one_before() {
+    let home = Home::new();
+    let boss = home.boss().await;
+    let machine = address("machine.db");
+    let mut before = Host::start(&home.invite(&boss, "machine.db"));
+    let old_key = registered(&boss, "machine.db").await;
+    let invitation = home.invite_as_of(&boss, "machine.db", 2, SystemTime::now());
+    let _after = Host::start(&invitation);
+    let rebuilt = boss.wait_registered(&machine, 2, PATIENCE).await;
+    let rebuilt = rebuilt.expect("registered").designator;
+    assert_ne!(rebuilt, old_key);
+    // The one before may still run; it is refused, and changes nothing.
+    before.kill();
+    before.start_again();
+    eventually("refused", async || {
+        before.log().contains("a later incarnation has registered")
+    })
+    .await;
+    let hobs = boss.status().await.expect("a report").hobs;
+    assert_eq!(hobs.len(), 1);
+    assert_eq!((hobs[0].incarnation, &hobs[0].designator), (2, &rebuilt));
+    boss.forget(&machine, 1).expect("written");
+    boss.wait_registered(&machine, 2, Duration::ZERO)
+        .await
+        .expect("still there");
+    boss.forget(&machine, 2).expect("written");
+    assert!(boss.status().await.expect("a report").hobs.is_empty());
+    let gone = boss.wait_registered(&machine, 2, Duration::ZERO).await;
+    assert!(matches!(gone, Err(BossError::Unclaimed { .. })), "{gone:?}");
     boss.shutdown().await;
 }

@@ -66,9 +66,18 @@ impl Home {
 
     /// Starts the boss, or says why it cannot.
     pub(super) async fn try_boss(&self) -> Result<Boss, BossError> {
+        self.boss_at("127.0.0.1:0", &[]).await
+    }
+
+    /// Starts the boss with these addresses, or says why it cannot.
+    pub(super) async fn boss_at(
+        &self,
+        listen: &str,
+        advertise: &[&str],
+    ) -> Result<Boss, BossError> {
         let options = BossOptions {
-            listen: "127.0.0.1:0".into(),
-            advertise: Vec::new(),
+            listen: listen.into(),
+            advertise: advertise.iter().map(|it| (*it).to_owned()).collect(),
             socket: self.socket(),
         };
         Boss::start(self.tables(), options).await
@@ -81,14 +90,20 @@ impl Home {
 
     /// Invites a machine's first incarnation, as apply does; returns its user data.
     pub(super) fn invite(&self, boss: &Boss, machine: &str) -> String {
-        self.invite_as_of(boss, machine, SystemTime::now())
+        self.invite_as_of(boss, machine, 1, SystemTime::now())
     }
 
-    /// The same, with an invitation that was made at another time.
-    pub(super) fn invite_as_of(&self, boss: &Boss, machine: &str, at: SystemTime) -> String {
+    /// The same for any incarnation, with an invitation that was made at another time.
+    pub(super) fn invite_as_of(
+        &self,
+        boss: &Boss,
+        machine: &str,
+        incarnation: u64,
+        at: SystemTime,
+    ) -> String {
         let machine = address(machine);
         let invitation = boss
-            .mint_invitation(&machine, 1, None, Vec::new(), &[])
+            .mint_invitation(&machine, incarnation, None, Vec::new(), &[])
             .expect("an invitation");
         let intent = Intent {
             address: machine,

@@ -87,3 +87,36 @@ async fn one_boss_runs_at_a_time() {
     assert!(!home.socket().exists());
     home.boss().await.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hobs_are_told_what_is_advertised() {
+    let home = Home::new();
+    let advertised = ["boss.example", "boss.example:99", "::1", "[::1]:98"];
+    let boss = home
+        .boss_at("127.0.0.1:0", &advertised)
+        .await
+        .expect("started");
+    let port = home.tables().port().expect("readable").expect("kept");
+    assert_eq!(
+        boss.locator().addresses(),
+        [
+            ("boss.example".to_owned(), port),
+            ("boss.example".to_owned(), 99),
+            ("::1".to_owned(), port),
+            ("::1".to_owned(), 98),
+        ]
+    );
+    boss.shutdown().await;
+    let error = home
+        .boss_at("0.0.0.0:0", &[])
+        .await
+        .err()
+        .expect("nobody could dial it");
+    assert!(matches!(error, BossError::NoAddress(_)), "{error}");
+    let error = home
+        .boss_at("nowhere", &[])
+        .await
+        .err()
+        .expect("no address");
+    assert!(matches!(error, BossError::Address(_)), "{error}");
+}

@@ -60,6 +60,21 @@ impl UserData {
     }
 }
 
+/// Reads `host:port`, `[v6]:port`, or a host alone, which gets the default port.
+pub fn host_and_port(text: &str, default: u16) -> (String, u16) {
+    let bare = |host: &str| host.trim_matches(['[', ']']).to_owned();
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return (text.to_owned(), default);
+    }
+    match text
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse()))
+    {
+        Some((host, Ok(port))) => (bare(host), port),
+        _ => (bare(text), default),
+    }
+}
+
 impl std::fmt::Debug for UserData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "UserData({}, listen {})", self.sturdyref, self.listen)

@@ -105,9 +105,14 @@ impl Value {
                     "set" => return Ok(Self::set(elements(content)?)),
                     "map" => Kind::Map(Arc::new(entries(content)?)),
                     "object" => Kind::Object(Arc::new(entries(content)?)),
-                    "ref" => Kind::Ref(content.as_str().unwrap_or_default().parse().map_err(
-                        |error: crate::ParseAddressError| DecodeError(error.to_string()),
-                    )?),
+                    "ref" => {
+                        let text = content.as_str().unwrap_or_default();
+                        let address: crate::Address =
+                            text.parse().map_err(|error: crate::ParseAddressError| {
+                                DecodeError(error.to_string())
+                            })?;
+                        Kind::Ref(Arc::new(address))
+                    }
                     "unknown" => Kind::Unknown(
                         serde_json::from_value(content)
                             .map_err(|error| DecodeError(error.to_string()))?,

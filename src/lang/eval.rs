@@ -241,10 +241,10 @@ impl<'s> Eval<'s> {
                 }
             };
             offering = match (&value.kind, &access.kind) {
-                (Kind::Ref(address @ Address::Machine(_)), AccessKind::Attribute(name))
-                    if &**name == "service" =>
+                (Kind::Ref(address), AccessKind::Attribute(name))
+                    if matches!(**address, Address::Machine(_)) && &**name == "service" =>
                 {
-                    Some(address.clone())
+                    Some(Address::clone(address))
                 }
                 _ => None,
             };

@@ -428,11 +428,11 @@ impl<'a> Evaluator<'a> {
             key,
         };
         let shown = |instance: &Instance| {
-            Value::from(Kind::Ref(if is_machine {
+            Value::from(if is_machine {
                 Address::Machine(instance.clone())
             } else {
                 Address::Binding(instance.clone())
-            }))
+            })
         };
         let names = Names::new(self, Each::None);
         let mut eval = Eval::new(&names, &self.config.sources);

@@ -1,6 +1,6 @@
 //! What expressions of a configuration can refer to.
 
-use gobs_model::{Address, Diagnostic, Instance, Kind, Name, ObjectField, Type, Value};
+use gobs_model::{Address, Diagnostic, Instance, Name, ObjectField, Type, Value};
 
 use super::access::AccessError;
 use super::config::BlockId;
@@ -152,7 +152,7 @@ impl<'e, 'a> Names<'e, 'a> {
                     machine: machine.clone(),
                     service: service.clone(),
                 };
-                (service.as_str(), Kind::Ref(address).into())
+                (service.as_str(), Value::from(address))
             })));
         }
         let address = Address::Machine(machine.clone());

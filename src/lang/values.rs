@@ -342,8 +342,8 @@ fn reference(eval: &mut Eval<'_>, expr: &Expr, ty: &Type) -> Option<Address> {
         _ => "a machine, as machine.app",
     };
     let detail = match &value.kind {
-        Kind::Ref(address) if value.type_of() == *ty => return Some(address.clone()),
-        Kind::Ref(Address::Binding(_)) if *ty == Type::Service => {
+        Kind::Ref(address) if value.type_of() == *ty => return Some((**address).clone()),
+        Kind::Ref(address) if matches!(**address, Address::Binding(_)) && *ty == Type::Service => {
             "This version of gobs cannot give on what came through another binding yet; name the \
              service itself."
                 .into()

@@ -20,12 +20,17 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::captp::broken::Broken;
-use crate::captp::promise::{Kind, Node, Part, Promise, Reference, Resolver, Route, State, lock};
+use crate::captp::message::read_greeting;
+use crate::captp::promise::{
+    Delivery, Kind, Node, Part, Promise, Reference, Resolver, Route, State, lock,
+};
+use crate::captp::session::Session;
 use crate::captp::{Place, SessionId};
 use crate::locator::{PeerId, PeerLocator, Swissnum};
 use crate::passable::Passable;
 use crate::syrup::Mode;
 use dispatch::{Inner, Waiting};
+use gifts::Withdrawal;
 pub use inspect::{Inspection, Retained};
 
 /// An object that takes messages.
@@ -340,6 +345,10 @@ impl Shared {
             let Some(Waiting { target, delivery }) = next else {
                 return;
             };
+            if let Kind::Bootstrap(session) = target.0.kind {
+                self.withdraw(session, delivery);
+                continue;
+            }
             let (Kind::Object(Some(object)), Some(this)) = (&target.0.kind, self.this.upgrade())
             else {
                 continue;
@@ -366,6 +375,20 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+impl Shared {
+    /// Makes a withdrawal for the peer of session `receiver`; checks its signatures outside of
+    /// the lock, and all that may change meanwhile after them.
+    fn withdraw(&self, receiver: SessionId, delivery: Delivery) {
+        let mode = self.with(|inner| inner.mode);
+        let withdrawal = Withdrawal::read(delivery.args, mode).and_then(|withdrawal| {
+            let gifter = self.with(|inner| inner.gifter(receiver, &withdrawal))?;
+            withdrawal.check_signatures(&gifter)?;
+            Ok(withdrawal)
+        });
+        self.with(|inner| inner.withdraw(receiver, withdrawal, delivery.answer));
     }
 }
 
@@ -431,14 +454,27 @@ impl Vat {
 
     /// Opens a session on a new connection.
     pub fn open(&self, opening: Opening) -> SessionId {
-        self.0.with(|inner| inner.open(opening))
+        let of_vat = |inner: &mut Inner| {
+            let (location, limits) = (inner.location.clone(), inner.limits.clone());
+            (inner.reserve(), location, limits, inner.mode)
+        };
+        let (id, location, limits, mode) = self.0.with(of_vat);
+        let vat = self.0.this.clone();
+        // Making keys and signing takes long enough to do it outside of the lock.
+        let session = Box::new(Session::new(id, vat, opening, &location, limits, mode));
+        self.0.with(|inner| inner.begin(id, session));
+        id
     }
 
     /// Takes bytes that arrived, cut anywhere, and runs the turns they cause.
     pub fn receive(&self, session: SessionId, bytes: &[u8]) -> Result<(), Over> {
-        let result = self.0.with(|inner| inner.receive(session, bytes));
+        let mut result = self.0.with(|inner| inner.receive(session, bytes));
+        while let Ok(Some((frame, mode))) = result {
+            let greeting = read_greeting(&frame, mode);
+            result = self.0.with(|inner| inner.checked(session, greeting));
+        }
         self.0.run_turns();
-        result
+        result.map(|_| ())
     }
 
     /// Waits for bytes to send; `None` when the session is over and its last bytes were taken.

@@ -8,8 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::SessionId;
 use super::crypto::{PublicKey, Secrets, SessionKeys, session_id};
-use super::message::{Decoder, Fault, Gift, Greeting, Hello, Message, VERSION};
-use super::message::{my_location, read_greeting};
+use super::message::{Decoder, Fault, Gift, Hello, Message, VERSION, my_location};
 use super::tables::Tables;
 use crate::locator::{PeerId, PeerLocator};
 use crate::syrup::{self, Mode, Scanner, Writer};
@@ -25,14 +24,14 @@ pub(crate) struct Session {
     dialect: Dialect,
     pub(crate) keys: Arc<SessionKeys>,
     pub(crate) secrets: Secrets,
-    location: PeerLocator,
-    greeted: bool,
+    /// Our start-session, until it is sent.
+    greeting: Option<Bytes>,
     /// Whether hellos that crossed ours would have arrived.
     pub(crate) settled: bool,
     pub(crate) phase: Phase,
     /// The peer's greeting, while another session stands in its way.
     pub(crate) contested: Option<Box<Hello>>,
-    mode: Mode,
+    pub(crate) mode: Mode,
     pub(crate) tables: Tables,
     input: BytesMut,
     scanner: Scanner,
@@ -48,6 +47,8 @@ pub(crate) struct Session {
 pub(crate) enum Phase {
     /// The peer's start-session.
     Greeting,
+    /// The signature in the peer's start-session to be checked, outside of the vat's lock.
+    Checking,
     /// Messages.
     Up(Box<Link>),
     /// Its last bytes to be taken.
@@ -77,11 +78,12 @@ pub(crate) struct Outbox {
 }
 
 impl Session {
+    /// Returns a session that waits for its peer; makes the keys and the signature it needs.
     pub(crate) fn new(
         id: SessionId,
         vat: Weak<Shared>,
         opening: Opening,
-        location: PeerLocator,
+        location: &PeerLocator,
         limits: Limits,
         mode: Mode,
     ) -> Self {
@@ -93,13 +95,12 @@ impl Session {
             values_max: limits.values_max,
         };
         let mut session = Self {
+            greeting: Some(greeting(&keys, location)),
             direction: opening.direction,
             proven: opening.peer,
             dialect: opening.dialect,
             keys,
             secrets,
-            location,
-            greeted: false,
             settled: false,
             phase: Phase::Greeting,
             contested: None,
@@ -121,21 +122,10 @@ impl Session {
 
     /// Sends our start-session, once.
     pub(crate) fn greet(&mut self) {
-        if std::mem::replace(&mut self.greeted, true) {
-            return;
+        if let Some(greeting) = self.greeting.take() {
+            self.output.writer.raw(&greeting);
+            self.end_message();
         }
-        let mut location = Writer::new();
-        self.location.write(&mut location);
-        let location = location.take();
-        let writer = &mut self.output.writer;
-        writer
-            .record("op:start-session")
-            .string(VERSION)
-            .raw(&self.keys.public.encoding);
-        writer.raw(&location);
-        self.keys.sign(&my_location(&location), writer);
-        writer.end_record();
-        self.end_message();
     }
 
     pub(crate) fn link(&self) -> Option<&Link> {
@@ -167,10 +157,6 @@ impl Session {
         let end = self.scanner.scan(&self.input);
         let end = end.map_err(|error| format!("malformed message: {error}"))?;
         Ok(end.map(|end| self.input.split_to(end).freeze()))
-    }
-
-    pub(crate) fn read_greeting(&self, frame: &Bytes) -> Result<Greeting, Fault> {
-        read_greeting(frame, self.mode)
     }
 
     pub(crate) fn read_message(
@@ -290,4 +276,20 @@ impl Session {
             self.end_message();
         }
     }
+}
+
+/// Returns the start-session of the side with these keys.
+fn greeting(keys: &SessionKeys, location: &PeerLocator) -> Bytes {
+    let mut encoding = Writer::new();
+    location.write(&mut encoding);
+    let location = encoding.take();
+    let mut writer = Writer::new();
+    writer
+        .record("op:start-session")
+        .string(VERSION)
+        .raw(&keys.public.encoding)
+        .raw(&location);
+    keys.sign(&my_location(&location), &mut writer);
+    writer.end_record();
+    writer.take().freeze()
 }

@@ -9,7 +9,7 @@ use std::mem;
 use std::sync::Weak;
 use std::task::Waker;
 
-use super::gifts::Gifts;
+use super::gifts::{Gifts, is_withdrawal};
 use super::sessions::Slot;
 use super::wire::Desc;
 use super::{Dropped, Limits, Shared, VatEvent, VatOptions};
@@ -278,7 +278,9 @@ impl Inner {
                     self.next(Work::Settle(promise, resolution(delivery.args)));
                 }
             }
-            Kind::Bootstrap(session) => self.bootstrap_turn(*session, delivery),
+            Kind::Bootstrap(session) if !is_withdrawal(&delivery) => {
+                self.bootstrap_turn(*session, delivery);
+            }
             _ => self.turns.push_back(Waiting { target, delivery }),
         }
     }

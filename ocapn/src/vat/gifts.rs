@@ -10,16 +10,16 @@ use super::dispatch::Inner;
 use super::sessions::key;
 use super::wire::{Args, Desc};
 use crate::captp::broken::Broken;
-use crate::captp::crypto::SessionKeys;
+use crate::captp::crypto::{Envelope, PublicKey, SessionKeys};
 use crate::captp::handoff::{Give, Receive, sign_receive};
 use crate::captp::message::{Gift, as_envelope, refused};
 use crate::captp::promise::{Delivery, Reference};
-use crate::captp::session::Session;
+use crate::captp::session::{Link, Session};
 use crate::captp::tables::BOOTSTRAP;
 use crate::captp::{Place, SessionId};
 use crate::locator::{PeerLocator, Swissnum};
 use crate::passable::Passable;
-use crate::syrup;
+use crate::syrup::{self, Mode};
 
 /// Withdrawals that one session may make: their counts are remembered against replay.
 const WITHDRAWALS_MAX: usize = 65_536;
@@ -47,6 +47,49 @@ struct Waiting {
     promise: Reference,
 }
 
+/// A receiver's request for a gift.
+pub(super) struct Withdrawal {
+    outer: Envelope,
+    receive: Receive,
+    give: Give,
+}
+
+impl Withdrawal {
+    /// Reads the arguments of `withdraw-gift`.
+    pub(super) fn read(args: Vec<Passable>, mode: Mode) -> Result<Self, Broken> {
+        let malformed = |_| refused("malformed certificate");
+        let envelope = match args.as_slice() {
+            [_, certificate] => as_envelope(certificate),
+            _ => None,
+        };
+        let envelope = envelope.ok_or_else(|| refused("not a certificate"))?;
+        let (outer, receive) = Receive::read(envelope, mode).map_err(malformed)?;
+        let give = Give::read(&receive.give, mode).map_err(malformed)?;
+        Ok(Self {
+            outer,
+            receive,
+            give,
+        })
+    }
+
+    /// Checks that the gifter signed the one certificate and the receiver the other.
+    pub(super) fn check_signatures(&self, gifter: &PublicKey) -> Result<(), Broken> {
+        if !self.receive.give.is_by(gifter) {
+            return Err(refused("the gifter did not sign this"));
+        }
+        if !self.outer.is_by(&self.give.receiver_key) {
+            return Err(refused("the receiver did not sign this"));
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether a message to the bootstrap object asks for a gift.
+pub(super) fn is_withdrawal(delivery: &Delivery) -> bool {
+    let method = delivery.args.first().and_then(Passable::as_symbol);
+    method == Some("withdraw-gift")
+}
+
 impl Gifts {
     /// Returns the number of gifts of a gifter's session.
     pub(super) fn of(&self, gifter: SessionId) -> usize {
@@ -55,7 +98,8 @@ impl Gifts {
 }
 
 impl Inner {
-    /// Runs one message to the bootstrap object as the peer of session `id` has it.
+    /// Runs one message to the bootstrap object as the peer of session `id` has it, but a
+    /// withdrawal, which waits for its turn.
     pub(super) fn bootstrap_turn(&mut self, id: SessionId, delivery: Delivery) {
         let Delivery { args, answer, .. } = delivery;
         let mut args = args.into_iter();
@@ -70,17 +114,6 @@ impl Inner {
             }
             ("deposit-gift", Some(gift_id), Some(Passable::Reference(gift)), None) => {
                 self.deposit(id, &gift_id, gift)
-            }
-            ("withdraw-gift", Some(certificate), None, None) => {
-                let withdrawn = match as_envelope(&certificate) {
-                    Some(envelope) => self.withdraw(id, envelope, answer.clone()),
-                    None => Err(refused("not a certificate")),
-                };
-                match withdrawn {
-                    Ok(Some(gift)) => Ok(gift.into()),
-                    Ok(None) => return,
-                    Err(broken) => Err(broken),
-                }
             }
             _ => Err(Broken::new(
                 "wrong-call",
@@ -133,41 +166,71 @@ impl Inner {
         Ok(Passable::Undefined)
     }
 
-    /// Returns the gift of a certificate, or `None` if it was not deposited yet: then `answer`
-    /// gets it.
-    fn withdraw(
-        &mut self,
+    /// Returns the key of the gifter that a withdrawal by the peer of session `receiver` names.
+    pub(super) fn gifter(
+        &self,
         receiver: SessionId,
-        envelope: &Bytes,
-        answer: Option<Reference>,
-    ) -> Result<Option<Reference>, Broken> {
-        let malformed = |_| refused("malformed certificate");
-        let (outer, receive) = Receive::read(envelope, self.mode).map_err(malformed)?;
-        let give = Give::read(&receive.give, self.mode).map_err(malformed)?;
+        withdrawal: &Withdrawal,
+    ) -> Result<PublicKey, Broken> {
+        self.find_gifter(receiver, withdrawal)
+            .map(|(_, link)| link.key.clone())
+    }
 
+    /// Checks all of a withdrawal but its signatures.
+    fn find_gifter(
+        &self,
+        receiver: SessionId,
+        withdrawal: &Withdrawal,
+    ) -> Result<(SessionId, &Link), Broken> {
+        let Withdrawal { receive, give, .. } = withdrawal;
         let link = self.session(receiver).and_then(Session::link);
         let link = link.ok_or_else(|| Broken::severed("the session is over"))?;
         if receive.session != link.id[..] || receive.receiver_side != link.key.side[..] {
             return Err(refused("the certificate is for another session"));
         }
         // The gifter's session is found by its id, so who signed is who deposits.
-        let gifter = self.peers.values().copied().find(|id| {
-            let link = self.session(*id).and_then(Session::link);
-            link.is_some_and(|link| give.session == link.id[..])
+        let gifter = self.peers.values().find_map(|id| {
+            let link = self.session(*id).and_then(Session::link)?;
+            (give.session == link.id[..]).then_some((*id, link))
         });
-        let gifter = gifter.ok_or_else(|| refused("no session with the gifter"))?;
-        let gifter_link = self.session(gifter).and_then(Session::link);
-        let gifter_link = gifter_link.ok_or_else(|| refused("no session with the gifter"))?;
-        if give.gifter_side != gifter_link.key.side[..] || !receive.give.is_by(&gifter_link.key) {
+        let (gifter, link) = gifter.ok_or_else(|| refused("no session with the gifter"))?;
+        if give.gifter_side != link.key.side[..] {
             return Err(refused("the gifter did not sign this"));
         }
         if !give.exporter.same_peer(&self.location) {
             return Err(refused("the gift is at another peer"));
         }
-        if !outer.is_by(&give.receiver_key) {
-            return Err(refused("the receiver did not sign this"));
+        Ok((gifter, link))
+    }
+
+    /// Settles the answer of a withdrawal whose signatures were checked.
+    pub(super) fn withdraw(
+        &mut self,
+        receiver: SessionId,
+        withdrawal: Result<Withdrawal, Broken>,
+        answer: Option<Reference>,
+    ) {
+        let withdrawn = withdrawal
+            .and_then(|withdrawal| self.take_gift(receiver, withdrawal, answer.clone()))
+            .transpose();
+        if let (Some(answer), Some(result)) = (answer, withdrawn) {
+            self.settle(answer, result.map(Passable::from));
         }
-        let used = (gifter_link.id, give.receiver_key.side, receive.count);
+    }
+
+    /// Returns the gift of a certificate, or `None` if it was not deposited yet: then `answer`
+    /// gets it.
+    fn take_gift(
+        &mut self,
+        receiver: SessionId,
+        withdrawal: Withdrawal,
+        answer: Option<Reference>,
+    ) -> Result<Option<Reference>, Broken> {
+        // The sessions may have ended while the signatures were checked. Another session has
+        // another id, so the same id is still the same keys.
+        let (gifter, link) = self.find_gifter(receiver, &withdrawal)?;
+        let Withdrawal { receive, give, .. } = withdrawal;
+        let used = (link.id, give.receiver_key.side, receive.count);
         let limit = self.limits.gifts_max;
         let session = self.session_up(receiver).and_then(Session::link_mut);
         let link = session.ok_or_else(|| Broken::severed("the session is over"))?;

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
+use bytes::Bytes;
+
 use super::dispatch::Inner;
-use super::{Admission, Direction, Opening, Output, Over, VatEvent};
+use super::{Admission, Direction, Output, Over, VatEvent};
 use crate::captp::SessionId;
 use crate::captp::broken::Broken;
-use crate::captp::message::{Greeting, Hello, Message};
+use crate::captp::message::{Fault, Greeting, Hello, Message};
 use crate::captp::promise::{Delivery, Kind, Listener, Node, Reference, Route, lock};
 use crate::captp::session::{Phase, Session};
 use crate::locator::PeerLocator;
+use crate::syrup::Mode;
 
 /// A place for a session; the serial tells those that had it apart.
 pub(super) struct Slot {
@@ -27,7 +30,8 @@ enum Farewell {
 }
 
 impl Inner {
-    pub(super) fn open(&mut self, opening: Opening) -> SessionId {
+    /// Returns the name of a new session, whose state follows by [`Inner::begin`].
+    pub(super) fn reserve(&mut self) -> SessionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
                 serial: 0,
@@ -37,17 +41,17 @@ impl Inner {
         });
         let place = &mut self.slots[slot as usize];
         place.serial = place.serial.wrapping_add(1);
-        let id = SessionId {
+        SessionId {
             slot,
             serial: place.serial,
-        };
-        if let Direction::Outbound(peer) = &opening.direction {
+        }
+    }
+
+    pub(super) fn begin(&mut self, id: SessionId, session: Box<Session>) {
+        if let Direction::Outbound(peer) = &session.direction {
             self.dialling.insert(key(peer), id);
         }
-        let (location, limits) = (self.location.clone(), self.limits.clone());
-        let session = Session::new(id, self.vat.clone(), opening, location, limits, self.mode);
-        self.slots[slot as usize].session = Some(Box::new(session));
-        id
+        self.put_back(id, session);
     }
 
     pub(super) fn session(&self, id: SessionId) -> Option<&Session> {
@@ -116,8 +120,9 @@ impl Inner {
         Poll::Pending
     }
 
-    /// Takes bytes of a session and does what they ask for.
-    pub(super) fn receive(&mut self, id: SessionId, bytes: &[u8]) -> Result<(), Over> {
+    /// Takes bytes of a session and does what they ask for. A start-session is returned, to be
+    /// checked outside of the lock and brought back by [`Inner::checked`]; later bytes wait.
+    pub(super) fn receive(&mut self, id: SessionId, bytes: &[u8]) -> Result<Option<(Bytes, Mode)>, Over> {
         if let Some(session) = self.session_mut(id) {
             session.take_input(bytes);
         }
@@ -132,12 +137,12 @@ impl Inner {
                     reason: reason.clone(),
                 });
             }
-            if session.contested.is_some() {
-                return Ok(());
+            if session.contested.is_some() || matches!(session.phase, Phase::Checking) {
+                return Ok(None);
             }
             let frame = match session.frame() {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(None),
                 Err(fault) => {
                     self.abort(id, &fault);
                     continue;
@@ -147,23 +152,40 @@ impl Inner {
             let Some(session) = self.session_mut(id) else {
                 continue;
             };
-            let done = if matches!(session.phase, Phase::Greeting) {
-                session
-                    .read_greeting(&frame)
-                    .map(|greeting| self.greeted(id, greeting))
-            } else {
-                let message = session.read_message(&frame, &vat);
-                let gifts = std::mem::take(&mut session.gifts);
-                for gift in gifts {
-                    self.receive_gift(id, gift);
-                }
-                message.and_then(|message| self.obey(id, message))
-            };
-            if let Err(fault) = done {
+            if matches!(session.phase, Phase::Greeting) {
+                session.phase = Phase::Checking;
+                return Ok(Some((frame, session.mode)));
+            }
+            let message = session.read_message(&frame, &vat);
+            let gifts = std::mem::take(&mut session.gifts);
+            for gift in gifts {
+                self.receive_gift(id, gift);
+            }
+            if let Err(fault) = message.and_then(|message| self.obey(id, message)) {
                 self.abort(id, &fault);
             }
             self.work();
         }
+    }
+
+    /// Goes on with a start-session that was checked, and with what came after it.
+    pub(super) fn checked(
+        &mut self,
+        id: SessionId,
+        greeting: Result<Greeting, Fault>,
+    ) -> Result<Option<(Bytes, Mode)>, Over> {
+        // The session may have ended meanwhile.
+        if let Some(session) = self.session_mut(id)
+            && matches!(session.phase, Phase::Checking)
+        {
+            session.phase = Phase::Greeting;
+            match greeting {
+                Ok(greeting) => self.greeted(id, greeting),
+                Err(fault) => self.abort(id, &fault),
+            }
+            self.work();
+        }
+        self.receive(id, &[])
     }
 
     fn greeted(&mut self, id: SessionId, greeting: Greeting) {
@@ -203,6 +225,7 @@ impl Inner {
 
     pub(super) fn admission(&self, id: SessionId) -> Admission {
         match self.session(id) {
+            Some(session) if matches!(session.phase, Phase::Checking) => Admission::Waiting,
             Some(session) if matches!(session.phase, Phase::Greeting) => {
                 let Some(hello) = &session.contested else {
                     return Admission::Waiting;
@@ -222,7 +245,7 @@ impl Inner {
             self.work();
         }
         // What came after the greeting has waited.
-        self.receive(id, &[])
+        self.receive(id, &[]).map(|_| ())
     }
 
     /// Decides whether the peer that greeted is who it must be, and which of several sessions

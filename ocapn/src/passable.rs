@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -74,30 +75,79 @@ pub struct Opaque {
 }
 
 /// A name: compared by text, cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Symbol(Arc<str>);
+#[derive(Clone)]
+pub struct Symbol(Text);
+
+/// The longest text that is kept without an allocation; the names of most methods and records
+/// are shorter.
+const INLINE_BYTES_MAX: usize = 22;
+
+#[derive(Clone)]
+enum Text {
+    Inline(u8, [u8; INLINE_BYTES_MAX]),
+    Shared(Arc<str>),
+}
 
 impl Symbol {
     /// Returns the symbol with this text.
     pub fn new(text: &str) -> Self {
-        Self(text.into())
+        let mut room = [0; INLINE_BYTES_MAX];
+        match room.get_mut(..text.len()) {
+            Some(start) => {
+                start.copy_from_slice(text.as_bytes());
+                Self(Text::Inline(text.len() as u8, room))
+            }
+            None => Self(Text::Shared(text.into())),
+        }
     }
 
     /// Returns the text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        match &self.0 {
+            // What was copied is text, so nothing is lost by the default.
+            Text::Inline(length, room) => {
+                std::str::from_utf8(&room[..usize::from(*length)]).unwrap_or_default()
+            }
+            Text::Shared(text) => text,
+        }
+    }
+}
+
+impl PartialEq for Symbol {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Symbol {}
+
+impl Hash for Symbol {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl PartialOrd for Symbol {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Symbol {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
     }
 }
 
 impl fmt::Debug for Symbol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "'{}", self.0)
+        write!(f, "'{}", self.as_str())
     }
 }
 
 impl fmt::Display for Symbol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 

@@ -129,10 +129,10 @@ pub(crate) fn read_value(
                 continue;
             }
             Token::Record => match known_record(reader, start, refer)? {
-                Some(value) => value,
-                None => {
+                Found::Value(value) => value,
+                Found::Label(label) => {
                     open.push(Open::Record {
-                        label: None,
+                        label: label.map(Passable::Symbol),
                         fields: Vec::new(),
                     });
                     continue;
@@ -166,17 +166,26 @@ pub(crate) fn read_value(
     }
 }
 
+/// What the start of a record turned out to be.
+enum Found {
+    /// A record that is more than its fields, to its end.
+    Value(Passable),
+    /// The label, if it is a symbol; the rest is to be read.
+    Label(Option<Symbol>),
+}
+
 /// Reads the rest of a record that is more than its fields, if it is one.
 fn known_record(
     reader: &mut Reader<'_>,
     start: usize,
     refer: &mut impl Refer,
-) -> Result<Option<Passable>, SyrupError> {
+) -> Result<Found, SyrupError> {
     let after = reader.offset();
     let Ok(label) = reader.symbol() else {
         reader.rewind(after);
-        return Ok(None);
+        return Ok(Found::Label(None));
     };
+    let fields = reader.offset();
     if label == "ocapn-sturdyref" {
         let sturdyref = (|| {
             let peer = PeerLocator::read(reader)?;
@@ -185,16 +194,16 @@ fn known_record(
             Ok::<_, SyrupError>(Sturdyref { peer, swissnum })
         })();
         if let Ok(sturdyref) = sturdyref {
-            return Ok(Some(sturdyref.into()));
+            return Ok(Found::Value(sturdyref.into()));
         }
     } else if label.starts_with("desc:") {
         reader.rewind(start);
         if let Some(value) = refer.refer(label, reader)? {
-            return Ok(Some(value));
+            return Ok(Found::Value(value));
         }
     }
-    reader.rewind(after);
-    Ok(None)
+    reader.rewind(fields);
+    Ok(Found::Label(Some(Symbol::new(label))))
 }
 
 /// Returns the value that a complete record stands for.

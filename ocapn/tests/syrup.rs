@@ -91,6 +91,7 @@ fn lenient_reads_what_peers_send_and_strict_refuses_it() {
         (b"0-", 0_u64.into()),
         (b"D\x7f\xf8\0\0\0\0\0\x01", f64::NAN.into()),
         (b"F\x3f\x80\0\0", 1.0.into()),
+        (b"F\x7f\xf8\0\0", f64::NAN.into()),
         (b"{1\"b2+1\"a1+}", both.clone().into()),
         (b"{1\"a7+1\"a1+1\"b2+}", both.into()),
         (b"#1+$", vec![1_u64.into()].into()),

@@ -110,7 +110,8 @@ impl<'a> Reader<'a> {
                 }
             }
             b'F' if self.mode == Mode::Lenient => {
-                Token::Float(f64::from(f32::from_be_bytes(self.array()?)))
+                let float = f64::from(f32::from_be_bytes(self.array()?));
+                Token::Float(if float.is_nan() { f64::NAN } else { float })
             }
             _ => return Err(Kind::Byte.at(start)),
         })

@@ -29,7 +29,7 @@ fn an_echo_comes_back() {
             world.run();
             world.published[1].clear();
             world.run();
-            world.assert_empty();
+            world.assert_empty(false);
         }
     }
 }
@@ -97,7 +97,7 @@ fn calls_pipeline_without_a_round_trip() {
     drop((builder, car));
     world.published[1].clear();
     world.run();
-    world.assert_empty();
+    world.assert_empty(false);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_promise_in_a_message_is_listened_to() {
         drop((promise, made, maker));
         world.published[1].clear();
         world.run();
-        world.assert_empty();
+        world.assert_empty(false);
     }
 }
 
@@ -275,7 +275,7 @@ fn references_are_counted_exactly_and_collected() {
     drop((answer, back, echo, object));
     world.published[1].clear();
     world.run();
-    world.assert_empty();
+    world.assert_empty(false);
 }
 
 #[test]
@@ -365,7 +365,7 @@ fn a_third_party_handoff_leads_to_a_direct_reference() {
             published.clear();
         }
         world.run();
-        world.assert_empty();
+        world.assert_empty(false);
     }
 }
 

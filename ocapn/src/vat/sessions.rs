@@ -122,7 +122,11 @@ impl Inner {
 
     /// Takes bytes of a session and does what they ask for. A start-session is returned, to be
     /// checked outside of the lock and brought back by [`Inner::checked`]; later bytes wait.
-    pub(super) fn receive(&mut self, id: SessionId, bytes: &[u8]) -> Result<Option<(Bytes, Mode)>, Over> {
+    pub(super) fn receive(
+        &mut self,
+        id: SessionId,
+        bytes: &[u8],
+    ) -> Result<Option<(Bytes, Mode)>, Over> {
         if let Some(session) = self.session_mut(id) {
             session.take_input(bytes);
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use futures_util::future::join;
+use gobs_model::Diagnostic;
 use tokio::sync::{mpsc, watch};
 
 use crate::apply::Summary;
@@ -12,7 +13,7 @@ use crate::run::{Choices, Planned, Run};
 use super::approve::{Question, approve};
 use super::arguments::Planning;
 use super::plan::show;
-use super::watch::{Watcher, interrupts};
+use super::watch::{Interrupts, Watcher};
 use super::{Context, Failure, Outcome, exit, plan_file, runtime, view};
 
 /// Makes what is declared: shows the plan, asks, and does it
@@ -132,12 +133,16 @@ impl<'a> Session<'a> {
     async fn apply(&mut self, context: &mut Context, planned: &Planned) -> Outcome {
         let (events, receiver) = channel();
         let (stop, stopped) = watch::channel(false);
+        let interrupts = Interrupts::listen().map_err(|error| {
+            let detail = format!("Ctrl-C cannot be heard: {error}. Nothing was done.");
+            Diagnostic::error("No signals", detail)
+        })?;
         let parallelism = self.choices.parallelism;
         let apply = self.run.apply(planned, parallelism, stopped, events);
         let print = self.watcher.print(receiver, &mut context.terminal);
         let ended = tokio::select! {
             (summary, ()) = join(apply, print) => Some(summary?),
-            () = interrupts(&stop) => None,
+            () = interrupts.second(&stop) => None,
         };
         let Some(summary) = ended else {
             context

@@ -1,8 +1,10 @@
 //! Watching an apply: its events become lines, Ctrl-C stops it.
 
+use std::io;
 use std::time::Instant;
 
 use gobs_model::Diagnostic;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::apply::Event;
@@ -59,25 +61,39 @@ impl Watcher {
     }
 }
 
-/// Waits for Ctrl-C. The first (or a SIGTERM) asks the apply to start nothing more; returns at the
-/// second: the journal knows what is in doubt then.
-pub(super) async fn interrupts(stop: &watch::Sender<bool>) {
-    for asked in [false, true] {
-        if signal().await.is_err() {
-            // Signals cannot be had: then they end the process as they always do.
-            return std::future::pending().await;
-        }
-        if !asked {
-            stop.send_replace(true);
-        }
-    }
+/// Ctrl-C, and SIGTERM, which means the same.
+#[derive(Debug)]
+pub(super) struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
 }
 
-async fn signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed,
-        _ = terminate.recv() => Ok(()),
+impl Interrupts {
+    /// Takes the signals from now on. Before the first effect begins: until then a signal ends the
+    /// process, and an effect that has begun must not be cut by it.
+    ///
+    /// # Errors
+    /// When signals cannot be had.
+    pub(super) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits. The first asks the apply to start nothing more; returns at the second: the journal
+    /// knows what is in doubt then. Both are heard by the same listeners, so that none is lost
+    /// between them.
+    pub(super) async fn second(mut self, stop: &watch::Sender<bool>) {
+        self.next().await;
+        stop.send_replace(true);
+        self.next().await;
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

@@ -26,8 +26,9 @@ use crate::plan::{PlanFile, RecordedFile, RecordedFiles, RecordedInputs, check_c
 /// small enough that a mistaken path does not fill memory.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// What a project is opened with: all that comes from outside its directory.
-#[derive(Clone, Debug, Default)]
+/// What a project is opened with: all that comes from outside its directory. It has no `Debug`,
+/// since it holds the key and variables that may be sensitive.
+#[derive(Clone, Default)]
 pub struct Surroundings {
     /// The project's directory, as the user would type it.
     pub directory: PathBuf,

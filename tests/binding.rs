@@ -2,12 +2,12 @@
 //! ours: promises S1, S4 and S9 as far as `tcp` services go.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use crate::support::{Project, eventually};
+use crate::support::{Project, eventually, free_port};
 
 /// Bytes sent each way.
 const PAYLOAD_BYTES: usize = 10 << 20;
@@ -40,11 +40,11 @@ struct Ports {
     binding: u16,
 }
 
-/// Returns ports that nobody listens on now.
 fn free_ports() -> Ports {
-    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
-    let [service, binding] = listeners.map(|it| it.local_addr().expect("an address").port());
-    Ports { service, binding }
+    Ports {
+        service: free_port(),
+        binding: free_port(),
+    }
 }
 
 fn configuration(root: &Path, ports: &Ports, bound: bool) -> String {

@@ -278,8 +278,19 @@ pub(crate) fn repository() -> &'static Path {
 /// Returns a port that nobody listens on now: a port that is written down somewhere may be taken
 /// by whoever tries an example at the same time.
 pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+    use std::sync::atomic::{AtomicU32, Ordering};
+    // Below the ports of outgoing connections, one of which would take it at any moment, and
+    // below those that hobs choose.
+    const PORTS: std::ops::Range<u32> = 10_000..20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 97;
+        let port = u16::try_from(PORTS.start + number % PORTS.len() as u32).expect("a port");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("every port is taken");
 }
 
 /// Returns both ends of a terminal: the person's, and the program's.

@@ -141,10 +141,14 @@ fn many_may_make_the_file_at_once() {
                 .collect()
         });
         assert_eq!(lineages.len(), 1);
-        let left = fs::read_dir(project.directory.path())
-            .expect("there")
-            .count();
-        assert_eq!(left, 1, "nothing stays beside the file");
+        // SQLite's own files stay where two connections close at the same moment.
+        let own = ["state.db", "state.db-wal", "state.db-shm"];
+        let left = fs::read_dir(project.directory.path()).expect("there");
+        let names = left.map(|it| it.expect("an entry").file_name());
+        let left: Vec<_> = names
+            .filter(|name| !own.iter().any(|own| name == own))
+            .collect();
+        assert!(left.is_empty(), "beside the file stay {left:?}");
     }
 }
 

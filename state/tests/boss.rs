@@ -17,8 +17,13 @@ const SWISSNUM: &[u8] = b"a swissnum";
 fn invited(swissnums: &[&[u8]]) -> (Project, BossStore) {
     let project = Project::new();
     let mut store = project.running();
-    for swissnum in swissnums {
-        let claim = Some(claim(swissnum, "machine.a"));
+    for (number, swissnum) in swissnums.iter().enumerate() {
+        // A later invitation of a machine would withdraw the one before.
+        let machine = match number {
+            0 => "machine.a".to_owned(),
+            _ => format!("machine.a{number}"),
+        };
+        let claim = Some(claim(swissnum, &machine));
         drop(start(
             &mut store,
             Intent {
@@ -39,7 +44,7 @@ fn try_claim(boss: &BossStore, swissnum: &[u8], key: &str, seconds: u64) -> Clai
 
 #[test]
 fn b1_of_concurrent_claims_with_different_keys_exactly_one_wins() {
-    const ROUNDS: usize = 250;
+    const ROUNDS: usize = 1_000;
     const CLIENTS: usize = 8;
     let swissnums: Vec<_> = (0..ROUNDS).map(|round| round.to_le_bytes()).collect();
     let (project, _boss) = invited(&swissnums.iter().map(|s| &s[..]).collect::<Vec<_>>());
@@ -110,6 +115,26 @@ fn b2_a_step_begun_again_with_its_claim_leaves_the_claim_as_it_was() {
     drop(start(&mut store, again));
     let again = try_claim(&boss, SWISSNUM, "mine", 2);
     assert!(matches!(again, ClaimOutcome::Again(_)), "{again:?}");
+}
+
+#[test]
+fn b5_an_invitation_that_nobody_took_ends_with_the_next_one() {
+    let (project, boss) = invited(&[b"first"]);
+    let mut store = project.running();
+    let claim = Some(claim(b"second", "machine.a"));
+    drop(start(
+        &mut store,
+        Intent {
+            claim,
+            ..intent("machine.a")
+        },
+    ));
+    assert_eq!(
+        try_claim(&boss, b"first", "k", 1),
+        ClaimOutcome::Refused(Refusal::Revoked)
+    );
+    let second = try_claim(&boss, b"second", "k", 1);
+    assert!(matches!(second, ClaimOutcome::Bound(_)), "{second:?}");
 }
 
 #[test]

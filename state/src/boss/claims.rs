@@ -295,7 +295,21 @@ impl BossStore {
 /// Makes a claim durable, in the transaction that writes its machine's intent.
 ///
 /// One that is there stays as it is: recovery may begin a step again with the claim it had.
+///
+/// Invitations of the machine that nobody has taken are withdrawn: what got them was not created,
+/// or is about to end.
 pub(crate) fn insert_claim(transaction: &Transaction<'_>, claim: &NewClaim) -> Result<(), Fault> {
+    transaction
+        .prepare_cached(
+            "UPDATE claims SET revoked_at = ?3
+             WHERE machine = ?1 AND swissnum_hash != ?2 AND bound_key IS NULL
+                 AND revoked_at IS NULL",
+        )?
+        .execute((
+            claim.machine.to_string(),
+            claim.swissnum_hash.0,
+            milliseconds(claim.minted_at),
+        ))?;
     transaction
         .prepare_cached(
             "INSERT INTO claims

@@ -109,8 +109,34 @@ pub struct TlsRpk {
     limits: FrameLimits,
 }
 
+/// The ports that a port 0 is chosen from: below the ephemeral range of Linux and of IANA.
+const CHOSEN_PORTS: std::ops::Range<u16> = 20_000..32_768;
+
+/// How many of them are tried before the system chooses: with half of them taken, one is found
+/// all the same.
+const CHOSEN_TRIES: usize = 32;
+
+async fn bind_port(listen: SocketAddr) -> io::Result<TcpListener> {
+    if listen.port() != 0 {
+        return TcpListener::bind(listen).await;
+    }
+    for _ in 0..CHOSEN_TRIES {
+        let mut random = [0; 2];
+        getrandom::fill(&mut random).map_err(io::Error::from)?;
+        let span = CHOSEN_PORTS.end - CHOSEN_PORTS.start;
+        let port = CHOSEN_PORTS.start + u16::from_le_bytes(random) % span;
+        match TcpListener::bind((listen.ip(), port)).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            other => return other,
+        }
+    }
+    TcpListener::bind(listen).await
+}
+
 impl TlsRpk {
-    /// Binds the port and starts to listen.
+    /// Binds the port and starts to listen. For port 0 one is chosen below those from which
+    /// systems take the ports of outgoing connections, so that a peer that keeps it finds it free
+    /// when it comes back.
     ///
     /// # Errors
     /// When the port cannot be bound, or the key cannot be used.
@@ -119,7 +145,7 @@ impl TlsRpk {
         listen: SocketAddr,
         options: TlsRpkOptions,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+        let listener = bind_port(listen).await?;
         let address = listener.local_addr()?;
         let mut advertise = options.advertise.clone();
         if advertise.is_empty() && !address.ip().is_unspecified() {

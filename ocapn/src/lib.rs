@@ -48,6 +48,6 @@ pub use typed::{
     WrongType,
 };
 pub use vat::{
-    Admission, Answer, Dialect, Direction, Greet, Inspection, Limits, Object, Opening, Output,
-    Over, Retained, Turn, Vat, VatEvent, VatOptions,
+    Answer, Dialect, Direction, Greet, Inspection, Limits, Object, Opening, Output, Over, Retained,
+    Turn, Vat, VatEvent, VatOptions,
 };

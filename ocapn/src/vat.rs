@@ -213,20 +213,6 @@ pub struct Over {
     pub reason: String,
 }
 
-/// How it stands with a connection that is to become a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// The peer has not greeted yet.
-    Waiting,
-    /// The peer greeted, but there is this session under its name already, and nothing proves
-    /// who it is. The driver has all bytes that arrived for that session taken, its end
-    /// included, and then calls [`Vat::decide`]: a peer that closed its old connection before it
-    /// opened the new one is let in, whichever of the two was looked at first.
-    Contested(SessionId),
-    /// It is a session, or it is over.
-    Decided,
-}
-
 /// What the driver is asked to do, or told.
 pub enum VatEvent {
     /// Spawn this future: it computes an answer.
@@ -243,6 +229,10 @@ pub enum VatEvent {
     /// Connect to this peer and open a session: something was handed over from there. Failure is
     /// told by [`Vat::dial_failed`]; success needs no word.
     Dial(PeerLocator),
+    /// A peer greeted under a name that has a session already, on a connection that proves
+    /// nothing. It is let in as soon as that session ends, which may just be on its way: no
+    /// order between two connections can be relied upon. [`Vat::decide`] ends its wait.
+    Contested(SessionId),
     /// A session is up.
     Up(SessionId, PeerId),
     /// A session that was up is over.
@@ -280,6 +270,7 @@ impl Shared {
         let mut inner = lock(&self.inner);
         let result = f(&mut inner);
         inner.work();
+        inner.decide_freed();
         while self.has_dropped.swap(false, Ordering::AcqRel) {
             // Collecting drops more, which takes the lock of this list.
             let batch = std::mem::take(&mut *lock(&self.dropped));
@@ -428,17 +419,11 @@ impl Vat {
         self.0.with(Inner::expire_gifts);
     }
 
-    /// Returns whether a connection has become a session.
-    pub fn admission(&self, session: SessionId) -> Admission {
-        self.0.with(|inner| inner.admission(session))
-    }
-
-    /// Decides over a connection that was [`Admission::Contested`]: refuses it if the session in
-    /// its way still stands.
-    pub fn decide(&self, session: SessionId) -> Result<(), Over> {
-        let result = self.0.with(|inner| inner.decide(session));
+    /// Decides over a connection that was [`VatEvent::Contested`]: refuses it if the session in
+    /// its way still stands. Does nothing when that was decided.
+    pub fn decide(&self, session: SessionId) {
+        self.0.with(|inner| inner.decide(session));
         self.0.run_turns();
-        result
     }
 
     /// Returns a new reference to `object`.

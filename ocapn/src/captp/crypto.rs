@@ -102,6 +102,12 @@ impl PublicKey {
         }
     }
 
+    /// Returns the key with these bytes, unless they are none.
+    #[cfg(feature = "websocket")]
+    pub(crate) fn of(key: &[u8; 32]) -> Option<Self> {
+        Some(Self::new(VerifyingKey::from_bytes(key).ok()?))
+    }
+
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, SyrupError> {
         let start = reader.offset();
         let wrong = || SyrupErrorKind::Kind.at(start);

@@ -147,6 +147,11 @@ impl Session {
         !self.settled && matches!(self.direction, Direction::Outbound(_))
     }
 
+    /// Returns how many bytes arrived that were not read yet.
+    pub(crate) fn input_len(&self) -> usize {
+        self.input.len()
+    }
+
     /// Keeps bytes that arrived.
     pub(crate) fn take_input(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);

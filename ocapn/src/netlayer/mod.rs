@@ -9,11 +9,14 @@
 //! |---|---|---|
 //! | [`tls_rpk`] | `tls-rpk` | both ends, by Ed25519 keys over TLS 1.3 |
 //! | [`tcp_testing`] | `tcp-testing-only` | nothing; loopback addresses only |
+//! | `websocket` (a cargo feature) | `websocket` | the listener only, and over `wss://` only |
 //! | [`memory`] | `memory` | both ends, since they live in one process |
 
 pub mod memory;
 pub mod tcp_testing;
 pub mod tls_rpk;
+#[cfg(feature = "websocket")]
+pub mod websocket;
 
 mod framing;
 pub(crate) mod quota;

@@ -3,17 +3,15 @@
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::core::Core;
 use crate::captp::SessionId;
 use crate::netlayer::{Connection, Incoming, Outgoing};
-use crate::vat::{Admission, Output, Vat};
+use crate::vat::{Output, Vat};
 
 /// Bytes that may wait to be sent before we stop reading from that peer. Whoever calls and does
 /// not take the answers is held up by this long before the vat's own limit ends the session.
@@ -23,23 +21,8 @@ const BACKLOG_BYTES_MAX: usize = 4 << 20;
 /// unread bytes in it would reset the connection and lose what we just said.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Asks a connection to say when it has taken all bytes that have arrived.
-///
-/// The operating system tells of events in the order in which they came, and the runtime passes
-/// them on in that order: so when a connection that was opened after the end of another one has
-/// been read from, that end is there to be read.
-pub(super) type Probe = oneshot::Sender<()>;
-
 /// Carries bytes both ways until the connection or the session is over, and returns why it ended.
-///
-/// `contested` is given for a peer that proves nothing.
-pub(super) async fn serve(
-    vat: &Vat,
-    session: SessionId,
-    connection: Connection,
-    mut probes: mpsc::Receiver<Probe>,
-    contested: Option<Arc<Core>>,
-) -> String {
+pub(super) async fn serve(vat: &Vat, session: SessionId, connection: Connection) -> String {
     let Connection {
         mut incoming,
         mut outgoing,
@@ -47,14 +30,7 @@ pub(super) async fn serve(
     } = connection;
     let sent = Notify::new();
     let reason = {
-        let read = receive(
-            vat,
-            session,
-            incoming.as_mut(),
-            &sent,
-            &mut probes,
-            contested,
-        );
+        let read = receive(vat, session, incoming.as_mut(), &sent);
         let mut write = pin!(transmit(vat, session, outgoing.as_mut(), &sent));
         tokio::select! {
             reason = read => {
@@ -89,22 +65,10 @@ async fn receive(
     session: SessionId,
     incoming: &mut dyn Incoming,
     sent: &Notify,
-    probes: &mut mpsc::Receiver<Probe>,
-    mut contested: Option<Arc<Core>>,
 ) -> String {
     let mut chunks = Vec::new();
     loop {
-        let read = tokio::select! {
-            // In this order: a probe is answered when nothing is left to read.
-            biased;
-            read = incoming.read(&mut chunks) => read,
-            Some(probe) = probes.recv() => {
-                // Who asked may have gone.
-                let _ = probe.send(());
-                continue;
-            }
-        };
-        let ended = match read {
+        let ended = match incoming.read(&mut chunks).await {
             Ok(true) => None,
             Ok(false) => Some("the peer closed the connection".to_owned()),
             Err(error) => Some(error.to_string()),
@@ -117,19 +81,6 @@ async fn receive(
             // The vat has ended the session by itself, and may have a last word to send.
             if let Err(over) = vat.receive(session, &chunk) {
                 return over.reason;
-            }
-        }
-        if let Some(core) = &contested {
-            match vat.admission(session) {
-                Admission::Waiting => {}
-                Admission::Contested(rival) => {
-                    core.drained(rival).await;
-                    if let Err(over) = vat.decide(session) {
-                        return over.reason;
-                    }
-                    contested = None;
-                }
-                Admission::Decided => contested = None,
             }
         }
         while vat.backlog(session) > BACKLOG_BYTES_MAX {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{interval, sleep, timeout};
 
-use super::connection::{Probe, serve};
+use super::connection::serve;
 use super::{ConnectError, SessionEvent, SturdyrefTable};
 use crate::captp::SessionId;
 use crate::captp::promise::Resolver;
@@ -50,12 +50,10 @@ const CROSSING_GRACE: Duration = Duration::from_secs(1);
 /// new key is the lower one, and tries again.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
-/// How long the old connection of a peer that proves nothing may take to say that all its bytes
-/// were taken, before the new one is refused: turns of objects may be running in between.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Probes of one connection that may wait: each is a stranger that claims the name of its peer.
-const PROBES_MAX: usize = 8;
+/// How long a peer that proves nothing waits to be let in while there is a session under its name:
+/// the end of that one may be on its way, and is not ordered with what the peer sends on its new
+/// connection. On a loopback it comes within a millisecond.
+const CONTEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a gift surely waits for its receiver; twice as long at most. A receiver has to dial
 /// the exporter in that time, several addresses perhaps.
@@ -103,8 +101,6 @@ struct Link {
     task: Option<AbortHandle>,
     /// Told when the session is up.
     up: Option<oneshot::Sender<()>>,
-    /// Answered when all bytes that have arrived were taken.
-    probe: mpsc::Sender<Probe>,
 }
 
 /// A dial under way, which all who want the peer wait for.
@@ -218,6 +214,13 @@ impl Core {
                         }
                     });
                 }
+                VatEvent::Contested(session) => {
+                    let vat = self.vat.clone();
+                    tasks.spawn(async move {
+                        sleep(CONTEST_TIMEOUT).await;
+                        vat.decide(session);
+                    });
+                }
                 VatEvent::Up(session, peer) => self.session_up(session, peer),
                 VatEvent::Down(session, peer, reason) => self.session_down(session, peer, reason),
             }
@@ -301,7 +304,6 @@ impl Core {
             authenticated,
             address: connection.address,
         };
-        let unproven = !authenticated && matches!(direction, Direction::Inbound);
         let greet = match direction {
             Direction::Inbound if authenticated => Greet::AfterPeer,
             _ => Greet::AtOnce,
@@ -316,13 +318,11 @@ impl Core {
         });
 
         let (up, is_up) = oneshot::channel();
-        let (probe, probes) = mpsc::channel(PROBES_MAX);
         self.registry().connections.insert(
             session,
             Link {
                 task: None,
                 up: Some(up),
-                probe,
             },
         );
         let served = Served {
@@ -331,15 +331,7 @@ impl Core {
         };
         let task = tokio::spawn(async move {
             let _place = place;
-            let contested = unproven.then(|| Arc::clone(&served.core));
-            serve(
-                &served.core.vat,
-                served.session,
-                connection,
-                probes,
-                contested,
-            )
-            .await
+            serve(&served.core.vat, served.session, connection).await
         });
         if let Some(link) = self.registry().connections.get_mut(&session) {
             link.task = Some(task.abort_handle());
@@ -373,24 +365,6 @@ impl Core {
             self.vat.abort(session, CLOSING);
         }
         Ok(task)
-    }
-
-    /// Waits until all bytes that have arrived for a session were taken, or it is over.
-    pub(super) async fn drained(&self, session: SessionId) {
-        let probe = self
-            .registry()
-            .connections
-            .get(&session)
-            .map(|link| link.probe.clone());
-        let Some(probe) = probe else { return };
-        let (done, is_done) = oneshot::channel();
-        let drained = async {
-            // Where the connection has ended, so has the wait.
-            if probe.send(done).await.is_ok() {
-                let _ = is_done.await;
-            }
-        };
-        let _ = timeout(PROBE_TIMEOUT, drained).await;
     }
 
     pub(super) fn is_closing(&self) -> bool {

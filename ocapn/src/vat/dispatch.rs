@@ -34,6 +34,8 @@ pub(crate) struct Inner {
     pub(super) peers: HashMap<(String, String), SessionId>,
     /// Our own connections that wait for the peer's start-session.
     pub(super) dialling: HashMap<(String, String), SessionId>,
+    /// Connections that waited for the end of a session under their name, which has come.
+    pub(super) freed: Vec<SessionId>,
     pub(super) gifts: Gifts,
     turns: VecDeque<Waiting>,
     running: bool,
@@ -73,6 +75,7 @@ impl Inner {
             free: Vec::new(),
             peers: HashMap::new(),
             dialling: HashMap::new(),
+            freed: Vec::new(),
             gifts: Gifts::default(),
             turns: VecDeque::new(),
             running: false,

@@ -6,7 +6,7 @@ use std::task::{Poll, Waker};
 use bytes::Bytes;
 
 use super::dispatch::Inner;
-use super::{Admission, Direction, Output, Over, VatEvent};
+use super::{Direction, Output, Over, VatEvent};
 use crate::captp::SessionId;
 use crate::captp::broken::Broken;
 use crate::captp::message::{Fault, Greeting, Hello, Message};
@@ -127,6 +127,7 @@ impl Inner {
         id: SessionId,
         bytes: &[u8],
     ) -> Result<Option<(Bytes, Mode)>, Over> {
+        let limit = self.limits.message_size_max;
         if let Some(session) = self.session_mut(id) {
             session.take_input(bytes);
         }
@@ -141,7 +142,14 @@ impl Inner {
                     reason: reason.clone(),
                 });
             }
-            if session.contested.is_some() || matches!(session.phase, Phase::Checking) {
+            if session.contested.is_some() {
+                if session.input_len() > limit {
+                    self.abort(id, "too much was sent before the session began");
+                    continue;
+                }
+                return Ok(None);
+            }
+            if matches!(session.phase, Phase::Checking) {
                 return Ok(None);
             }
             let frame = match session.frame() {
@@ -201,7 +209,7 @@ impl Inner {
             && let Some(session) = self.session_mut(id)
         {
             session.contested = Some(hello);
-            return;
+            return self.event(VatEvent::Contested(id));
         }
         self.decide_on(id, *hello);
     }
@@ -223,33 +231,42 @@ impl Inner {
         {
             return None;
         }
-        let old = self.peers.get(&key(&hello.location)).copied()?;
-        (!self.session(old)?.is_ours_unsettled()).then_some(old)
+        self.peers.get(&key(&hello.location)).copied()
     }
 
-    pub(super) fn admission(&self, id: SessionId) -> Admission {
-        match self.session(id) {
-            Some(session) if matches!(session.phase, Phase::Checking) => Admission::Waiting,
-            Some(session) if matches!(session.phase, Phase::Greeting) => {
-                let Some(hello) = &session.contested else {
-                    return Admission::Waiting;
-                };
-                // Without a rival any more the decision is still to be made.
-                let rival = self.rival(id, hello);
-                Admission::Contested(rival.unwrap_or(id))
-            }
-            _ => Admission::Decided,
-        }
-    }
-
-    pub(super) fn decide(&mut self, id: SessionId) -> Result<(), Over> {
+    /// Decides over a greeting that has waited, and then takes what came after it.
+    pub(super) fn decide(&mut self, id: SessionId) {
         let contested = self.session_mut(id).and_then(|s| s.contested.take());
         if let Some(hello) = contested {
             self.decide_on(id, *hello);
             self.work();
+            // How the session ends, if it does, its driver sees by itself.
+            let _ = self.receive(id, &[]);
         }
-        // What came after the greeting has waited.
-        self.receive(id, &[]).map(|_| ())
+    }
+
+    /// Decides over those whose rival has ended.
+    pub(super) fn decide_freed(&mut self) {
+        while let Some(id) = self.freed.pop() {
+            self.decide(id);
+        }
+    }
+
+    /// A session with this peer ended: one of those who waited for that is let in.
+    fn free_name(&mut self, peer: &(String, String)) {
+        let waits = |session: &Session| {
+            let hello = session.contested.as_ref();
+            hello.is_some_and(|hello| key(&hello.location) == *peer)
+        };
+        let slots = self.slots.iter().enumerate();
+        let ids = slots.filter_map(|(slot, place)| {
+            let session = place.session.as_deref()?;
+            waits(session).then_some(SessionId {
+                slot: slot as u32,
+                serial: place.serial,
+            })
+        });
+        self.freed.extend(ids);
     }
 
     /// Decides whether the peer that greeted is who it must be, and which of several sessions
@@ -446,6 +463,7 @@ impl Inner {
         if matches!(farewell, Farewell::Abort) {
             session.write_abort(reason);
         }
+        session.contested = None;
         let over = Phase::Over(reason.to_owned());
         let was = std::mem::replace(&mut session.phase, over);
         let promises = session.tables.imported_promises();
@@ -470,6 +488,9 @@ impl Inner {
             let peer = (link.peer.transport.clone(), link.peer.designator.clone());
             if self.peers.get(&peer) == Some(&id) {
                 self.peers.remove(&peer);
+                if !link.peer.authenticated {
+                    self.free_name(&peer);
+                }
             }
             self.event(VatEvent::Down(id, (*link.peer).clone(), reason.to_owned()));
         }

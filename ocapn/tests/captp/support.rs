@@ -176,6 +176,8 @@ impl World {
                         None => self.vats[vat].dial_failed(&peer, "no such peer"),
                     }
                 }
+                // Nothing is on its way when events are served: whoever waits is refused.
+                VatEvent::Contested(session) => self.vats[vat].decide(session),
                 VatEvent::Up(_, peer) => self.ups.push((vat, peer)),
                 VatEvent::Down(_, peer, why) => self.downs.push((vat, peer, why)),
             }

@@ -1,0 +1,568 @@
+//! `websocket`: binary frames over `ws://` or `wss://`, as Goblins 0.18 and Endo speak it.
+//!
+//! Each CapTP message is one binary frame. Before the first, the dialler sends 32 random bytes in a
+//! record `init:peer-auth`, and the listener returns that record signed by the key that its
+//! designator is (unpadded lower-case base32). The hint `url` says where to dial.
+//!
+//! # What it does not prove
+//!
+//! - **Nothing of the dialler.** An incoming connection may claim any designator: its sessions are
+//!   not authenticated ([`Connection::proven`] is `None`), and what is bound to a key is not given
+//!   to them.
+//! - **The listener's proof is not tied to the channel.** Whoever sits in between can pass the
+//!   challenge on to the real listener and its answer back, and then reads and changes every
+//!   message. Only `wss://` with a certificate that the dialler checks keeps them out, and over
+//!   `ws://` nothing does: an outgoing connection counts as proven over `wss://` alone.
+//!
+//! Between peers of this crate [`tls_rpk`](super::tls_rpk) has neither weakness.
+//!
+//! Listening is by `ws://`: for `wss://` a reverse proxy stands in front, and
+//! [`WebSocketOptions::url`] says how it is reached.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::tungstenite::http::Uri;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::{WebSocketStream, accept_async_with_config, client_async_with_config};
+
+use super::quota::{Place, Quota};
+use super::{
+    ACCEPT_PAUSE, CONNECT_TIMEOUT, Connection, DialError, Incoming, Netlayer, Outgoing, connect_tcp,
+};
+use crate::captp::crypto::{Envelope, PublicKey, SessionKeys};
+use crate::identity::{Identity, key_of_designator};
+use crate::locator::PeerLocator;
+use crate::syrup::{Mode, Reader, SyrupError, SyrupErrorKind, Writer};
+
+/// The transport's name in locators.
+pub const TRANSPORT: &str = "websocket";
+
+/// The hint that says where to dial.
+pub const URL_HINT: &str = "url";
+
+/// The record of the challenge, and its random bytes.
+const CHALLENGE: &str = "init:peer-auth";
+const CHALLENGE_BYTES: usize = 32;
+
+/// The largest frame before the challenge is answered, in bytes; a challenge has about 60, a signed
+/// one about 200.
+const HANDSHAKE_BYTES_MAX: usize = 1024;
+
+/// Connections that have ended their handshake and wait to be taken up; more wait in it.
+const ACCEPTED_MAX: usize = 64;
+
+/// How long the other end may take no bytes before it is taken for dead.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// What a [`WebSocket`] may be told beyond its key and its port.
+#[derive(Clone)]
+pub struct WebSocketOptions {
+    /// Where others dial. Default: `ws://` and the bound address, or none where the port is bound
+    /// on all addresses at once.
+    pub url: Option<String>,
+    /// How certificates are checked when a `wss://` peer is dialled. Default: such peers are not
+    /// dialled, since this crate brings no list of authorities.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// How many connections may be in their handshake. Default 512. More make the address with
+    /// the most lose its oldest.
+    pub handshakes_max: usize,
+    /// How many of them may come from one address. Default 128; behind a proxy all do.
+    pub handshakes_per_address_max: usize,
+    /// How long the handshake of both layers may take, at either end. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// After how much silence of ours a ping is sent. Default 15 s; `None` for never.
+    pub keepalive: Option<Duration>,
+    /// After how much silence the peer is taken for dead. Default `None`, for never: not every
+    /// peer answers pings, as it should. With a peer that does, 45 s are three pings lost.
+    pub dead_after: Option<Duration>,
+    /// The largest message that is accepted, in bytes. Default 16 MiB.
+    pub frame_bytes_max: usize,
+}
+
+impl Default for WebSocketOptions {
+    fn default() -> Self {
+        Self {
+            url: None,
+            tls: None,
+            handshakes_max: 512,
+            handshakes_per_address_max: 128,
+            handshake_timeout: Duration::from_secs(10),
+            keepalive: Some(Duration::from_secs(15)),
+            dead_after: None,
+            frame_bytes_max: 16 << 20,
+        }
+    }
+}
+
+impl fmt::Debug for WebSocketOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebSocketOptions")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The netlayer `websocket`.
+pub struct WebSocket {
+    locator: PeerLocator,
+    local_address: Option<SocketAddr>,
+    options: WebSocketOptions,
+    accepted: Mutex<mpsc::Receiver<Connection>>,
+    closed: watch::Sender<bool>,
+}
+
+impl WebSocket {
+    /// Binds the port and starts to listen.
+    ///
+    /// # Errors
+    /// When the port cannot be bound.
+    pub async fn bind(
+        identity: Identity,
+        listen: SocketAddr,
+        options: WebSocketOptions,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        let reachable = !address.ip().is_unspecified();
+        let url = options
+            .url
+            .clone()
+            .or_else(|| reachable.then(|| format!("ws://{address}")));
+        let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
+        let netlayer = Self::new(&identity, Some(address), url, accepted, options);
+        let door = Arc::new(Door {
+            // CapTP's form of a signature is that of session keys, too.
+            keys: SessionKeys::new(&identity.seed()),
+            quota: Arc::new(Quota::new(
+                netlayer.options.handshakes_max,
+                netlayer.options.handshakes_per_address_max,
+            )),
+            options: netlayer.options.clone(),
+            sessions: sender,
+        });
+        tokio::spawn(door.listen(listener, netlayer.closed.subscribe()));
+        Ok(netlayer)
+    }
+
+    /// Returns a netlayer that does not listen: it dials, and peers call back over its sessions.
+    pub fn dial_only(identity: &Identity, options: WebSocketOptions) -> Self {
+        let (_, accepted) = mpsc::channel(1);
+        Self::new(identity, None, options.url.clone(), accepted, options)
+    }
+
+    /// Returns the address that is listened on.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_address
+    }
+
+    fn new(
+        identity: &Identity,
+        local_address: Option<SocketAddr>,
+        url: Option<String>,
+        accepted: mpsc::Receiver<Connection>,
+        options: WebSocketOptions,
+    ) -> Self {
+        let mut locator = PeerLocator::new(TRANSPORT, identity.designator());
+        if let Some(url) = url {
+            locator = locator.with_hint(URL_HINT, url);
+        }
+        Self {
+            locator,
+            local_address,
+            options,
+            accepted: Mutex::new(accepted),
+            closed: watch::Sender::new(false),
+        }
+    }
+
+    async fn dial_url(&self, to: &PeerLocator, url: &str) -> Result<Connection, DialError> {
+        let key = key_of_designator(&to.designator);
+        let key = key.and_then(|key| PublicKey::of(&key));
+        let key = key.ok_or_else(|| DialError::Designator(to.designator.clone()))?;
+        let target = Target::of(url).ok_or(DialError::NoAddress)?;
+        let tcp = connect_tcp(&target.host, target.port, CONNECT_TIMEOUT).await?;
+        let address = tcp.peer_addr().ok();
+        let unreachable = |source| DialError::Unreachable {
+            address: url.to_owned(),
+            source,
+        };
+        let proven = |secure: bool| secure.then(|| to.designator.clone());
+        let dial = async {
+            if !target.secure {
+                return self.greet(url, tcp, &key, proven(false), address).await;
+            }
+            let tls = self.options.tls.clone().ok_or_else(|| {
+                io::Error::other("wss:// is dialled only where certificates can be checked")
+            })?;
+            let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+            let stream = TlsConnector::from(tls).connect(name, tcp).await?;
+            self.greet(url, stream, &key, proven(true), address).await
+        };
+        let greeted = timeout(self.options.handshake_timeout, dial).await;
+        match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(Some(connection)) => Ok(connection),
+            Ok(None) => Err(DialError::WrongPeer(url.to_owned())),
+            Err(error) => Err(unreachable(error)),
+        }
+    }
+
+    /// Goes through the handshake as the dialler; `None` if the listener has another key.
+    async fn greet<S>(
+        &self,
+        url: &str,
+        stream: S,
+        key: &PublicKey,
+        proven: Option<String>,
+        address: Option<SocketAddr>,
+    ) -> io::Result<Option<Connection>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let config = Some(config(self.options.frame_bytes_max));
+        let upgraded = client_async_with_config(url, stream, config).await;
+        let (mut socket, _) = upgraded.map_err(io_error)?;
+        let mut random = [0; CHALLENGE_BYTES];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let mut writer = Writer::new();
+        writer.record(CHALLENGE).bytes(&random).end_record();
+        let challenge = writer.take().freeze();
+        socket
+            .send(Message::Binary(challenge.clone()))
+            .await
+            .map_err(io_error)?;
+        let answer = next_binary(&mut socket).await?;
+        let answer = answer.filter(|answer| answer.len() <= HANDSHAKE_BYTES_MAX);
+        let answer = answer.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut reader = Reader::new(&answer, Mode::Strict);
+        let envelope = Envelope::read(&mut reader).map_err(io::Error::other)?;
+        if envelope.signed != challenge || !envelope.is_by(key) {
+            return Ok(None);
+        }
+        Ok(Some(connection(socket, proven, address, &self.options)))
+    }
+}
+
+impl Netlayer for WebSocket {
+    fn transport(&self) -> &str {
+        TRANSPORT
+    }
+
+    fn locator(&self) -> PeerLocator {
+        self.locator.clone()
+    }
+
+    fn dial<'a>(&'a self, to: &'a PeerLocator) -> BoxFuture<'a, Result<Connection, DialError>> {
+        async move {
+            if to.transport != TRANSPORT {
+                return Err(DialError::Transport(to.transport.clone()));
+            }
+            let url = to.hints.get(URL_HINT).ok_or(DialError::NoAddress)?;
+            self.dial_url(to, url).await
+        }
+        .boxed()
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Option<Connection>> {
+        async move {
+            let mut closed = self.closed.subscribe();
+            let next = async {
+                match self.accepted.lock().await.recv().await {
+                    Some(connection) => connection,
+                    // The listener is gone, or was never there: only closing ends the wait.
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => None,
+                connection = next => Some(connection),
+            }
+        }
+        .boxed()
+    }
+
+    fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    fn freed(&self) -> BoxFuture<'_, ()> {
+        // Whoever listens watches for the end for as long as it holds the port.
+        async move {
+            let mut closed = self.closed.subscribe();
+            let _ = closed.wait_for(|closed| *closed).await;
+            drop(closed);
+            self.closed.closed().await;
+        }
+        .boxed()
+    }
+}
+
+impl Drop for WebSocket {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for WebSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WebSocket({})", self.locator)
+    }
+}
+
+/// Where a URL leads.
+struct Target {
+    secure: bool,
+    host: String,
+    port: u16,
+}
+
+impl Target {
+    fn of(url: &str) -> Option<Self> {
+        let uri: Uri = url.parse().ok()?;
+        let secure = match uri.scheme_str()? {
+            "ws" => false,
+            "wss" => true,
+            _ => return None,
+        };
+        let host = uri.host()?;
+        let host = host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(host);
+        Some(Self {
+            secure,
+            host: host.to_owned(),
+            port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }),
+        })
+    }
+}
+
+/// What stands behind the port.
+struct Door {
+    keys: SessionKeys,
+    quota: Arc<Quota>,
+    options: WebSocketOptions,
+    sessions: mpsc::Sender<Connection>,
+}
+
+impl Door {
+    async fn listen(self: Arc<Self>, listener: TcpListener, mut closed: watch::Receiver<bool>) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((tcp, address)) => match self.quota.take_fair(Some(address.ip())) {
+                    Some(place) => {
+                        tokio::spawn(Arc::clone(&self).admit(tcp, address, place));
+                    }
+                    None => tracing::debug!(%address, "connection refused: too many handshakes"),
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // In this order: the end of the watching says that the port is free.
+        drop(listener);
+        drop(closed);
+    }
+
+    async fn admit(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, place: Place) {
+        let admitted = async {
+            match timeout(self.options.handshake_timeout, self.answer(tcp, address)).await {
+                Ok(answered) => answered,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        };
+        let admitted = tokio::select! {
+            admitted = admitted => admitted,
+            () = place.evicted() => Err(io::Error::other("others need the place")),
+        };
+        if let Err(error) = admitted {
+            tracing::debug!(%address, %error, "connection refused");
+        }
+    }
+
+    /// Goes through the handshake as the listener, and hands the connection on.
+    async fn answer(&self, tcp: TcpStream, address: SocketAddr) -> io::Result<()> {
+        tcp.set_nodelay(true)?;
+        let config = Some(config(self.options.frame_bytes_max));
+        let upgraded = accept_async_with_config(tcp, config).await;
+        let mut socket = upgraded.map_err(io_error)?;
+        let challenge = next_binary(&mut socket).await?;
+        let challenge = challenge.ok_or(io::ErrorKind::UnexpectedEof)?;
+        // Nothing but a challenge is signed: whoever could have anything signed could speak in
+        // our name elsewhere.
+        check_challenge(&challenge).map_err(io::Error::other)?;
+        let answer = self.keys.envelope(&challenge);
+        socket
+            .send(Message::Binary(answer))
+            .await
+            .map_err(io_error)?;
+        let connection = connection(socket, None, Some(address), &self.options);
+        let gone = |_| io::Error::other("nobody takes connections any more");
+        self.sessions.send(connection).await.map_err(gone)
+    }
+}
+
+fn check_challenge(challenge: &Bytes) -> Result<(), SyrupError> {
+    let mut reader = Reader::new(challenge, Mode::Strict);
+    reader.record_of(CHALLENGE)?;
+    if reader.bytes()?.len() != CHALLENGE_BYTES {
+        return Err(reader.error(SyrupErrorKind::Kind));
+    }
+    reader.end()?;
+    match reader.offset() == challenge.len() {
+        true => Ok(()),
+        false => Err(reader.error(SyrupErrorKind::Trailing)),
+    }
+}
+
+fn config(frame_bytes_max: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .max_message_size(Some(frame_bytes_max))
+        .max_frame_size(Some(frame_bytes_max))
+}
+
+fn connection<S>(
+    socket: WebSocketStream<S>,
+    proven: Option<String>,
+    address: Option<SocketAddr>,
+    options: &WebSocketOptions,
+) -> Connection
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (write, read) = socket.split();
+    Connection {
+        proven,
+        address,
+        incoming: Box::new(Frames {
+            socket: read,
+            dead_after: options.dead_after,
+        }),
+        outgoing: Box::new(Sending {
+            socket: write,
+            keepalive: options.keepalive,
+        }),
+    }
+}
+
+/// Returns the next binary frame; `None` at the end of the stream. Pings are answered by the
+/// socket itself.
+async fn next_binary<T>(socket: &mut T) -> io::Result<Option<Bytes>>
+where
+    T: futures_util::Stream<Item = Result<Message, WsError>> + Unpin,
+{
+    loop {
+        match socket.next().await {
+            None | Some(Ok(Message::Close(_)) | Err(WsError::ConnectionClosed)) => return Ok(None),
+            Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(_)) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a frame is not binary",
+                ));
+            }
+            Some(Err(error)) => return Err(io_error(error)),
+        }
+    }
+}
+
+struct Frames<S> {
+    socket: SplitStream<WebSocketStream<S>>,
+    dead_after: Option<Duration>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Incoming for Frames<S> {
+    fn read<'a>(&'a mut self, into: &'a mut Vec<Bytes>) -> BoxFuture<'a, io::Result<bool>> {
+        async move {
+            // Pongs are a sign of life, too: so each frame has the time anew.
+            loop {
+                let frame = self.socket.next();
+                let frame = match self.dead_after {
+                    None => frame.await,
+                    Some(limit) => timeout(limit, frame).await.map_err(|_| {
+                        io::Error::new(io::ErrorKind::TimedOut, "the peer fell silent")
+                    })?,
+                };
+                match frame {
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    other => {
+                        let mut one = futures_util::stream::iter(other);
+                        let Some(bytes) = next_binary(&mut one).await? else {
+                            return Ok(false);
+                        };
+                        into.push(bytes);
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+struct Sending<S> {
+    socket: SplitSink<WebSocketStream<S>, Message>,
+    keepalive: Option<Duration>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Outgoing for Sending<S> {
+    fn write<'a>(&'a mut self, messages: &'a mut Vec<Bytes>) -> BoxFuture<'a, io::Result<()>> {
+        async move {
+            let sent = async {
+                if messages.is_empty() {
+                    self.socket.feed(Message::Ping(Bytes::new())).await?;
+                }
+                for message in messages.drain(..) {
+                    self.socket.feed(Message::Binary(message)).await?;
+                }
+                self.socket.flush().await
+            };
+            match timeout(WRITE_TIMEOUT, sent).await {
+                Ok(sent) => sent.map_err(io_error),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the peer takes no bytes",
+                )),
+            }
+        }
+        .boxed()
+    }
+
+    fn keepalive(&self) -> Option<Duration> {
+        self.keepalive
+    }
+
+    fn close(&mut self) -> BoxFuture<'_, io::Result<()>> {
+        async move { self.socket.close().await.map_err(io_error) }.boxed()
+    }
+}
+
+fn io_error(error: WsError) -> io::Error {
+    match error {
+        WsError::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}

@@ -1,5 +1,7 @@
 //! The order of a run: lock, recover, refresh, plan, apply.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gobs_model::Diagnostic;
@@ -141,11 +143,24 @@ impl<'a> Run<'a> {
         let unusable = |error| one(store_error(&error));
         let snapshot = self.store.snapshot().map_err(unusable)?;
         let mut refreshed = refreshed(&snapshot, &self.providers, choices).await?;
-        if !refreshed.changes.is_empty() {
-            self.write(std::mem::take(&mut refreshed.changes))
-                .map_err(one)?;
+        // What has drifted is written by the step that settles it: were it written now and the
+        // plan declined, the next plan would take it for what was there all along.
+        let drifted: BTreeSet<_> = refreshed.drift.iter().map(|drift| &drift.address).collect();
+        let seen = std::mem::take(&mut refreshed.changes);
+        let (pending, seen): (Vec<_>, Vec<_>) = seen.into_iter().partition(|change| match change {
+            RowChange::PutRow(row) => drifted.contains(&row.address),
+            _ => false,
+        });
+        if !seen.is_empty() {
+            self.write(seen).map_err(one)?;
             // The versions of the rows that were written are part of what the plan rests on.
             refreshed.snapshot = self.store.snapshot().map_err(unusable)?;
+            for change in pending {
+                if let RowChange::PutRow(row) = change {
+                    let address = row.address.clone();
+                    refreshed.snapshot.rows.insert(address, Arc::from(row));
+                }
+            }
         }
         make_plan(self.project, &self.providers, refreshed, choices)
     }

@@ -364,3 +364,37 @@ fn a_hob_that_was_killed_is_named_and_nothing_is_lost() {
     project.gobs(&["destroy", "--auto-approve"]).ok();
     hob.wait().expect("the hob has ended");
 }
+
+#[test]
+fn drift_is_shown_until_it_is_settled() {
+    let project = project(
+        "machine \"one\" {
+           provider = dummy
+           size     = \"small\"
+         }",
+    );
+    project.gobs(APPLY).ok();
+    let machines = std::fs::read_dir(project.path().join(".gobs/dummy")).expect("machines");
+    let records = machines.map(|it| it.expect("an entry").path().join("record.json"));
+    let record = records
+        .filter(|path| path.exists())
+        .last()
+        .expect("a record");
+    let text = std::fs::read_to_string(&record).expect("a record");
+    let changed = text.replace("\"small\"", "\"huge\"");
+    assert_ne!(text, changed);
+    std::fs::write(&record, changed).expect("a file");
+
+    let run = project.gobs(&["plan", "--detailed-exitcode"]).code(2);
+    contains(&run.stdout, "huge");
+    // Nobody approves it: what was seen is not forgotten.
+    let run = project.gobs(&["apply"]).code(1);
+    contains(&run.stdout, "huge");
+    project.gobs(&["plan", "--detailed-exitcode"]).code(2);
+    let run = project.gobs(APPLY).ok();
+    contains(
+        &run.stdout,
+        "Apply complete! Resources: 0 added, 1 changed, 0 destroyed.",
+    );
+    project.gobs(&["plan", "--detailed-exitcode"]).code(0);
+}

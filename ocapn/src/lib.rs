@@ -1,4 +1,5 @@
-//! OCapN: live references to objects of other peers, called as if they were here.
+#![doc = include_str!("../README.md")]
+#![doc = "# Inside"]
 //!
 //! `passable` is the data model and `syrup` its encoding, `captp` one session without I/O, `vat`
 //! the objects and sessions of one peer. A driver (`peer`) brings sockets and tasks.

@@ -15,6 +15,7 @@
 pub mod memory;
 pub mod tcp_testing;
 pub mod tls_rpk;
+pub mod trace;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 

@@ -1,5 +1,7 @@
 //! `websocket`: binary frames over `ws://` or `wss://`, as Goblins 0.18 and Endo speak it.
 //!
+//! It follows what is known of them, byte by byte, and was not run against either yet.
+//!
 //! Each CapTP message is one binary frame. Before the first, the dialler sends 32 random bytes in a
 //! record `init:peer-auth`, and the listener returns that record signed by the key that its
 //! designator is (unpadded lower-case base32). The hint `url` says where to dial.

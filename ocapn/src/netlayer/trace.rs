@@ -334,11 +334,13 @@ fn before(text: &mut String, inside: &Open, outermost: bool) {
         Kind::Dict => {}
         Kind::List | Kind::Record => text.push(' '),
     }
-    if outermost && inside.kind == Kind::Record && inside.values > 0 {
-        if let Some(name) = fields(&inside.label).get(inside.values - 1) {
-            text.push_str(name);
-            text.push('=');
-        }
+    if outermost
+        && inside.kind == Kind::Record
+        && inside.values > 0
+        && let Some(name) = fields(&inside.label).get(inside.values - 1)
+    {
+        text.push_str(name);
+        text.push('=');
     }
 }
 

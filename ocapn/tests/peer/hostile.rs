@@ -177,3 +177,112 @@ async fn a_peer_that_takes_no_answers_is_no_longer_read_from() {
     soon(flood).await;
     server.expect_down(&claim.designator).await;
 }
+
+/// A session of a hostile peer with `server`, driven by hand.
+async fn intruder(server: &mut TestPeer) -> (TlsRpk, ByHand) {
+    let netlayer = netlayer();
+    let to = server.peer.locator();
+    let mut hostile = ByHand::dial(&netlayer, &to, netlayer.locator()).await;
+    hostile.set_up(&to).await;
+    server.expect_up(&netlayer.locator().designator).await;
+    (netlayer, hostile)
+}
+
+#[tokio::test]
+async fn c4_each_hostile_message_ends_its_session_and_no_other() {
+    let mut server = TestPeer::listening(TlsRpkOptions::default()).await;
+    let sturdyref = server.offer("service", service());
+    let client = dialling();
+    let remote = soon(client.peer.enliven(&sturdyref)).await.unwrap();
+    server.expect_up(&client.designator()).await;
+    let fetched = "<10'op:deliver<11'desc:export0+>[5'fetch7:service]0+<18'desc:import-object1+>>";
+    for (what, messages) in [
+        (
+            "a position that does not exist",
+            vec!["<10'op:deliver<11'desc:export99+>[]ff>"],
+        ),
+        (
+            "an answer that does not exist",
+            vec!["<9'op:listen<11'desc:answer9+><18'desc:import-object1+>f>"],
+        ),
+        ("mentions it never got", vec!["<13'op:gc-exports[77+][1+]>"]),
+        (
+            "more mentions than it got",
+            vec![fetched, "<13'op:gc-exports[1+][9+]>"],
+        ),
+        (
+            "an answer given back twice",
+            vec![fetched, "<13'op:gc-answers[0+]><13'op:gc-answers[0+]>"],
+        ),
+        ("an answer position in use", vec![fetched, fetched]),
+        (
+            "a second start-session",
+            vec!["<16'op:start-session3\"1.0>"],
+        ),
+    ] {
+        let (netlayer, mut hostile) = intruder(&mut server).await;
+        for message in messages {
+            hostile.send(message.as_bytes()).await;
+        }
+        let end = String::from_utf8_lossy(&hostile.read_to_end().await).into_owned();
+        assert!(end.contains("8'op:abort"), "{what}: {end}");
+        server.expect_down(&netlayer.locator().designator).await;
+        echoes(&remote, what).await;
+    }
+    assert_eq!(server.peer.sessions().len(), 1);
+}
+
+#[tokio::test]
+async fn c4_a_wrong_certificate_breaks_one_call_and_ends_nothing() {
+    let mut server = TestPeer::listening(TlsRpkOptions::default()).await;
+    let sturdyref = server.offer("service", service());
+    let (netlayer, mut hostile) = intruder(&mut server).await;
+    let signature = format!("[7'sig-val[5'eddsa[1'r32:{0}][1's32:{0}]]]", "x".repeat(32));
+    let give = format!("<17'desc:sig-envelope<17'desc:handoff-give>{signature}>");
+    let receive = format!(
+        "<17'desc:sig-envelope<20'desc:handoff-receive32:{0}32:{0}0+{give}>{signature}>",
+        "y".repeat(32)
+    );
+    for (answer, certificate) in [&give, &receive, &receive].into_iter().enumerate() {
+        let withdraw = format!(
+            "<10'op:deliver<11'desc:export0+>[13'withdraw-gift{certificate}]{answer}+\
+             <18'desc:import-object{}+>>",
+            answer + 1
+        );
+        hostile.send(withdraw.into_bytes()).await;
+        let mut told = String::new();
+        while !told.contains("5'break") {
+            let mut chunks = Vec::new();
+            let more = soon(hostile.connection.incoming.read(&mut chunks)).await;
+            assert!(more.unwrap(), "the session ended: {told}");
+            told.push_str(&String::from_utf8_lossy(&chunks.concat()));
+        }
+        assert!(told.contains("handoff-refused"), "{told}");
+    }
+    assert!(server.peer.has_session(&netlayer.locator().designator));
+    let client = dialling();
+    let remote = soon(client.peer.enliven(&sturdyref)).await.unwrap();
+    echoes(&remote, "undisturbed").await;
+}
+
+#[tokio::test]
+async fn c4_slow_bytes_hold_nobody_up() {
+    let mut server = TestPeer::listening(TlsRpkOptions::default()).await;
+    let sturdyref = server.offer("service", service());
+    let client = dialling();
+    let remote = soon(client.peer.enliven(&sturdyref)).await.unwrap();
+    server.expect_up(&client.designator()).await;
+    let (_netlayer, mut slow) = intruder(&mut server).await;
+    let message = b"<10'op:deliver<11'desc:export0+>[5'fetch7:service]0+<18'desc:import-object1+>>";
+    for byte in message.chunks(1) {
+        slow.send(bytes::Bytes::from_static(byte)).await;
+        echoes(&remote, "not held up").await;
+    }
+    let mut answer = Vec::new();
+    assert!(
+        soon(slow.connection.incoming.read(&mut answer))
+            .await
+            .unwrap()
+    );
+    assert!(String::from_utf8_lossy(&answer.concat()).contains("7'fulfill"));
+}

@@ -150,6 +150,18 @@ impl<N> PeerBuilder<N> {
         self
     }
 
+    /// Sets what single peers may use: `limits_of` is asked for each connection, with the peer as
+    /// the netlayer knows it, and `None` stands for [`PeerBuilder::limits`]. A designator that is
+    /// not authenticated is empty here, since nothing has been said yet.
+    #[must_use]
+    pub fn limits_of(
+        mut self,
+        limits_of: impl Fn(&PeerId) -> Option<Limits> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.limits_of = Arc::new(limits_of);
+        self
+    }
+
     /// Sets the dialect spoken with every peer.
     #[must_use]
     pub fn dialect(mut self, dialect: Dialect) -> Self {
@@ -209,6 +221,7 @@ impl Peer {
             settings: Settings {
                 sturdyrefs: Arc::new(NoSturdyrefs),
                 limits: Limits::default(),
+                limits_of: Arc::new(|_| None),
                 dialect: Dialect::default(),
                 mode: Mode::Strict,
                 setup_timeout: Duration::from_secs(30),

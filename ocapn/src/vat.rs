@@ -439,9 +439,14 @@ impl Vat {
 
     /// Opens a session on a new connection.
     pub fn open(&self, opening: Opening) -> SessionId {
+        self.open_limited(opening, None)
+    }
+
+    /// Opens a session whose peer may use something else than [`VatOptions::limits`] says.
+    pub fn open_limited(&self, opening: Opening, limits: Option<Limits>) -> SessionId {
         let of_vat = |inner: &mut Inner| {
-            let (location, limits) = (inner.location.clone(), inner.limits.clone());
-            (inner.reserve(), location, limits, inner.mode)
+            let limits = limits.unwrap_or_else(|| inner.limits.clone());
+            (inner.reserve(), inner.location.clone(), limits, inner.mode)
         };
         let (id, location, limits, mode) = self.0.with(of_vat);
         let vat = self.0.this.clone();

@@ -40,7 +40,7 @@ pub(crate) struct Session {
     gc_answers: Vec<u64>,
     /// Certificates in the message just read.
     pub(crate) gifts: Vec<Gift>,
-    limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 /// Where a session is, by what it waits for.

@@ -62,10 +62,14 @@ const GIFT_LIFE: Duration = Duration::from_secs(300);
 /// How long closing waits for the last words to reach the other peers.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Chooses what single peers may use.
+pub(super) type LimitsOf = dyn Fn(&PeerId) -> Option<Limits> + Send + Sync;
+
 /// What a peer may be told beyond its netlayer.
 pub(super) struct Settings {
     pub(super) sturdyrefs: Arc<dyn SturdyrefTable>,
     pub(super) limits: Limits,
+    pub(super) limits_of: Arc<LimitsOf>,
     pub(super) dialect: Dialect,
     pub(super) mode: Mode,
     pub(super) setup_timeout: Duration,
@@ -309,13 +313,15 @@ impl Core {
             _ => Greet::AtOnce,
         };
         let dialect = self.settings.dialect;
-        let session = self.vat.open(Opening {
+        let limits = (self.settings.limits_of)(&peer);
+        let opening = Opening {
             seed,
             direction,
             peer: Some(peer),
             dialect,
             greet,
-        });
+        };
+        let session = self.vat.open_limited(opening, limits);
 
         let (up, is_up) = oneshot::channel();
         self.registry().connections.insert(

@@ -146,7 +146,7 @@ impl Inner {
         gift: Reference,
     ) -> Result<Passable, Broken> {
         let gift_id = syrup::encode(gift_id).ok_or_else(|| refused("not a gift id"))?;
-        let limit = self.limits.gifts_max;
+        let limit = self.gifts_max(gifter);
         let deposits = self.gifts.deposits.entry(gifter).or_default();
         match deposits.remove(&gift_id) {
             Some(Deposit::Awaited(answer, _)) => {
@@ -231,7 +231,7 @@ impl Inner {
         let (gifter, link) = self.find_gifter(receiver, &withdrawal)?;
         let Withdrawal { receive, give, .. } = withdrawal;
         let used = (link.id, give.receiver_key.side, receive.count);
-        let limit = self.limits.gifts_max;
+        let limit = self.gifts_max(gifter);
         let session = self.session_up(receiver).and_then(Session::link_mut);
         let link = session.ok_or_else(|| Broken::severed("the session is over"))?;
         if link.withdrawn.len() >= WITHDRAWALS_MAX || !link.withdrawn.insert(used) {
@@ -265,6 +265,12 @@ impl Inner {
         self.gifts
             .deposits
             .retain(|_, deposits| !deposits.is_empty());
+    }
+
+    /// Returns how many gifts may wait that the peer of this session deposits.
+    fn gifts_max(&self, gifter: SessionId) -> usize {
+        let session = self.session(gifter);
+        session.map_or(0, |session| session.limits.gifts_max)
     }
 
     /// Lets go of the gifts, and of those who wait for one, that have waited since the last call.

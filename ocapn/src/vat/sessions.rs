@@ -127,7 +127,6 @@ impl Inner {
         id: SessionId,
         bytes: &[u8],
     ) -> Result<Option<(Bytes, Mode)>, Over> {
-        let limit = self.limits.message_size_max;
         if let Some(session) = self.session_mut(id) {
             session.take_input(bytes);
         }
@@ -143,7 +142,7 @@ impl Inner {
                 });
             }
             if session.contested.is_some() {
-                if session.input_len() > limit {
+                if session.input_len() > session.limits.message_size_max {
                     self.abort(id, "too much was sent before the session began");
                     continue;
                 }
@@ -419,9 +418,8 @@ impl Inner {
 
     fn new_answer(&mut self, id: SessionId, position: u64) -> Result<Reference, String> {
         let promise = Node::promise(&self.vat, Route::Here);
-        let limit = self.limits.answers_max;
         if let Some(session) = self.session_up(id) {
-            if session.tables.answers.len() >= limit {
+            if session.tables.answers.len() >= session.limits.answers_max {
                 return Err("too many answers".into());
             }
             if session

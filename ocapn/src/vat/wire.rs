@@ -64,12 +64,13 @@ impl Inner {
         wants: bool,
     ) -> Result<Option<Reference>, Broken> {
         let severed = || Broken::severed("the session is over");
-        let backlog = self
-            .session(place.session)
-            .map_or(0, |s| s.output.writer.len());
-        if backlog > self.limits.output_max {
+        let session = self.session(place.session);
+        let (backlog, most) = session.map_or((0, 0), |session| {
+            (session.output.writer.len(), session.limits.output_max)
+        });
+        if backlog > most {
             self.abort(place.session, "the peer does not read");
-        } else if wants && backlog > self.limits.output_max / 2 {
+        } else if wants && backlog > most / 2 {
             return Err(Broken::new(
                 "overloaded",
                 "too much waits to be sent to the peer",
@@ -144,7 +145,9 @@ impl Inner {
         let question = Node::promise(&self.vat, route);
         let resolver = self.resolver_of(&question);
         writer.unsigned(position);
-        let export = session.tables.mention(&resolver, self.limits.exports_max)?;
+        let export = session
+            .tables
+            .mention(&resolver, session.limits.exports_max)?;
         writer
             .record("desc:import-object")
             .unsigned(export)
@@ -189,8 +192,8 @@ impl Inner {
     /// Writes the request to be told how the peer's promise or answer resolves.
     pub(super) fn write_listen(&mut self, desc: Desc, place: Place, promise: &Reference) {
         let resolver = self.resolver_of(promise);
-        let exports_max = self.limits.exports_max;
         let waker = self.session_up(place.session).and_then(|session| {
+            let exports_max = session.limits.exports_max;
             let export = session.tables.mention(&resolver, exports_max)?;
             session.tables.keep_mentions();
             let writer = &mut session.output.writer;
@@ -292,7 +295,7 @@ impl Describe for Describer<'_> {
             Kind::Promise(..) => "desc:import-promise",
             _ => "desc:import-object",
         };
-        let limit = self.inner.limits.exports_max;
+        let limit = self.session.limits.exports_max;
         let position = self.session.tables.mention(&export, limit)?;
         writer.record(label).unsigned(position).end_record();
         Some(())

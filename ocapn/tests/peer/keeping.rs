@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ocapn::netlayer::memory::MemoryNetwork;
 use ocapn::netlayer::tcp_testing::{TcpFraming, TcpTesting};
-use ocapn::{Passable, Peer, PeerLocator};
+use ocapn::{Limits, Passable, Peer, PeerLocator};
 
 use crate::support::{ANY_PORT, ByHand, TestPeer, echoes, service, severed, soon};
 
@@ -181,4 +181,44 @@ async fn only_a_lenient_peer_takes_what_is_not_canonical() {
             assert!(end.contains("op:abort"), "{end}");
         }
     }
+}
+
+#[tokio::test]
+async fn each_peer_may_have_limits_of_its_own() {
+    let network = MemoryNetwork::new(3, Duration::ZERO..Duration::ZERO);
+    let builder = Peer::builder().netlayer(network.netlayer("alice"));
+    let mut alice = TestPeer::with(builder.limits_of(|peer| {
+        let modest = Limits {
+            message_size_max: 10_000,
+            gifts_max: 1,
+            ..Limits::default()
+        };
+        (peer.designator == "bob").then_some(modest)
+    }));
+    let sturdyref = alice.offer("service", service());
+    let bob = TestPeer::over(network.netlayer("bob"));
+    let carol = TestPeer::over(network.netlayer("carol"));
+    let of_carol = soon(carol.peer.enliven(&sturdyref)).await.unwrap();
+    alice.expect_up("carol").await;
+    let of_bob = soon(bob.peer.enliven(&sturdyref)).await.unwrap();
+    alice.expect_up("bob").await;
+
+    let session = bob.peer.vat().session_with("memory", "alice").unwrap();
+    let bootstrap = bob.peer.vat().bootstrap(session).unwrap();
+    let deposit = |id: &'static [u8]| {
+        let gift = [
+            Passable::bytes(Bytes::from_static(id)),
+            of_bob.clone().into(),
+        ];
+        soon(bootstrap.call("deposit-gift", gift))
+    };
+    deposit(b"one").await.unwrap();
+    let refused = deposit(b"two").await.unwrap_err();
+    assert_eq!(refused.code(), Some("handoff-refused"));
+
+    let long = "x".repeat(20_000);
+    echoes(&of_carol, &long).await;
+    severed(of_bob.call("echo", [long.as_str().into()])).await;
+    alice.expect_down("bob").await;
+    echoes(&of_carol, "still here").await;
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use ocapn::Passable;
-use ocapn::syrup::{Limits, Mode, Scanner, Writer, decode, encode};
+use ocapn::syrup::{Limits, Mode, Reader, Scanner, SyrupError, Writer, decode, encode};
 
 /// Rounds of one figure, and how often each repeats what is measured.
 const ROUNDS: usize = 201;
@@ -25,7 +25,7 @@ const PIECE_BYTES: usize = 64 << 10;
 
 /// A delivery as it is often seen: two arguments, an answer and a resolver; 85 bytes.
 const DELIVER: &[u8] =
-    b"<10'op:deliver<11'desc:export123+>[4'echo9\"hello you]45+<18'desc:import-object346+>>";
+    b"<10'op:deliver<11'desc:export1234+>[4'echo9\"hello you]45+<18'desc:import-object346+>>";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let deliver = Bytes::from_static(DELIVER);
@@ -48,6 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     report(
         "encode it",
         nanoseconds(REPEATS, || encode(black_box(&value))),
+        "ns",
+    )?;
+    report(
+        "read its tokens",
+        nanoseconds(REPEATS, || read_deliver(black_box(&deliver))),
         "ns",
     )?;
     let mut writer = Writer::new();
@@ -80,6 +85,25 @@ fn arrive(encoding: &[u8]) -> Option<Passable> {
         }
     }
     value
+}
+
+/// Reads what a session wants of a delivery: only the arguments become values.
+fn read_deliver(encoding: &Bytes) -> Result<(u64, Vec<Passable>, u64, u64), SyrupError> {
+    let mut reader = Reader::new(encoding, Mode::Strict);
+    reader.record_of("op:deliver")?;
+    reader.record_of("desc:export")?;
+    let to = reader.unsigned()?;
+    reader.end()?;
+    reader.list()?;
+    let method = Passable::symbol(reader.symbol()?);
+    let text = Passable::from(reader.string()?);
+    reader.end()?;
+    let answer = reader.unsigned()?;
+    reader.record_of("desc:import-object")?;
+    let resolver = reader.unsigned()?;
+    reader.end()?;
+    reader.end()?;
+    Ok((to, vec![method, text], answer, resolver))
 }
 
 fn write_deliver(writer: &mut Writer) {

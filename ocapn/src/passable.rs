@@ -78,36 +78,43 @@ pub struct Opaque {
 #[derive(Clone)]
 pub struct Symbol(Text);
 
-/// The longest text that is kept without an allocation; the names of most methods and records
-/// are shorter.
-const INLINE_BYTES_MAX: usize = 22;
-
 #[derive(Clone)]
 enum Text {
-    Inline(u8, [u8; INLINE_BYTES_MAX]),
+    Known(&'static str),
     Shared(Arc<str>),
+}
+
+/// Defines the names that need no allocation: those that nearly every message has.
+macro_rules! known_names {
+    ($($name:literal)*) => {
+        fn known_name(text: &str) -> Option<&'static str> {
+            Some(match text {
+                $($name => $name,)*
+                _ => return None,
+            })
+        }
+    };
+}
+
+known_names! {
+    "op:deliver" "op:listen" "desc:export" "desc:answer" "desc:import-object"
+    "desc:import-promise" "desc:sig-envelope" "fulfill" "break" "fetch" "deposit-gift"
+    "withdraw-gift"
 }
 
 impl Symbol {
     /// Returns the symbol with this text.
     pub fn new(text: &str) -> Self {
-        let mut room = [0; INLINE_BYTES_MAX];
-        match room.get_mut(..text.len()) {
-            Some(start) => {
-                start.copy_from_slice(text.as_bytes());
-                Self(Text::Inline(text.len() as u8, room))
-            }
-            None => Self(Text::Shared(text.into())),
-        }
+        Self(match known_name(text) {
+            Some(name) => Text::Known(name),
+            None => Text::Shared(text.into()),
+        })
     }
 
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         match &self.0 {
-            // What was copied is text, so nothing is lost by the default.
-            Text::Inline(length, room) => {
-                std::str::from_utf8(&room[..usize::from(*length)]).unwrap_or_default()
-            }
+            Text::Known(text) => text,
             Text::Shared(text) => text,
         }
     }

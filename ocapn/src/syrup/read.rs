@@ -278,6 +278,9 @@ impl<'a> Reader<'a> {
 
     fn want<T>(&mut self, accept: impl FnOnce(Token<'a>) -> Option<T>) -> Result<T, SyrupError> {
         let start = self.offset;
-        accept(self.token()?).ok_or_else(|| Kind::Kind.at(start))
+        match self.token() {
+            Ok(token) => accept(token).ok_or_else(|| Kind::Kind.at(start)),
+            Err(error) => Err(error),
+        }
     }
 }

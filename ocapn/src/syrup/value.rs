@@ -73,17 +73,21 @@ impl Describe for Nowhere {
 }
 
 /// A container that is not complete.
-enum Open {
-    List(Vec<Passable>),
-    Record {
-        label: Option<Passable>,
-        fields: Vec<Passable>,
-    },
-    Dict {
-        entries: Vec<(String, Passable)>,
-        key: Option<String>,
-    },
+struct Open {
+    kind: Container,
+    /// Where its values start among those read. A dictionary's keys and values take turns.
+    start: usize,
 }
+
+#[derive(Clone, Copy, PartialEq)]
+enum Container {
+    List,
+    Record,
+    Dict,
+}
+
+/// Room for the values of most messages.
+const VALUES_EXPECTED: usize = 16;
 
 /// Reads one value, whatever its depth, without recursion.
 pub(crate) fn read_value(
@@ -91,99 +95,109 @@ pub(crate) fn read_value(
     refer: &mut impl Refer,
 ) -> Result<Passable, SyrupError> {
     let mut open: Vec<Open> = Vec::new();
+    let mut values: Vec<Passable> = Vec::new();
     loop {
-        let start = reader.offset();
+        let at = reader.offset();
         // Only a string can be a key.
-        if let Some(Open::Dict {
-            entries,
-            key: key @ None,
-        }) = open.last_mut()
+        if let Some(dict) = open.last()
+            && dict.kind == Container::Dict
+            && (values.len() - dict.start).is_multiple_of(2)
             && reader.peek()? != b'}'
         {
             let text = reader.string()?;
             if reader.mode() == Mode::Strict
-                && let Some((last, _)) = entries.last()
+                && let [.., Passable::String(last), _] = &values[dict.start..]
                 && canonical_key_order(last, text).is_ge()
             {
-                return Err(Kind::Canonical.at(start));
+                return Err(Kind::Canonical.at(at));
             }
-            *key = Some(text.to_owned());
+            values.push(Passable::String(text.to_owned()));
             continue;
         }
-        let mut value = match reader.token()? {
-            Token::Bool(b) => Passable::Bool(b),
-            Token::Int(n) => Passable::Int(n),
-            Token::Float(x) => Passable::Float64(x),
-            Token::String(text) => Passable::String(text.to_owned()),
-            Token::Symbol(text) => Passable::Symbol(Symbol::new(text)),
-            Token::Bytes(bytes) => Passable::Bytes(bytes),
-            Token::List => {
-                open.push(Open::List(Vec::new()));
+        // Every value is made where it stays: moving one about costs more than reading it.
+        let start = values.len();
+        match reader.token() {
+            Err(error) => return Err(error),
+            Ok(Token::Bool(b)) => values.push(Passable::Bool(b)),
+            Ok(Token::Int(n)) => values.push(Passable::Int(n)),
+            Ok(Token::Float(x)) => values.push(Passable::Float64(x)),
+            Ok(Token::String(text)) => values.push(Passable::String(text.to_owned())),
+            Ok(Token::Symbol(text)) => values.push(Passable::Symbol(Symbol::new(text))),
+            Ok(Token::Bytes(bytes)) => values.push(Passable::Bytes(bytes)),
+            Ok(Token::List) => {
+                let kind = Container::List;
+                open.push(Open { kind, start });
                 continue;
             }
-            Token::Dict => {
-                open.push(Open::Dict {
-                    entries: Vec::new(),
-                    key: None,
-                });
+            Ok(Token::Dict) => {
+                let kind = Container::Dict;
+                open.push(Open { kind, start });
                 continue;
             }
-            Token::Record => match known_record(reader, start, refer)? {
-                Found::Value(value) => value,
-                Found::Label(label) => {
-                    open.push(Open::Record {
-                        label: label.map(Passable::Symbol),
-                        fields: Vec::new(),
-                    });
+            Ok(Token::Record) => {
+                if values.capacity() == 0 {
+                    values.reserve(VALUES_EXPECTED);
+                }
+                if !known_record(reader, at, refer, &mut values)? {
+                    let kind = Container::Record;
+                    open.push(Open { kind, start });
                     continue;
                 }
-            },
-            Token::End => match open.pop() {
-                Some(Open::List(values)) => Passable::List(values),
-                Some(Open::Dict { entries, key: None }) => {
-                    Passable::Struct(Struct::from_iter(entries))
-                }
-                Some(Open::Record {
-                    label: Some(label),
-                    fields,
-                }) => record(label, fields),
-                _ => return Err(Kind::Byte.at(start)),
-            },
-        };
-        match open.last_mut() {
-            None => return Ok(value),
-            Some(Open::List(values)) => values.push(value),
-            Some(Open::Record {
-                label: label @ None,
-                ..
-            }) => *label = Some(value),
-            Some(Open::Record { fields, .. }) => fields.push(value),
-            Some(Open::Dict { entries, key }) => {
-                let key = key.take().ok_or_else(|| Kind::Byte.at(start))?;
-                entries.push((key, std::mem::replace(&mut value, Passable::Null)));
             }
+            Ok(Token::End) => {
+                let closed = open.pop().and_then(|open| close(&open, &mut values));
+                closed.ok_or_else(|| Kind::Byte.at(at))?;
+            }
+        }
+        if open.is_empty() {
+            return values.pop().ok_or_else(|| Kind::Byte.at(at));
         }
     }
 }
 
-/// What the start of a record turned out to be.
-enum Found {
-    /// A record that is more than its fields, to its end.
-    Value(Passable),
-    /// The label, if it is a symbol; the rest is to be read.
-    Label(Option<Symbol>),
+/// Puts a complete container in the place of its values; `None` if they do not make one.
+fn close(open: &Open, values: &mut Vec<Passable>) -> Option<()> {
+    match open.kind {
+        Container::List => {
+            let inside = values.split_off(open.start);
+            values.push(Passable::List(inside));
+        }
+        Container::Record => {
+            if values.len() == open.start {
+                return None;
+            }
+            let fields = values.split_off(open.start + 1);
+            let label = values.pop()?;
+            values.push(record(label, fields));
+        }
+        Container::Dict => {
+            let mut inside = values.drain(open.start..);
+            let mut entries = Vec::with_capacity(inside.len() / 2);
+            while let Some(key) = inside.next() {
+                let Passable::String(key) = key else {
+                    return None;
+                };
+                entries.push((key, inside.next()?));
+            }
+            drop(inside);
+            values.push(Passable::Struct(Struct::from_iter(entries)));
+        }
+    }
+    Some(())
 }
 
-/// Reads the rest of a record that is more than its fields, if it is one.
+/// Reads the rest of a record that is more than its fields to the end of `values`, and returns
+/// whether it was one. Otherwise reads the label, if it is a symbol.
 fn known_record(
     reader: &mut Reader<'_>,
     start: usize,
     refer: &mut impl Refer,
-) -> Result<Found, SyrupError> {
+    values: &mut Vec<Passable>,
+) -> Result<bool, SyrupError> {
     let after = reader.offset();
     let Ok(label) = reader.symbol() else {
         reader.rewind(after);
-        return Ok(Found::Label(None));
+        return Ok(false);
     };
     let fields = reader.offset();
     if label == "ocapn-sturdyref" {
@@ -194,16 +208,19 @@ fn known_record(
             Ok::<_, SyrupError>(Sturdyref { peer, swissnum })
         })();
         if let Ok(sturdyref) = sturdyref {
-            return Ok(Found::Value(sturdyref.into()));
+            values.push(sturdyref.into());
+            return Ok(true);
         }
     } else if label.starts_with("desc:") {
         reader.rewind(start);
         if let Some(value) = refer.refer(label, reader)? {
-            return Ok(Found::Value(value));
+            values.push(value);
+            return Ok(true);
         }
     }
     reader.rewind(fields);
-    Ok(Found::Label(Some(Symbol::new(label))))
+    values.push(Passable::Symbol(Symbol::new(label)));
+    Ok(false)
 }
 
 /// Returns the value that a complete record stands for.

@@ -19,13 +19,13 @@ use futures_util::future::{BoxFuture, FutureExt};
 use ocapn::netlayer::tcp_testing::{TcpFraming, TcpTesting};
 use ocapn::netlayer::tls_rpk::{TlsRpk, TlsRpkOptions};
 use ocapn::{
-    Answer, Identity, Netlayer, Object, Passable, Peer, PeerId, PeerLocator, Reference, Sturdyref,
+    Answer, Identity, Netlayer, Object, Passable, Peer, PeerId, Reference, Sturdyref,
     SturdyrefTable, Swissnum, Turn,
 };
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// What makes the program the peer that is called; the transport follows.
+/// What makes the program the peer that is called; its transport and how many peers it is follow.
 const SERVE: &str = "serve-as";
 const TRANSPORTS: [&str; 2] = ["tcp-testing-only", "tls-rpk"];
 
@@ -43,6 +43,9 @@ const ONE_BY_ONE: usize = 20_000;
 const IDLE: usize = 2_000;
 const SETUPS: usize = 32;
 
+/// The peers here that share those sessions.
+const DIALLERS: usize = 40;
+
 const SWISSNUM: &[u8] = b"echo";
 
 fn main() -> Result {
@@ -50,10 +53,10 @@ fn main() -> Result {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    if let [mode, transport] = arguments.as_slice()
+    if let [mode, transport, peers] = arguments.as_slice()
         && mode == SERVE
     {
-        return runtime.block_on(serve(transport));
+        return runtime.block_on(serve(transport, peers.parse()?));
     }
     let wanted = |name: &str| {
         let mut names = arguments.iter().filter(|word| !word.starts_with('-'));
@@ -113,12 +116,16 @@ fn peer(netlayer: impl Netlayer, table: Arc<Table>) -> Peer {
     Peer::builder().netlayer(netlayer).sturdyrefs(table).spawn()
 }
 
-/// Runs the peer that is called until nobody wants it any more.
-async fn serve(transport: &str) -> Result {
-    let table = Arc::new(Table(std::sync::OnceLock::new()));
-    let peer = spawn(transport, true, Arc::clone(&table)).await?;
-    table.0.get_or_init(|| peer.export(Echo));
-    writeln!(stdout(), "{}", peer.locator())?;
+/// Runs the peers that are called until nobody wants them any more.
+async fn serve(transport: &str, count: usize) -> Result {
+    let mut peers = Vec::new();
+    for _ in 0..count {
+        let table = Arc::new(Table(std::sync::OnceLock::new()));
+        let peer = spawn(transport, true, Arc::clone(&table)).await?;
+        table.0.get_or_init(|| peer.export(Echo));
+        writeln!(stdout(), "{}", peer.locator())?;
+        peers.push(peer);
+    }
     let asked = tokio::task::spawn_blocking(|| -> std::io::Result<()> {
         let mut line = String::new();
         while stdin().lock().read_line(&mut line)? > 0 {
@@ -162,28 +169,32 @@ struct Other {
     child: Child,
     ask: Option<ChildStdin>,
     told: BufReader<ChildStdout>,
-    sturdyref: Sturdyref,
+    /// Where its objects are.
+    sturdyrefs: Vec<Sturdyref>,
 }
 
 impl Other {
-    fn start(transport: &str) -> Result<Self> {
+    fn start(transport: &str, peers: usize) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args([SERVE, transport])
+            .args([SERVE, transport, &peers.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
         let mut told = BufReader::new(child.stdout.take().ok_or("no output")?);
-        let mut line = String::new();
-        told.read_line(&mut line)?;
-        let peer: PeerLocator = line.trim().parse()?;
+        let mut sturdyrefs = Vec::new();
+        for _ in 0..peers {
+            let mut line = String::new();
+            told.read_line(&mut line)?;
+            sturdyrefs.push(Sturdyref {
+                peer: line.trim().parse()?,
+                swissnum: Swissnum::new(SWISSNUM),
+            });
+        }
         Ok(Self {
             ask: child.stdin.take(),
             child,
             told,
-            sturdyref: Sturdyref {
-                peer,
-                swissnum: Swissnum::new(SWISSNUM),
-            },
+            sturdyrefs,
         })
     }
 
@@ -212,10 +223,10 @@ fn call(echo: &Reference, n: usize) -> ocapn::Promise {
 }
 
 async fn trips(transport: &str) -> Result {
-    let mut other = Other::start(transport)?;
+    let mut other = Other::start(transport, 1)?;
     let table = Arc::new(Table(std::sync::OnceLock::new()));
     let peer = spawn(transport, false, table).await?;
-    let echo = peer.enliven(&other.sturdyref).await?;
+    let echo = peer.enliven(&other.sturdyrefs[0]).await?;
 
     let mut rates = Vec::new();
     let (ours, theirs) = (usage()?, other.usage()?);
@@ -260,31 +271,33 @@ async fn trips(transport: &str) -> Result {
     Ok(())
 }
 
-/// Sets up many sessions of `tls-rpk`, each from a peer with a key of its own.
+/// Sets up many sessions of `tls-rpk`, between some peers here and many there.
 async fn many(count: usize) -> Result {
     let transport = TRANSPORTS[1];
-    let mut other = Other::start(transport)?;
+    let mut other = Other::start(transport, count.div_ceil(DIALLERS))?;
+    let mut diallers = Vec::new();
+    for _ in 0..DIALLERS {
+        let table = Arc::new(Table(std::sync::OnceLock::new()));
+        diallers.push(spawn(transport, false, table).await?);
+    }
     let (ours, theirs) = (usage()?, other.usage()?);
     let start = Instant::now();
-    let mut peers = Vec::with_capacity(count);
     let mut setups = tokio::task::JoinSet::new();
-    for _ in 0..count {
+    let pairs = other
+        .sturdyrefs
+        .iter()
+        .flat_map(|to| diallers.iter().map(move |from| (from, to)));
+    for (from, to) in pairs.take(count) {
         if setups.len() == SETUPS
-            && let Some(peer) = setups.join_next().await
+            && let Some(done) = setups.join_next().await
         {
-            peers.push(peer??);
+            done??;
         }
-        let to = other.sturdyref.peer.clone();
-        setups.spawn(async move {
-            let error = |error: Box<dyn Error>| error.to_string();
-            let table = Arc::new(Table(std::sync::OnceLock::new()));
-            let peer = spawn(TRANSPORTS[1], false, table).await.map_err(error)?;
-            peer.connect(&to).await.map_err(|e| error(e.into()))?;
-            Ok::<_, String>(peer)
-        });
+        let (from, to) = (from.clone(), to.peer.clone());
+        setups.spawn(async move { from.connect(&to).await.map(|_| ()) });
     }
-    while let Some(peer) = setups.join_next().await {
-        peers.push(peer??);
+    while let Some(done) = setups.join_next().await {
+        done??;
     }
     let took = start.elapsed();
     let (ours_up, theirs_up) = (usage()?, other.usage()?);

@@ -1,6 +1,6 @@
 //! Keys, signatures and the ids made of them.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 
@@ -52,7 +52,7 @@ pub(crate) struct SessionKeys {
 impl SessionKeys {
     pub(crate) fn new(seed: &[u8; 32]) -> Self {
         let signing = SigningKey::from_bytes(seed);
-        let public = PublicKey::new(signing.verifying_key());
+        let public = PublicKey::new(&signing.verifying_key());
         Self { signing, public }
     }
 
@@ -76,36 +76,40 @@ impl SessionKeys {
     }
 }
 
-/// One side's public key, and what is made of it.
+/// One side's public key. Small, since every session keeps two: what can be made of it at once is
+/// not kept.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PublicKey {
-    key: VerifyingKey,
-    pub(crate) encoding: Bytes,
+    q: [u8; 32],
     /// The Public Identifier, which names the side.
     pub(crate) side: [u8; 32],
 }
 
 impl PublicKey {
-    fn new(key: VerifyingKey) -> Self {
+    fn new(key: &VerifyingKey) -> Self {
+        let mut key = Self {
+            q: key.to_bytes(),
+            side: [0; 32],
+        };
+        key.side = double_hash(&[&key.encoding()]);
+        key
+    }
+
+    /// Returns the key as it travels.
+    pub(crate) fn encoding(&self) -> BytesMut {
         let mut writer = Writer::new();
         writer.list().symbol("public-key").list().symbol("ecc");
         writer.list().symbol("curve").symbol("Ed25519").end_list();
         writer.list().symbol("flags").symbol("eddsa").end_list();
-        writer.list().symbol("q").bytes(key.as_bytes()).end_list();
+        writer.list().symbol("q").bytes(&self.q).end_list();
         writer.end_list().end_list();
-        let encoding = writer.take().freeze();
-        let side = double_hash(&[&encoding]);
-        Self {
-            key,
-            encoding,
-            side,
-        }
+        writer.take()
     }
 
     /// Returns the key with these bytes, unless they are none.
     #[cfg(feature = "websocket")]
     pub(crate) fn of(key: &[u8; 32]) -> Option<Self> {
-        Some(Self::new(VerifyingKey::from_bytes(key).ok()?))
+        Some(Self::new(&VerifyingKey::from_bytes(key).ok()?))
     }
 
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, SyrupError> {
@@ -127,17 +131,16 @@ impl PublicKey {
         for _ in 0..3 {
             reader.end()?;
         }
-        Ok(Self::new(
-            VerifyingKey::from_bytes(&q).map_err(|_| wrong())?,
-        ))
+        let key = VerifyingKey::from_bytes(&q).map_err(|_| wrong())?;
+        Ok(Self::new(&key))
     }
 
     /// Returns whether `signature` is of `signed` by this key. Strict: weak keys and the
     /// malleable forms of a signature are refused.
     pub(crate) fn verifies(&self, signed: &[u8], signature: &[u8; 64]) -> bool {
-        self.key
-            .verify_strict(signed, &Signature::from_bytes(signature))
-            .is_ok()
+        let signature = Signature::from_bytes(signature);
+        VerifyingKey::from_bytes(&self.q)
+            .is_ok_and(|key| key.verify_strict(signed, &signature).is_ok())
     }
 }
 

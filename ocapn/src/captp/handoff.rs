@@ -50,7 +50,7 @@ pub(crate) fn sign_give(
     let mut writer = Writer::new();
     writer
         .record("desc:handoff-give")
-        .raw(&receiver_key.encoding)
+        .raw(&receiver_key.encoding())
         .raw(exporter);
     writer
         .bytes(session)

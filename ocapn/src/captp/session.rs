@@ -96,7 +96,13 @@ impl Session {
         };
         let mut session = Self {
             greeting: Some(greeting(&keys, location)),
-            direction: opening.direction,
+            direction: match opening.direction {
+                Direction::Inbound => Direction::Inbound,
+                // Where the peer was dialled is of no use any more.
+                Direction::Outbound(to) => {
+                    Direction::Outbound(PeerLocator::new(to.transport, to.designator))
+                }
+            },
             proven: opening.peer,
             dialect: opening.dialect,
             keys,
@@ -161,6 +167,10 @@ impl Session {
     pub(crate) fn frame(&mut self) -> Result<Option<Bytes>, Fault> {
         let end = self.scanner.scan(&self.input);
         let end = end.map_err(|error| format!("malformed message: {error}"))?;
+        if end.is_none() && self.input.is_empty() {
+            // A session that is silent keeps no room for what may come.
+            self.input = BytesMut::new();
+        }
         Ok(end.map(|end| self.input.split_to(end).freeze()))
     }
 
@@ -194,7 +204,8 @@ impl Session {
             peer: Arc::clone(&peer),
             id: session_id(&self.keys.public.side, &hello.key.side),
             key: hello.key,
-            location_encoding: hello.location_encoding,
+            // A part of the message would keep the whole of it.
+            location_encoding: Bytes::copy_from_slice(&hello.location_encoding),
             handoffs: 0,
             withdrawn: HashSet::new(),
         }));
@@ -242,6 +253,8 @@ impl Session {
             self.write_collected();
         }
         if self.output.ends.is_empty() {
+            // A session that is silent keeps no room for what may be written.
+            self.output.writer = Writer::new();
             return None;
         }
         let ends = std::mem::take(&mut self.output.ends);
@@ -292,7 +305,7 @@ fn greeting(keys: &SessionKeys, location: &PeerLocator) -> Bytes {
     writer
         .record("op:start-session")
         .string(VERSION)
-        .raw(&keys.public.encoding)
+        .raw(&keys.public.encoding())
         .raw(&location);
     keys.sign(&my_location(&location), &mut writer);
     writer.end_record();

@@ -12,7 +12,7 @@ use super::{Incoming, Outgoing};
 
 /// The room that an idle connection keeps for what comes next. Small, since a peer may hold
 /// thousands of sessions that are silent most of the time.
-const READ_BYTES_MIN: usize = 1 << 9;
+const READ_BYTES_MIN: usize = 1 << 7;
 
 /// The room that a busy connection reads into at once: more saves few system calls.
 const READ_BYTES_MAX: usize = 1 << 16;

@@ -276,6 +276,14 @@ impl<'a> Reader<'a> {
         Ok(is_false)
     }
 
+    /// Returns whether a string is next.
+    pub(crate) fn is_string_next(&mut self) -> bool {
+        let at = self.offset;
+        let is_string = self.string().is_ok();
+        self.offset = at;
+        is_string
+    }
+
     fn want<T>(&mut self, accept: impl FnOnce(Token<'a>) -> Option<T>) -> Result<T, SyrupError> {
         let start = self.offset;
         match self.token() {

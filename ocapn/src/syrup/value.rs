@@ -340,6 +340,12 @@ impl PeerLocator {
                     return Err(Kind::Canonical.at(at));
                 }
                 last = Some(name);
+                if reader.mode() == Mode::Lenient && !reader.is_string_next() {
+                    // Nobody can use it; and of two with one name the last counts.
+                    reader.raw()?;
+                    peer.hints.remove(name);
+                    continue;
+                }
                 peer.hints
                     .insert(name.to_owned(), reader.string()?.to_owned());
             }

@@ -97,6 +97,13 @@ fn lenient_reads_what_peers_send_and_strict_refuses_it() {
         (b"#1+$", vec![1_u64.into()].into()),
         (b" [ 1+\n2+ ]", vec![1_u64.into(), 2_u64.into()].into()),
     ];
+    // Of a locator's hints, those that nobody can use are left out.
+    let hints = b"<15'ocapn-sturdyref<10'ocapn-peer1't1\"d{1\"pt1\"p1\"71\"qt}>1:s>";
+    let Ok(Passable::Sturdyref(sturdyref)) = read(hints, Mode::Lenient) else {
+        panic!("no sturdyref");
+    };
+    let hints: Vec<_> = sturdyref.peer.hints.into_iter().collect();
+    assert_eq!(hints, [("p".to_owned(), "7".to_owned())]);
     for (wire, value) in cases {
         let name = String::from_utf8_lossy(wire).into_owned();
         assert_eq!(read(wire, Mode::Lenient), Ok(value), "{name}");

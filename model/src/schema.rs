@@ -46,6 +46,7 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attribute {
     /// The type that a value is converted to.
+    #[serde(rename = "type")]
     pub ty: Type,
     /// Who sets it.
     pub role: Role,

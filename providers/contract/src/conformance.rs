@@ -79,7 +79,7 @@ impl fmt::Display for Outcome {
 type Found = Result<(), String>;
 type Check = for<'a> fn(&'a Case<'a>) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
 
-const CHECKS: [(&str, Check); 12] = [
+const CHECKS: [(&str, Check); 13] = [
     ("a machine that was created can be read", |it| {
         Box::pin(it.create_read())
     }),
@@ -95,6 +95,9 @@ const CHECKS: [(&str, Check); 12] = [
     ("a machine is found by its token", |it| Box::pin(it.find())),
     ("a token that was never used finds nothing", |it| {
         Box::pin(it.find_nothing())
+    }),
+    ("a machine is imported by its identifier", |it| {
+        Box::pin(it.import())
     }),
     ("an update that is repeated changes nothing more", |it| {
         Box::pin(it.update_twice())
@@ -188,6 +191,21 @@ impl<'a> Case<'a> {
         match self.provider.find(&self.token).await {
             Ok(None) => Ok(()),
             other => Err(format!("it answered {other:?}")),
+        }
+    }
+
+    async fn import(&self) -> Found {
+        let made = self.create().await?;
+        if self.provider.is_simulated() {
+            return Ok(());
+        }
+        let import = patiently(|| self.provider.import(&made.id)).await;
+        let imported = import.map_err(|error| format!("import: {error}"))?;
+        self.same_machine(&made, imported.as_ref())?;
+        self.delete(&made).await?;
+        match patiently(|| self.provider.import(&made.id)).await {
+            Ok(None) => Ok(()),
+            other => Err(format!("of a machine that is gone: {other:?}")),
         }
     }
 

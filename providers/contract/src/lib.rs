@@ -5,7 +5,9 @@
 //! told what to do. Whatever it does must be findable afterwards by the [`Token`] it was given.
 
 pub mod conformance;
+mod deadline;
 mod error;
+pub mod pipe;
 
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use async_trait::async_trait;
 use gobs_model::{Address, Change, Known, ProviderSchema};
 use serde::{Deserialize, Serialize};
 
+pub use deadline::{Bounded, Deadlines};
 pub use error::Error;
 
 /// What makes a machine findable after a crash: minted by gobs for each create, durable before
@@ -96,7 +99,8 @@ pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
 /// Makes machines and takes them away.
 ///
 /// Every verb is safe to run twice. A verb whose answer was lost returns [`Error::InDoubt`];
-/// gobs then looks with `find` or `read` and never repeats blindly.
+/// gobs then looks with `find` or `read` and never repeats blindly. A call is cancelled by dropping
+/// its future, at any moment: what it did until then must be findable like any lost answer.
 #[async_trait]
 pub trait Provider: Send + Sync {
     /// Returns what gobs must know to plan; the same for as long as the process runs.
@@ -110,6 +114,11 @@ pub trait Provider: Send + Sync {
         false
     }
 
+    /// Returns how long each verb may take (after `configure` too).
+    fn deadlines(&self) -> Deadlines {
+        Deadlines::default()
+    }
+
     /// Creates a machine; returns when the provider says that it exists, not when it has booted.
     async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error>;
 
@@ -120,6 +129,19 @@ pub trait Provider: Send + Sync {
 
     /// Returns the machine as it is now; nothing when it is gone for good.
     async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error>;
+
+    /// Returns a machine that gobs did not make, or does not know any more, by its own
+    /// identifier; nothing when there is none.
+    async fn import(&self, id: &str) -> Result<Option<Observed>, Error> {
+        if self.is_simulated() {
+            return Ok(None);
+        }
+        let named = Observed {
+            id: id.into(),
+            attributes: Known::empty(),
+        };
+        self.read(&named).await
+    }
 
     /// Changes a machine.
     async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error>;

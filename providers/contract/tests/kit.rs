@@ -23,6 +23,7 @@ enum Defect {
     MissesWhatIsGone,
     MakesWhatItRefuses,
     LosesTheEffectToo,
+    ImportsNothing,
 }
 
 struct Memory {
@@ -120,6 +121,11 @@ impl Provider for Memory {
             .machines()
             .get(&last.id)
             .map(|(_, machine)| machine.clone()))
+    }
+
+    async fn import(&self, id: &str) -> Result<Option<Observed>, Error> {
+        let machine = self.machines().get(id).map(|(_, machine)| machine.clone());
+        Ok(machine.filter(|_| self.defect != Defect::ImportsNothing))
     }
 
     async fn update(&self, request: UpdateRequest, _: Progress) -> Result<Observed, Error> {
@@ -232,6 +238,10 @@ async fn each_defect_breaks_the_check_that_is_about_it() {
         (
             Defect::MissesWhatIsGone,
             "a deleted machine is gone, and may be deleted again",
+        ),
+        (
+            Defect::ImportsNothing,
+            "a machine is imported by its identifier",
         ),
         (Defect::MakesWhatItRefuses, "what is refused leaves nothing"),
         (

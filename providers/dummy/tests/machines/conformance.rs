@@ -6,7 +6,7 @@ use gobs_provider::{Provider, UserData};
 
 use crate::host::{Host, wanted};
 
-fn fixture() -> Fixture {
+pub(crate) fn fixture() -> Fixture {
     let run = Value::list(["exec true".into()]);
     Fixture {
         wanted: wanted([("password", Value::from("hunter2").sensitive())]),

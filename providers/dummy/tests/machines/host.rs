@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Counts its starts, copies its description when told to read it again, and runs a program in a
 /// session of its own; where its description says so, also one with a cleaned environment, in the
 /// agent's session or in its own.
-const AGENT: &str = r#"
+pub(crate) const AGENT: &str = r#"
 dir=$2
 echo started >> "$dir/logs/starts"
 mkdir -p "$dir/hob" && echo one > "$dir/hob/key"

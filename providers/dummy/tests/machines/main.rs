@@ -4,4 +4,6 @@ mod conformance;
 mod crash;
 mod faults;
 mod host;
+mod pipe;
+mod schema;
 mod verbs;

@@ -153,6 +153,17 @@ impl Session {
         !self.settled && matches!(self.direction, Direction::Outbound(_))
     }
 
+    /// Returns whether the peer dialled us so lately that our own dial may have crossed its.
+    pub(crate) fn is_theirs_unsettled(&self) -> bool {
+        !self.settled && matches!(self.direction, Direction::Inbound)
+    }
+
+    /// Ends a session that was not begun yet, without a word to the peer.
+    pub(crate) fn give_up(&mut self, reason: &str) {
+        self.output = Outbox::default();
+        self.phase = Phase::Over(reason.to_owned());
+    }
+
     /// Returns how many bytes arrived that were not read yet.
     pub(crate) fn input_len(&self) -> usize {
         self.input.len()

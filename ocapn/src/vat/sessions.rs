@@ -47,9 +47,18 @@ impl Inner {
         }
     }
 
-    pub(super) fn begin(&mut self, id: SessionId, session: Box<Session>) {
+    /// Puts a new session in its place. One that we dialled is given up before it says a word if
+    /// the peer's own dial has just come up: crossing that one now could end it at the peer's
+    /// side, after it was used.
+    pub(super) fn begin(&mut self, id: SessionId, mut session: Box<Session>) {
         if let Direction::Outbound(peer) = &session.direction {
-            self.dialling.insert(key(peer), id);
+            let up = self.session_with(&peer.transport, &peer.designator);
+            let up = up.and_then(|up| self.session(up));
+            if up.is_some_and(Session::is_theirs_unsettled) {
+                session.give_up("the peer's own dial came first");
+            } else {
+                self.dialling.insert(key(peer), id);
+            }
         }
         self.put_back(id, session);
     }

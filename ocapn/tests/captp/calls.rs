@@ -433,6 +433,17 @@ fn crossed_hellos_leave_one_session() {
 }
 
 #[test]
+fn a_dial_made_late_leaves_the_session_that_came_meanwhile() {
+    let mut world = World::new(2);
+    world.connect(1, 0);
+    let (near, far) = (world.session(0, 1), world.session(1, 0));
+    world.dial(0, 1);
+    world.run();
+    assert_eq!((world.session(0, 1), world.session(1, 0)), (near, far));
+    assert!(world.downs.is_empty());
+}
+
+#[test]
 fn a_new_session_replaces_the_old_one_only_when_proven() {
     let mut world = World::new(2);
     world.connect(0, 1);

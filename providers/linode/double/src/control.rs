@@ -1,0 +1,304 @@
+//! The control plane: who may ask what, how often, and what goes wrong on the way.
+
+use serde_json::{Value, json};
+
+use crate::account::Account;
+use crate::catalog;
+use crate::clock::http_date;
+use crate::fault::{self, Kind};
+use crate::filter::page;
+use crate::limit::Class;
+use crate::reply::{Fate, Refusal, Reply};
+
+/// A request, as far as the API looks at it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) token: Option<String>,
+    pub(crate) filter: Option<String>,
+    pub(crate) body: Value,
+}
+
+const INSTANCE_FIELDS: [&str; 7] = [
+    "group",
+    "id",
+    "ipv4",
+    "label",
+    "placement_group.label",
+    "region",
+    "tags",
+];
+const EVENT_FIELDS: [&str; 6] = [
+    "action",
+    "created",
+    "entity.id",
+    "entity.type",
+    "id",
+    "read",
+];
+const TYPE_FIELDS: [&str; 7] = [
+    "class", "disk", "gpus", "label", "memory", "transfer", "vcpus",
+];
+const IMAGE_FIELDS: [&str; 7] = [
+    "deprecated",
+    "is_public",
+    "label",
+    "size",
+    "status",
+    "type",
+    "vendor",
+];
+
+/// Answers one request below `/v4` or `/v4beta`.
+pub(crate) fn answer(account: &mut Account, request: &Request) -> Reply {
+    account.settle();
+    account.stats.requests += 1;
+    let parts: Vec<&str> = request
+        .path
+        .split('/')
+        .filter(|it| !it.is_empty())
+        .collect();
+    let (class, scope) = (class_of(request, &parts), scope_of(&request.method, &parts));
+    if class == Class::Create {
+        account.stats.create_requests += 1;
+    }
+    let mut headers = vec![
+        ("Date", http_date(account.clock.now_ms())),
+        (
+            "Cache-Control",
+            "private, max-age=0, s-maxage=0, no-cache, no-store".into(),
+        ),
+        ("X-Spec-Version", "4.229.1".into()),
+        ("X-Accepted-OAuth-Scopes", scope.unwrap_or("*").into()),
+    ];
+    let token = request.token.as_deref().unwrap_or_default();
+    let scopes = account.tokens.get(token).cloned();
+    let count = account
+        .windows
+        .count(&account.limits, token, class, account.clock.now_ms());
+    headers.push(("X-RateLimit-Limit", count.limit.to_string()));
+    headers.push(("X-RateLimit-Remaining", count.remaining.to_string()));
+    headers.push(("X-RateLimit-Reset", count.reset_s.to_string()));
+    if let Some(scopes) = &scopes {
+        headers.push(("X-OAuth-Scopes", scopes.clone()));
+    }
+    let reply = match (scope, scopes) {
+        _ if count.refused => {
+            account.stats.over_limit += 1;
+            let now_s = account.clock.now_ms() / 1_000;
+            headers.push((
+                "Retry-After",
+                count.reset_s.saturating_sub(now_s).max(1).to_string(),
+            ));
+            Refusal::of(429, None, "Too many requests").into()
+        }
+        (Some(_), None) => Refusal::of(401, None, "Invalid Token").into(),
+        (Some(scope), Some(scopes)) if !allows(&scopes, scope) => {
+            let why = "Your OAuth token is not authorized to use this endpoint.";
+            Refusal::of(401, None, why).into()
+        }
+        _ => with_faults(account, request, &parts),
+    };
+    let mut reply: Reply = reply;
+    // What a proxy answers has nothing of the API's own.
+    if reply.content_type == "application/json" {
+        headers.append(&mut reply.headers);
+        reply.headers = headers;
+    }
+    reply
+}
+
+fn with_faults(account: &mut Account, request: &Request, parts: &[&str]) -> Reply {
+    let label = request.body["label"].as_str();
+    let met = fault::next(&mut account.faults, &request.method, &request.path, label);
+    let after = |reply: Reply, fate: Fate| Reply { fate, ..reply };
+    match &met {
+        Some(Kind::TooManyRequests {
+            retry_after_s,
+            as_date,
+        }) => {
+            let mut reply: Reply = Refusal::of(429, None, "Too many requests").into();
+            if let Some(wait_s) = *retry_after_s {
+                let text = match as_date {
+                    true => http_date(account.clock.now_ms() + wait_s * 1_000),
+                    false => wait_s.to_string(),
+                };
+                reply.headers.push(("Retry-After", text));
+            }
+            reply
+        }
+        Some(Kind::Before { status, html: true }) => Reply::html(*status),
+        Some(Kind::Before { status, .. }) => {
+            Refusal::of(*status, None, "Internal Server Error").into()
+        }
+        Some(Kind::Maintenance) => {
+            let mut reply: Reply = Refusal::of(503, None, "Under maintenance").into();
+            reply.headers.push(("X-Maintenance-Mode", "all".into()));
+            reply
+        }
+        Some(Kind::Busy) => Refusal::busy().into(),
+        Some(Kind::ResetBefore) => after(Reply::text(500, "text/plain", ""), Fate::Reset),
+        Some(Kind::ResetAfter) => after(route(account, request, parts, None), Fate::Reset),
+        Some(Kind::Truncate) => after(route(account, request, parts, None), Fate::Truncated),
+        Some(Kind::After { status }) => {
+            route(account, request, parts, None);
+            Reply::html(*status)
+        }
+        Some(Kind::Hang { virtual_s }) => {
+            let mut reply = route(account, request, parts, None);
+            reply.wait = account.clock.real(virtual_s * 1_000);
+            reply
+        }
+        Some(Kind::ListLag { .. } | Kind::Duplicates | Kind::JobFails) | None => {
+            route(account, request, parts, met.as_ref())
+        }
+    }
+}
+
+fn route(account: &mut Account, request: &Request, parts: &[&str], met: Option<&Kind>) -> Reply {
+    if request.method == "GET" && parts == ["profile", "grants"] {
+        return Reply::text(204, "application/json", "");
+    }
+    match routed(account, request, parts, met) {
+        Ok(body) => Reply::json(200, &body),
+        Err(refusal) => refusal.into(),
+    }
+}
+
+fn routed(
+    account: &mut Account,
+    request: &Request,
+    parts: &[&str],
+    met: Option<&Kind>,
+) -> Result<Value, Refusal> {
+    let fails = met == Some(&Kind::JobFails);
+    let list = |mut items: Vec<Value>, fields: &[&str]| {
+        if met == Some(&Kind::Duplicates) {
+            items.extend(items.clone());
+        }
+        page(items, fields, request.filter.as_deref(), &request.query)
+    };
+    let one = |items: Vec<Value>, id: &str| {
+        let number = id.parse::<u64>().ok();
+        let is =
+            |item: &Value| item["id"] == id || number.is_some() && item["id"].as_u64() == number;
+        let found = items.into_iter().find(is);
+        found.ok_or_else(Refusal::not_found)
+    };
+    let id = |text: &str| text.parse::<u64>().map_err(|_| Refusal::not_found());
+    let body = &request.body;
+    match (request.method.as_str(), parts) {
+        ("GET", ["regions"]) => list(catalog::regions(), &[]),
+        ("GET", ["regions", it]) => one(catalog::regions(), it),
+        ("GET", ["linode", "types"]) => list(catalog::classes(), &TYPE_FIELDS),
+        ("GET", ["linode", "types", it]) => one(catalog::classes(), it),
+        ("GET", ["images"]) => list(catalog::images(), &IMAGE_FIELDS),
+        ("GET", ["images", maker, it]) => one(catalog::images(), &format!("{maker}/{it}")),
+        ("GET", ["profile"]) => Ok(json!({"username": "double", "restricted": false,
+            "email": "double@example.com", "uid": 1, "timezone": "GMT"})),
+        ("GET", ["account", "settings"]) => Ok(json!({"backups_enabled": false, "managed": false,
+            "network_helper": true, "longview_subscription": null, "object_storage": null,
+            "interfaces_for_new_linodes": "legacy_config_default_but_linode_allowed",
+            "maintenance_policy": "linode/migrate"})),
+        ("GET", ["account", "events"]) => {
+            // The newest comes first, as with the real API.
+            list(
+                account.events.iter().rev().cloned().collect(),
+                &EVENT_FIELDS,
+            )
+        }
+        ("GET", ["account", "events", it]) => one(account.events.clone(), it),
+        ("GET", ["tags"]) => list(account.tags(), &[]),
+        ("GET", ["linode", "instances"]) => {
+            let lag_ms = match met {
+                Some(Kind::ListLag { virtual_s }) => virtual_s * 1_000,
+                _ => 0,
+            };
+            list(account.list(lag_ms), &INSTANCE_FIELDS)
+        }
+        ("POST", ["linode", "instances"]) => account.create(body, fails),
+        ("GET", ["linode", "instances", it]) => Ok(account.instance(id(it)?)?.show()),
+        ("PUT", ["linode", "instances", it]) => account.update(id(it)?, body),
+        ("DELETE", ["linode", "instances", it]) => account.delete(id(it)?, fails),
+        ("GET", ["linode", "instances", it, "firewalls"]) => {
+            let firewalls = account.instance(id(it)?)?.firewalls.clone();
+            list(firewalls.iter().map(|it| json!({"id": it})).collect(), &[])
+        }
+        ("PUT", ["linode", "instances", it, "firewalls"]) => {
+            let asked = body["firewall_ids"].as_array().into_iter().flatten();
+            let firewalls: Vec<u64> = asked.filter_map(Value::as_u64).collect();
+            account.instance(id(it)?)?.firewalls.clone_from(&firewalls);
+            list(firewalls.iter().map(|it| json!({"id": it})).collect(), &[])
+        }
+        ("POST", ["linode", "instances", it, "ips"]) => {
+            let instance = account.instance(id(it)?)?;
+            if body["public"] != false || instance.ipv4.len() > 1 {
+                let why = "Additional IPv4 addresses require technical justification.";
+                return Err(Refusal::of(400, None, why));
+            }
+            let address = format!(
+                "192.168.{}.{}",
+                instance.id / 250 % 250,
+                instance.id % 250 + 1
+            );
+            instance.ipv4.push(address.clone());
+            Ok(json!({"address": address, "type": "ipv4", "public": false,
+                "linode_id": instance.id, "prefix": 17}))
+        }
+        (
+            "POST",
+            [
+                "linode",
+                "instances",
+                it,
+                "backups",
+                verb @ ("enable" | "cancel"),
+            ],
+        ) => {
+            account.instance(id(it)?)?.backups = *verb == "enable";
+            Ok(json!({}))
+        }
+        ("POST", ["linode", "instances", it, action]) => account.act(id(it)?, action, body, fails),
+        _ => Err(Refusal::not_found()),
+    }
+}
+
+fn class_of(request: &Request, parts: &[&str]) -> Class {
+    match (request.method.as_str(), parts) {
+        ("POST", ["linode", "instances"]) => Class::Create,
+        ("GET", ["images"]) => Class::Images,
+        ("GET", ["linode", "instances"] | ["regions"] | ["linode", "types"] | ["tags"]) => {
+            Class::List
+        }
+        _ => Class::Other,
+    }
+}
+
+/// Returns the scope that a request needs; nothing where anybody may ask.
+fn scope_of(method: &str, parts: &[&str]) -> Option<&'static str> {
+    match (method, parts) {
+        ("GET", ["regions" | "images", ..] | ["linode", "types", ..]) => None,
+        ("GET", ["profile", ..]) => Some(""),
+        ("GET", ["account", "events", ..]) => Some("events:read_only"),
+        ("GET", ["linode", ..]) => Some("linodes:read_only"),
+        (_, ["linode", ..]) => Some("linodes:read_write"),
+        ("GET", _) => Some("account:read_only"),
+        _ => Some("account:read_write"),
+    }
+}
+
+fn allows(scopes: &str, needed: &str) -> bool {
+    let area = needed.split(':').next().unwrap_or_default();
+    let writes = needed.ends_with(":read_write");
+    needed.is_empty()
+        || scopes
+            .split_whitespace()
+            .any(|scope| match scope.split_once(':') {
+                _ if scope == "*" => true,
+                Some((held, "read_write")) => held == area,
+                Some((held, "read_only")) => held == area && !writes,
+                _ => false,
+            })
+}

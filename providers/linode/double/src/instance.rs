@@ -1,0 +1,232 @@
+//! One instance: what it is, and the jobs that make it so, one at a time.
+
+use std::collections::VecDeque;
+
+use serde_json::{Value, json};
+
+use crate::catalog;
+use crate::clock::{Dice, api_time};
+
+/// What a job does to its instance.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Work {
+    Create,
+    Boot,
+    Shutdown,
+    Reboot,
+    Rebuild { image: String },
+    Resize { class: String },
+    Migrate { region: String },
+    Delete,
+}
+
+impl Work {
+    /// Returns the name of its event.
+    pub(crate) fn action(&self) -> &'static str {
+        match self {
+            Self::Create => "linode_create",
+            Self::Boot => "linode_boot",
+            Self::Shutdown => "linode_shutdown",
+            Self::Reboot => "linode_reboot",
+            Self::Rebuild { .. } => "linode_rebuild",
+            Self::Resize { .. } => "linode_resize",
+            Self::Migrate { .. } => "linode_migrate_datacenter",
+            Self::Delete => "linode_delete",
+        }
+    }
+
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Create => "provisioning",
+            Self::Boot => "booting",
+            Self::Shutdown => "shutting_down",
+            Self::Reboot => "rebooting",
+            Self::Rebuild { .. } => "rebuilding",
+            Self::Resize { .. } => "resizing",
+            Self::Migrate { .. } => "migrating",
+            Self::Delete => "deleting",
+        }
+    }
+
+    /// Returns how long it takes, from recorded durations where there are such.
+    fn duration_ms(&self, dice: &mut Dice) -> u64 {
+        let (low_s, high_s) = match self {
+            Self::Create => (3, 65),
+            Self::Boot | Self::Reboot => (24, 67),
+            Self::Shutdown => (15, 30),
+            Self::Rebuild { .. } => (30, 90),
+            Self::Resize { .. } => (60, 240),
+            Self::Migrate { .. } => (120, 480),
+            Self::Delete => (2, 10),
+        };
+        dice.between(low_s * 1_000, high_s * 1_000)
+    }
+}
+
+/// One job, which is one event.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) event: u64,
+    pub(crate) work: Work,
+    /// When it was asked for.
+    asked_ms: u64,
+    /// When it began and ends, once it runs.
+    span_ms: Option<(u64, u64)>,
+    fails: bool,
+}
+
+/// What an event's job came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) event: u64,
+    pub(crate) status: &'static str,
+    pub(crate) percent: u64,
+    pub(crate) duration_ms: Option<u64>,
+}
+
+/// One instance.
+#[derive(Clone, Debug)]
+pub(crate) struct Instance {
+    pub(crate) id: u64,
+    pub(crate) label: String,
+    pub(crate) region: String,
+    pub(crate) class: String,
+    pub(crate) image: Option<String>,
+    pub(crate) tags: Vec<String>,
+    pub(crate) ipv4: Vec<String>,
+    pub(crate) status: &'static str,
+    pub(crate) created_ms: u64,
+    pub(crate) updated_ms: u64,
+    pub(crate) user_data: Option<String>,
+    pub(crate) authorized_keys: Vec<String>,
+    pub(crate) backups: bool,
+    pub(crate) disk_encryption: String,
+    pub(crate) maintenance_policy: String,
+    pub(crate) watchdog: bool,
+    pub(crate) firewalls: Vec<u64>,
+    pub(crate) jobs: VecDeque<Job>,
+    /// How often it came up, so that a guest is started once for each.
+    pub(crate) boots: u64,
+    /// Gone: nothing shows it any more.
+    pub(crate) gone: bool,
+}
+
+impl Instance {
+    pub(crate) fn queue(&mut self, event: u64, work: Work, now_ms: u64, fails: bool) {
+        let asked_ms = now_ms;
+        self.jobs.push_back(Job {
+            event,
+            work,
+            asked_ms,
+            span_ms: None,
+            fails,
+        });
+    }
+
+    /// Brings the instance to this moment, and tells what its jobs came to.
+    pub(crate) fn settle(&mut self, now_ms: u64, dice: &mut Dice) -> Vec<Told> {
+        let mut told = Vec::new();
+        let mut free_ms = 0;
+        while let Some(job) = self.jobs.front_mut() {
+            let event = job.event;
+            let (begin, end) = match job.span_ms {
+                Some(span) => span,
+                None => {
+                    let begin = job.asked_ms.max(free_ms);
+                    let span = (begin, begin + job.work.duration_ms(dice));
+                    job.span_ms = Some(span);
+                    self.status = job.work.status();
+                    span
+                }
+            };
+            if end > now_ms {
+                let done = now_ms.saturating_sub(begin) * 100 / (end - begin).max(1);
+                let percent = done.min(99);
+                told.push(Told {
+                    event,
+                    status: "started",
+                    percent,
+                    duration_ms: None,
+                });
+                break;
+            }
+            let (fails, work) = (job.fails, job.work.clone());
+            self.jobs.pop_front();
+            free_ms = end;
+            self.updated_ms = end;
+            let duration_ms = Some(end - begin);
+            let status = if fails { "failed" } else { "finished" };
+            told.push(Told {
+                event,
+                status,
+                percent: 100,
+                duration_ms,
+            });
+            if fails {
+                self.status = "offline";
+                for job in self.jobs.drain(..) {
+                    let (event, status) = (job.event, "failed");
+                    told.push(Told {
+                        event,
+                        status,
+                        percent: 0,
+                        duration_ms: None,
+                    });
+                }
+                break;
+            }
+            self.finish(work);
+        }
+        told
+    }
+
+    fn finish(&mut self, work: Work) {
+        self.status = "offline";
+        match work {
+            Work::Create | Work::Shutdown => {}
+            Work::Boot | Work::Reboot => {
+                self.status = "running";
+                self.boots += 1;
+            }
+            Work::Rebuild { image } => self.image = Some(image),
+            Work::Resize { class } => self.class = class,
+            Work::Migrate { region } => self.region = region,
+            Work::Delete => self.gone = true,
+        }
+    }
+
+    /// Returns the instance as the API shows it.
+    pub(crate) fn show(&self) -> Value {
+        let specs = catalog::class(&self.class).map(|it| it.specs());
+        json!({
+            "id": self.id, "label": self.label, "group": "", "status": self.status,
+            "created": api_time(self.created_ms), "updated": api_time(self.updated_ms),
+            "type": self.class, "ipv4": self.ipv4,
+            "ipv6": format!("2001:db8::f03c:{:x}/128", self.id),
+            "image": self.image, "region": self.region, "site_type": "core", "specs": specs,
+            "alerts": {"cpu": 90, "network_in": 10, "network_out": 10, "transfer_quota": 80,
+                "io": 10_000, "system_alerts": [], "user_alerts": []},
+            "backups": {"enabled": self.backups, "available": false,
+                "schedule": {"day": null, "window": null}, "last_successful": null},
+            "hypervisor": "kvm", "watchdog_enabled": self.watchdog, "tags": self.tags,
+            "host_uuid": format!("{:040x}", self.id),
+            "has_user_data": self.user_data.is_some(), "placement_group": null,
+            "disk_encryption": self.disk_encryption, "lke_cluster_id": null,
+            "capabilities": ["Block Storage Encryption", "SMTP Enabled", "Maintenance Policy"],
+            "interface_generation": "legacy_config",
+            "maintenance_policy": self.maintenance_policy, "locks": [],
+        })
+    }
+
+    /// Returns the instance as its own metadata service shows it.
+    pub(crate) fn show_inside(&self) -> Value {
+        let specs = catalog::class(&self.class).map(|it| it.specs());
+        json!({
+            "id": self.id, "label": self.label, "region": self.region, "type": self.class,
+            "host_uuid": format!("{:040x}", self.id), "tags": self.tags, "specs": specs,
+            "backups": {"enabled": self.backups, "status": null},
+            "image": {"id": self.image, "label": self.image},
+            "account_euuid": "00000000-0000-4000-8000-000000000000",
+        })
+    }
+}

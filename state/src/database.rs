@@ -67,6 +67,7 @@ impl Database {
             }
             Ok(_) => {}
         }
+        refuse_empty(path)?;
         Self::open_existing(path, key)
     }
 
@@ -98,10 +99,9 @@ impl Database {
                 return Err(OpenError::Missing(path.into()));
             }
             Err(error) => return Err(Fault::from(error).at(path).into()),
-            // Left by a crash between the file's creation and its first transaction.
-            Ok(file) if file.len() == 0 => return Err(OpenError::Missing(path.into())),
             Ok(_) => {}
         }
+        refuse_empty(path)?;
         refuse_network(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(path, flags)
@@ -187,6 +187,15 @@ impl Database {
             cells,
             lineage,
         })
+    }
+}
+
+/// Refuses a file without contents: gobs makes the file whole before it has its name, so this one
+/// was emptied, and taking it for a new project would make every machine a second time.
+fn refuse_empty(path: &Path) -> Result<(), OpenError> {
+    match fs::metadata(path) {
+        Ok(file) if file.len() == 0 => Err(Fault::Corrupt("it is empty".into()).at(path).into()),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,8 @@
 //! ```
 //! Targets: `syrup` (strict and lenient), `locator`, `frames` (netstrings on a socket), with the
 //! feature of that name `websocket` (a listener's handshake and frames), `greeting` (what comes
-//! before a session is up) and `session` (after it is up, handoffs included). A finding is a panic, a wrong result, one input that takes seconds, or memory that
+//! before a session is up) and `session` (after it is up, handoffs included). A finding is a
+//! panic, a wrong result, one input that takes seconds, or memory that
 //! grows; its seed is printed, and given as SEED makes the input again as the first one.
 
 #![expect(

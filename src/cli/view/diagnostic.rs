@@ -72,9 +72,10 @@ fn source(span: &SourceSpan, style: anstyle::Style, seen: &[(String, String)]) -
         for (at, line) in span.snippet.lines().enumerate() {
             let number = span.start.line + at;
             out += &styled(DIM, format_args!("{number:>gutter$}: "));
-            out += &printable_line(line);
+            let (line, marked) = window(&printable_line(line), underline(span, at, lines, line));
+            out += &line;
             out.push('\n');
-            if let Some((skip, width)) = underline(span, at, lines, line) {
+            if let Some((skip, width)) = marked {
                 let skip = gutter + 2 + skip;
                 out += &format!("{:skip$}{}\n", "", styled(style, "^".repeat(width)));
             }
@@ -83,6 +84,36 @@ fn source(span: &SourceSpan, style: anstyle::Style, seen: &[(String, String)]) -
     }
     out.push('\n');
     out
+}
+
+/// The most columns of a line that are shown: beyond them nobody finds the mark.
+const LINE_COLUMNS_MAX: usize = 160;
+
+/// How much of a long line is shown before what is marked in it.
+const LEAD_COLUMNS: usize = 40;
+
+/// Cuts a line that is too long to what is around its mark; returns it with the mark's place.
+fn window(line: &str, mark: Option<(usize, usize)>) -> (String, Option<(usize, usize)>) {
+    if line.width() <= LINE_COLUMNS_MAX {
+        return (line.to_owned(), mark);
+    }
+    let from = mark.map_or(0, |(skip, _)| skip.saturating_sub(LEAD_COLUMNS));
+    let (mut column, mut shown, mut rest) = (0, String::new(), false);
+    for grapheme in line.graphemes(true) {
+        let inside = column >= from && column < from + LINE_COLUMNS_MAX;
+        if inside {
+            shown += grapheme;
+        }
+        rest |= column >= from + LINE_COLUMNS_MAX;
+        column += grapheme.width();
+    }
+    let before = if from > 0 { "…" } else { "" };
+    let after = if rest { "…" } else { "" };
+    let mark = mark.map(|(skip, width)| {
+        let skip = skip - from;
+        (skip + before.width(), width.min(LINE_COLUMNS_MAX - skip))
+    });
+    (format!("{before}{shown}{after}"), mark)
 }
 
 /// Returns which columns of the snippet's line number `at` are wrong: how many to skip, and how
@@ -135,6 +166,24 @@ mod tests {
     use gobs_model::{Path, Position};
 
     use super::*;
+
+    #[test]
+    fn a_long_line_is_cut_around_its_mark() {
+        let line = format!("{}wrong{}", "a".repeat(1_000), "b".repeat(1_000));
+        let (shown, mark) = window(&line, Some((1_000, 5)));
+        assert_eq!(
+            shown,
+            format!("…{}wrong{}…", "a".repeat(40), "b".repeat(115))
+        );
+        assert_eq!(mark, Some((41, 5)));
+        let (shown, mark) = window(&line, Some((0, 2_005)));
+        assert_eq!(shown, format!("{}…", "a".repeat(160)));
+        assert_eq!(mark, Some((0, 160)));
+        assert_eq!(
+            window("short", Some((1, 2))),
+            ("short".into(), Some((1, 2)))
+        );
+    }
 
     fn check(it: &Diagnostic, expected: &str) {
         assert_eq!(

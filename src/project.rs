@@ -20,7 +20,9 @@ use crate::boss::{BossError, BossOptions};
 use crate::lang::{
     Assignment, Config, Evaluator, Files, Inputs, Schemas, Source, check, load, parse_vars,
 };
-use crate::plan::{PlanFile, RecordedFile, RecordedFiles, RecordedInputs, check_cycles};
+use crate::plan::{
+    Options, PlanFile, RecordedFile, RecordedFiles, RecordedInputs, check_cycles, plan,
+};
 
 /// The largest source, variable or `file()` that is read: far beyond what a person writes, and
 /// small enough that a mistaken path does not fill memory.
@@ -141,6 +143,26 @@ impl Project {
             warnings: [self.warnings, warnings].concat(),
             ..self
         })
+    }
+
+    /// Returns what planning would find wrong if nothing existed yet: what can be said without
+    /// state and network. Nothing where a variable has no value, since that is no mistake here.
+    pub fn rehearse(&self) -> Vec<Diagnostic> {
+        if self.evaluator().is_err() {
+            return Vec::new();
+        }
+        let (config, inputs, schemas) = (&self.config, &self.inputs, &self.schemas);
+        let nothing = Snapshot::default();
+        plan(
+            config,
+            inputs,
+            &nothing,
+            schemas,
+            &Options::default(),
+            Vec::new(),
+        )
+        .err()
+        .unwrap_or_default()
     }
 
     /// Returns an evaluator of the project's expressions.

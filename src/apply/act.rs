@@ -86,6 +86,7 @@ pub(super) struct MachineWork {
     pub(super) boss: Option<Boss>,
     /// The invitation that the machine's hob is given, if it is given one.
     pub(super) invitation: Option<SwissnumHash>,
+    pub(super) stop: watch::Receiver<bool>,
     pub(super) teller: Teller,
 }
 
@@ -98,6 +99,7 @@ pub(super) struct BindWork {
     pub(super) old: Option<Arc<Row>>,
     pub(super) name: Name,
     pub(super) row: Row,
+    pub(super) stop: watch::Receiver<bool>,
     pub(super) teller: Teller,
 }
 
@@ -231,7 +233,16 @@ impl BindWork {
     async fn run(self) -> Ended {
         self.teller.waiting("the service");
         let binding = self.request.binding.clone();
-        let bound = match self.boss.bind(self.request.clone()).await {
+        let mut stop = self.stop.clone();
+        let bound = tokio::select! {
+            bound = self.boss.bind(self.request.clone()) => bound,
+            () = asked_to_stop(&mut stop) => {
+                let detail = format!("{binding} was not in use yet; what was granted is taken back.");
+                let diagnostic = Diagnostic::error("Stopped waiting", detail);
+                return self.abandon(Box::new(diagnostic)).await;
+            }
+        };
+        let bound = match bound {
             Ok(bound) => bound,
             Err(error @ BossError::NotReady { .. }) => {
                 let exporter = Address::Machine(self.request.exporter.0.clone());
@@ -310,7 +321,10 @@ impl MachineWork {
             lost += 1;
             // Never repeated blindly: it may exist.
             match self.look_for(&request.token).await {
-                Ok(Some(observed)) => return created(row, observed),
+                Ok(Some(observed)) => {
+                    self.accepted();
+                    return created(row, observed);
+                }
                 Ok(None) if lost < LOST_TRIES_MAX => {}
                 Ok(None) | Err(_) => return self.failed("Creation in doubt", &error),
             }
@@ -386,7 +400,15 @@ impl MachineWork {
                 Err(Error::Busy { after, .. }) if tries < BUSY_TRIES_MAX => {
                     tries += 1;
                     self.teller.waiting("the provider, which is busy");
-                    tokio::time::sleep(after.min(BUSY_WAIT_MAX)).await;
+                    let mut stop = self.stop.clone();
+                    tokio::select! {
+                        () = tokio::time::sleep(after.min(BUSY_WAIT_MAX)) => {}
+                        // Nothing was changed, and another try would be a new call.
+                        () = asked_to_stop(&mut stop) => {
+                            let message = "stopped while the provider was busy".into();
+                            return Err(Error::Busy { message, after });
+                        }
+                    }
                 }
                 other => return other,
             }
@@ -437,6 +459,10 @@ pub(super) async fn look_for(
     provider: &dyn Provider,
     token: &Token,
 ) -> Result<Option<Observed>, Error> {
+    if provider.is_simulated() {
+        // A row only: there is nothing that a list could show late.
+        return provider.find(token).await;
+    }
     let until = Instant::now() + provider.schema().list_lag + LOOK_MARGIN;
     loop {
         match provider.find(token).await {

@@ -111,6 +111,8 @@ struct Walk<'a> {
     slots_free: usize,
     summary: Summary,
     arrivals: Arrivals,
+    /// What is told once its outcome is on disk.
+    untold: Vec<Event>,
 }
 
 impl<'a> Walk<'a> {
@@ -150,6 +152,7 @@ impl<'a> Walk<'a> {
             slots_free,
             summary: Summary::default(),
             arrivals,
+            untold: Vec::new(),
             apply,
         };
         for step in &walk.apply.plan.steps {
@@ -187,6 +190,9 @@ impl<'a> Walk<'a> {
                     .apply
                     .store
                     .commit(std::mem::take(&mut finished), intents)?;
+                for event in std::mem::take(&mut self.untold) {
+                    self.tell(event);
+                }
                 for ((info, started), work) in info.into_iter().zip(started).zip(works) {
                     self.tell_started(info.step);
                     running.spawn(async move {
@@ -280,7 +286,7 @@ impl<'a> Walk<'a> {
                 }
                 self.count(step, &changes);
                 self.arrivals.done(&step.address, &step.action);
-                self.tell(Event::Done {
+                self.untold.push(Event::Done {
                     address: step.address.clone(),
                     verb: verb(&step.action),
                     id: self.id_of(&step.address),
@@ -424,7 +430,8 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        if changes.is_empty() || self.summary.failed > 0 && self.apply.plan.destroy {
+        // While machines remain, so do the outputs that tell of them.
+        if changes.is_empty() || self.apply.plan.destroy && !self.summary.is_complete() {
             return Ok(());
         }
         // Outputs have no effect outside; an entry of their own keeps the journal the one writer.

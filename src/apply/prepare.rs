@@ -371,13 +371,14 @@ impl Walk<'_> {
             revokes: revokes.map(|held| {
                 let mut request = self.unbind_request(&step.address, held);
                 // The receiver has switched to the new grant by then.
-                if held.to == grant.to {
+                if held.to == grant.to && held.name == grant.name {
                     request.importer = None;
                 }
                 request
             }),
             name: grant.name,
             row,
+            stop: self.apply.stop.clone(),
             teller: self.teller(step),
         })))
     }
@@ -487,6 +488,7 @@ impl Walk<'_> {
             provider: Arc::<dyn Provider>::clone(provider),
             boss: self.apply.boss.clone(),
             invitation: intent.claim.as_ref().map(|claim| claim.swissnum_hash),
+            stop: self.apply.stop.clone(),
             teller: self.teller(step),
         }))
     }

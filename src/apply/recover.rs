@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt;
+use futures_util::stream;
 use gobs_model::{Address, Diagnostic, Known, Value};
 use gobs_provider::{Provider, Token};
 use gobs_state::{
@@ -14,6 +16,9 @@ use super::act::look_for;
 use super::prepare::{Detail, observed_of, provider_wanted, with_observed};
 use super::{Event, Events, Providers};
 
+/// How many steps are settled at once: most of them wait, and a provider takes this many reads.
+const SETTLING_MAX: usize = 64;
+
 /// What recovery came to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recovered {
@@ -21,6 +26,53 @@ pub struct Recovered {
     pub settled: usize,
     /// Steps that cannot be settled now; nothing may be planned on what they left.
     pub unsettled: Vec<Diagnostic>,
+}
+
+/// Settles every step that an earlier run left without a known end.
+///
+/// # Errors
+/// When the state file cannot be read or written.
+pub async fn recover(
+    store: &mut Store,
+    providers: &Providers,
+    boss: Option<&Boss>,
+    events: &Events,
+) -> Result<Recovered, StoreError> {
+    let mut recovered = Recovered::default();
+    let doubts = store.in_doubt()?;
+    if doubts.is_empty() {
+        return Ok(recovered);
+    }
+    let snapshot = store.snapshot()?;
+    let (mut finished, mut told) = (Vec::new(), Vec::new());
+    for (doubt, verdict) in settle_all(doubts, &snapshot, providers, boss).await {
+        match verdict {
+            Ok(Verdict {
+                outcome,
+                changes,
+                what,
+            }) => {
+                let address = doubt.started.intent().address.clone();
+                let run = doubt.run;
+                finished.push(Finished {
+                    started: doubt.started,
+                    outcome,
+                    changes,
+                });
+                recovered.settled += 1;
+                if !matches!(address, Address::Output(_)) {
+                    let what = what.into();
+                    told.push(Event::Recovered { address, run, what });
+                }
+            }
+            Err(diagnostic) => recovered.unsettled.push(*diagnostic),
+        }
+    }
+    store.commit(finished, Vec::new())?;
+    for event in told {
+        let _ = events.send(event);
+    }
+    Ok(recovered)
 }
 
 /// Settles what an earlier run left, in memory only: for `plan`, which writes nothing.
@@ -31,39 +83,42 @@ pub struct Recovered {
 /// When a provider cannot say what is there.
 pub async fn recover_in_memory(
     mut snapshot: Snapshot,
-    doubts: Vec<Doubt>,
+    mut doubts: Vec<Doubt>,
     providers: &Providers,
 ) -> Result<(Snapshot, Vec<Diagnostic>), Vec<Diagnostic>> {
-    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
-    for doubt in doubts {
-        let intent = doubt.started.intent();
-        if let Address::Output(_) = intent.address {
-            continue;
-        }
-        let detail = format!(
-            "Run {} left {} {} without a known end; the next apply settles it first.",
-            doubt.run, intent.action, intent.address
-        );
-        warnings.push(Diagnostic::warning("Step in doubt", detail));
-        if matches!(intent.action.as_str(), "bind" | "move") {
-            // Only an apply can ask the hobs; until then the rows say what is known.
-            continue;
-        }
-        match settle(&doubt, &snapshot, providers, None).await {
-            Ok(verdict) => {
-                for change in verdict.changes {
-                    match change {
-                        RowChange::PutRow(row) => {
-                            snapshot.rows.insert(row.address.clone(), Arc::from(row));
-                        }
-                        RowChange::RemoveRow(address) => {
-                            snapshot.rows.remove(&address);
-                        }
-                        RowChange::PutOutput(..) => {}
-                    }
-                }
+    doubts.retain(|doubt| !matches!(doubt.started.intent().address, Address::Output(_)));
+    let Some(first) = doubts.first() else {
+        return Ok((snapshot, Vec::new()));
+    };
+    let detail = format!(
+        "Run {} left {} of {} without a known end, and {} more; the next apply settles that first.",
+        first.run,
+        first.started.intent().action,
+        first.started.intent().address,
+        doubts.len() - 1
+    );
+    let warnings = vec![Diagnostic::warning("Steps in doubt", detail)];
+    // Only an apply can ask the hobs; until then the rows say what is known.
+    doubts.retain(|doubt| !matches!(doubt.started.intent().action.as_str(), "bind" | "move"));
+    let mut errors = Vec::new();
+    for (_, verdict) in settle_all(doubts, &snapshot.clone(), providers, None).await {
+        let changes = match verdict {
+            Ok(verdict) => verdict.changes,
+            Err(diagnostic) => {
+                errors.push(*diagnostic);
+                continue;
             }
-            Err(diagnostic) => errors.push(*diagnostic),
+        };
+        for change in changes {
+            match change {
+                RowChange::PutRow(row) => {
+                    snapshot.rows.insert(row.address.clone(), Arc::from(row));
+                }
+                RowChange::RemoveRow(address) => {
+                    snapshot.rows.remove(&address);
+                }
+                RowChange::PutOutput(..) => {}
+            }
         }
     }
     if errors.is_empty() {
@@ -71,6 +126,23 @@ pub async fn recover_in_memory(
     } else {
         Err(errors)
     }
+}
+
+/// Settles many at once: each may have to wait until a provider's list shows what is new.
+async fn settle_all(
+    doubts: Vec<Doubt>,
+    snapshot: &Snapshot,
+    providers: &Providers,
+    boss: Option<&Boss>,
+) -> Vec<(Doubt, Result<Verdict, Box<Diagnostic>>)> {
+    let settling = doubts.into_iter().map(|doubt| async move {
+        let verdict = settle(&doubt, snapshot, providers, boss).await;
+        (doubt, verdict)
+    });
+    stream::iter(settling)
+        .buffered(SETTLING_MAX)
+        .collect()
+        .await
 }
 
 /// How one step in doubt is settled.
@@ -98,51 +170,6 @@ impl Verdict {
             what,
         }
     }
-}
-
-/// Settles every step that an earlier run left without a known end.
-///
-/// # Errors
-/// When the state file cannot be read or written.
-pub async fn recover(
-    store: &mut Store,
-    providers: &Providers,
-    boss: Option<&Boss>,
-    events: &Events,
-) -> Result<Recovered, StoreError> {
-    let mut recovered = Recovered::default();
-    for doubt in store.in_doubt()? {
-        let snapshot = store.snapshot()?;
-        match settle(&doubt, &snapshot, providers, boss).await {
-            Ok(verdict) => {
-                let Verdict {
-                    outcome,
-                    changes,
-                    what,
-                } = verdict;
-                let address = doubt.started.intent().address.clone();
-                let (run, quiet) = (doubt.run, matches!(address, Address::Output(_)));
-                store.commit(
-                    vec![Finished {
-                        started: doubt.started,
-                        outcome,
-                        changes,
-                    }],
-                    vec![],
-                )?;
-                recovered.settled += 1;
-                if !quiet {
-                    let _ = events.send(Event::Recovered {
-                        address,
-                        run,
-                        what: what.into(),
-                    });
-                }
-            }
-            Err(diagnostic) => recovered.unsettled.push(*diagnostic),
-        }
-    }
-    Ok(recovered)
 }
 
 async fn settle(
@@ -182,6 +209,11 @@ async fn settle(
             match found.map_err(|error| cannot(format!("{error}.")))? {
                 None => Ok(Verdict::again("not created")),
                 Some(observed) => {
+                    if let (Some(boss), Some(claim)) = (boss, &intent.claim)
+                        && let Err(error) = boss.accepted(claim.swissnum_hash)
+                    {
+                        tracing::warn!(%error, machine = %address, "an acceptance was not noted");
+                    }
                     let row = Row {
                         address: address.clone(),
                         wanted,
@@ -209,6 +241,7 @@ async fn settle(
             match seen.map_err(|error| cannot(format!("{error}.")))? {
                 Some(_) => Ok(Verdict::again("still there")),
                 None => {
+                    forget(boss, row);
                     let services = services_of(snapshot, address).map(RowChange::RemoveRow);
                     let gone = RowChange::RemoveRow(address.clone());
                     Ok(Verdict::done("deleted", services.chain([gone]).collect()))
@@ -231,6 +264,9 @@ async fn settle(
             let Some(observed) = seen.filter(|seen| shows(seen.attributes.value(), &wanted)) else {
                 return Ok(Verdict::again("to be changed again"));
             };
+            if rebuilt {
+                forget(boss, row);
+            }
             let mut row = with_observed(row.clone(), observed);
             row.wanted = wanted;
             if let RowKind::Machine {
@@ -260,8 +296,7 @@ async fn settle(
                     Err(error) => return Err(cannot(format!("{error}."))),
                 }
             }
-            // What the binding had before is not in use any more, and is granted afresh. The row
-            // is written in any case, so that the next generation is a new one.
+            // What the binding had before is not in use any more, and is granted afresh.
             let change = match row {
                 Some(row) => {
                     let mut row = row.clone();
@@ -327,6 +362,15 @@ fn shows(observed: &Value, wanted: &Known) -> bool {
     let asked = wanted.iter().filter(|(_, value)| !value.is_null());
     let mut shown = asked.filter_map(|(name, value)| Some((observed.get(name)?, value)));
     shown.all(|(observed, wanted)| observed.same(wanted))
+}
+
+/// Ends the claim and the presence of a hob that is gone.
+fn forget(boss: Option<&Boss>, row: &Row) {
+    if let (Some(boss), RowKind::Machine { incarnation, .. }) = (boss, &row.kind)
+        && let Err(error) = boss.forget(&row.address, *incarnation)
+    {
+        tracing::warn!(%error, machine = %row.address, "a claim was not withdrawn");
+    }
 }
 
 fn with_provider(row: &Row) -> Option<(&Row, &str)> {

@@ -230,16 +230,30 @@ impl Boss {
             }
         };
         let (revoked, closed) = tokio::join!(revoke, close);
-        match closed {
-            // The exporter's word is what counts; a receiver that is away finds out when it asks.
-            Ok(()) | Err(BossError::Unreachable { .. }) => {}
-            Err(BossError::Refused { code: Some(it), .. }) if it == code::UNKNOWN => {}
-            Err(error) => return Err(error),
-        }
-        match revoked {
-            Ok(()) => Ok(Unbound::Done),
-            Err(BossError::Unreachable { detail, .. }) => Ok(Unbound::Pending(detail)),
-            Err(error) => Err(error),
+        let gone = |error: &BossError| match error {
+            BossError::Refused { code, .. } => code.as_deref() == Some(code::UNKNOWN),
+            _ => false,
+        };
+        // The exporter's word is what cuts; but a receiver that keeps the name and the listener
+        // would be in the way of the next binding, so neither is forgotten.
+        match (revoked, closed) {
+            (
+                Err(BossError::Unreachable {
+                    machine, detail, ..
+                }),
+                _,
+            )
+            | (
+                Ok(()),
+                Err(BossError::Unreachable {
+                    machine, detail, ..
+                }),
+            ) => Ok(Unbound::Pending(format!(
+                "the hob on {machine} is away ({detail})"
+            ))),
+            (Ok(()), Ok(())) => Ok(Unbound::Done),
+            (Ok(()), Err(error)) if gone(&error) => Ok(Unbound::Done),
+            (Ok(()), Err(error)) | (Err(error), _) => Err(error),
         }
     }
 

@@ -59,7 +59,7 @@ pub struct HobReport {
 /// Another key tried a claim that was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AlertReport {
-    /// For `gobs ack`.
+    /// Names it among the alerts.
     pub id: u64,
     /// The machine whose claim it was.
     pub machine: String,

@@ -14,7 +14,12 @@ pub(super) struct Validate {}
 
 impl Validate {
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
-        let diagnostics = Project::peek(Variables::default().surroundings(context)?)?.warnings;
+        let surroundings = Variables::default().surroundings(context)?;
+        let mut diagnostics = Project::peek(surroundings.clone())?.warnings;
+        // With a value for every variable, all that planning says without a state can be said.
+        if let Ok(project) = Project::open(surroundings) {
+            diagnostics.extend(project.rehearse().into_iter().filter(Diagnostic::is_error));
+        }
         if diagnostics.iter().any(Diagnostic::is_error) {
             return Err(diagnostics.into());
         }

@@ -170,6 +170,7 @@ impl Planner<'_> {
             Err(errors) => return self.fail(BlockId::Binding(instance.name.clone()), errors),
         };
         self.check_name(instance, &values);
+        self.check_exposed(instance, &values);
         self.bindings.insert(instance.clone());
         let Some(ends) = self.check_ends(instance, &values) else {
             return;
@@ -230,6 +231,7 @@ impl Planner<'_> {
             };
             self.unbind(&existing, vec![because]);
         }
+        self.hand_names_over();
     }
 
     /// Adds the step that grants a binding, anew or again.
@@ -244,8 +246,11 @@ impl Planner<'_> {
         let row = snapshot.rows.get(&Address::Binding(instance.clone()));
         let existing = row.and_then(|row| Existing::of(row));
         let existing = existing.as_ref();
-        // Another machine, or a revocation that is not over: first the end, then the beginning.
-        let ended = existing.filter(|it| it.phase != Phase::Granted || *it.to != values.to);
+        // Another machine, another name there, or a revocation that is not over: first the end,
+        // then the beginning.
+        let ended = existing.filter(|it| {
+            it.phase != Phase::Granted || *it.to != values.to || it.name != values.name
+        });
         let unbind = ended.map(|it| self.unbind(it, because.clone()));
         let [from_incarnation, to_incarnation] = *ends;
         let grant = Grant {
@@ -277,11 +282,10 @@ impl Planner<'_> {
             },
             (_, held) => Action::Bind {
                 // Whoever has ended need not be told: the exporter's end is the revocation, and
-                // an importer that goes on under the same name just switches.
-                revokes: held.and_then(|(existing, held)| {
-                    let renamed = existing.name != values.name && !held.importer_gone;
-                    (!held.settled_by_delete || renamed).then_some(held)
-                }),
+                // an importer that goes on just switches.
+                revokes: held
+                    .map(|(_, held)| held)
+                    .filter(|held| !held.settled_by_delete),
                 grant,
                 simulated,
             },
@@ -311,6 +315,18 @@ impl Planner<'_> {
             self.leave(moved, node);
         }
         self.bind_steps.push((instance.clone(), node));
+        let name = (values.to.clone(), values.name.clone());
+        self.taken.push((name, instance.clone(), node));
+    }
+
+    /// Lets a name on a machine be given up by one binding before another one takes it.
+    fn hand_names_over(&mut self) {
+        for (name, taker, node) in &self.taken {
+            match self.released.get(name) {
+                Some((giver, released)) if giver != taker => self.draft.wait(*released, *node),
+                _ => {}
+            }
+        }
     }
 
     /// Lets what the binding led to until now stay until the binding leads elsewhere.
@@ -337,6 +353,10 @@ impl Planner<'_> {
             before: merged(existing.row.wanted.value(), &binding_object(existing.row)),
             planned: Value::NULL,
         });
+        if let Address::Binding(instance) = &existing.row.address {
+            let name = (existing.to.clone(), existing.name.clone());
+            self.released.insert(name, (instance.clone(), node));
+        }
         // Whoever is told is still there.
         let machines = [existing.from, existing.to]
             .into_iter()
@@ -399,6 +419,16 @@ impl Planner<'_> {
                 );
                 errors.push(error.hint("Enable the hob, or remove the binding."));
             }
+        }
+        if from == values.to {
+            let error = Diagnostic::error(
+                "Binding of a machine to itself",
+                format!(
+                    "binding.{instance} gives {} to the machine that offers it.",
+                    values.from
+                ),
+            );
+            errors.push(error.hint("Programs on that machine reach the service without it."));
         }
         let missing = from
             .as_machine()
@@ -469,6 +499,33 @@ impl Planner<'_> {
         self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
     }
 
+    /// Reports a binding that would listen where another one on the same machine does.
+    fn check_exposed(&mut self, instance: &Instance, values: &BindingValues) {
+        let expose = values.expose.as_elements().unwrap_or_default().iter();
+        let texts = expose.filter_map(Value::as_entries).flatten();
+        let addresses: Vec<String> = texts
+            .filter_map(|(kind, text)| Some(format!("{kind} = {:?}", text.as_str()?)))
+            .collect();
+        for address in addresses {
+            let place = (values.to.clone(), address.clone());
+            let Some(other) = self.exposed.insert(place, instance.clone()) else {
+                continue;
+            };
+            let who = match other == *instance {
+                true => format!("binding.{instance} says twice"),
+                false => format!("binding.{other} and binding.{instance} both say"),
+            };
+            let error = Diagnostic::error(
+                "Two bindings at one address",
+                format!(
+                    "{who} `{address}` on {}; only one can listen there.",
+                    values.to
+                ),
+            );
+            self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
+        }
+    }
+
     fn existing<'b>(&mut self, row: &'b Row) -> Option<Existing<'b>> {
         let existing = Existing::of(row);
         if existing.is_none() {
@@ -479,8 +536,8 @@ impl Planner<'_> {
                     row.address
                 ),
             );
-            let hint = "This is a bug in gobs, or the state was edited; `gobs state rm` forgets \
-                        the row.";
+            let hint = "This is a bug in gobs, or the state was edited; bring back a backup from \
+                        `.gobs/backups`.";
             self.errors
                 .push(error.about(row.address.clone(), Path::default()).hint(hint));
         }

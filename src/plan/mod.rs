@@ -68,6 +68,9 @@ pub fn plan(
         bindings: BTreeSet::new(),
         to_grant: Vec::new(),
         names: BTreeMap::new(),
+        exposed: BTreeMap::new(),
+        released: BTreeMap::new(),
+        taken: Vec::new(),
         referenced: BTreeSet::new(),
         last_hob: None,
         withdrawn: BTreeMap::new(),
@@ -110,6 +113,12 @@ struct Planner<'a> {
     to_grant: Vec<bindings::ToGrant>,
     /// The names by which machines know their bindings.
     names: BTreeMap<(Address, Name), Instance>,
+    /// Which binding listens at an address of a machine: `tcp` or `unix`, and the text.
+    exposed: BTreeMap<(Address, String), Instance>,
+    /// The steps that give up a name on a machine.
+    released: BTreeMap<(Address, Name), (Instance, Node)>,
+    /// The steps that take a name on a machine.
+    taken: Vec<((Address, Name), Instance, Node)>,
     /// The machine and binding blocks that something refers to: only their objects are shown.
     referenced: BTreeSet<BlockId>,
     last_hob: Option<(HobValues, Value)>,
@@ -337,10 +346,17 @@ impl Planner<'_> {
         explicit.chain(reads).collect()
     }
 
-    /// Returns a number that this object never had: rows are written by commits that raise the
-    /// serial, so whatever was numbered before has a lower number, even where its row is gone.
+    /// Returns a number that this object never had. Every run raises the generation, and neither
+    /// number ever falls, so whatever an earlier run numbered has a lower number, even where
+    /// nothing came of it and no row tells.
     fn fresh(&self, last: Option<u64>) -> u64 {
-        self.snapshot.serial.max(last.unwrap_or(0)) + 1
+        let Snapshot {
+            serial, generation, ..
+        } = self.snapshot;
+        serial
+            .saturating_add(*generation)
+            .max(last.unwrap_or(0))
+            .saturating_add(1)
     }
 
     /// Reports what is wrong with a block, and that what needs it cannot be planned.

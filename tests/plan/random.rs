@@ -164,7 +164,8 @@ impl Project {
             let many = it.to == SINGLE;
             let imported = many || self.machines[it.to].declared;
             let alone = names.insert((it.to, it.name));
-            if !(it.declared && exported && imported && alone) {
+            let itself = it.from == it.to;
+            if !(it.declared && exported && imported && alone) || itself {
                 continue;
             }
             let (from, service) = (it.from, it.service);

@@ -489,9 +489,7 @@ fn reason(because: &Because, instance: &Instance) -> Option<String> {
         Because::ProviderChanged { was } => format!("because its provider was {was}"),
         Because::NotEnrolled => "because its hob has not registered yet".into(),
         Because::NewIncarnation { machine } => format!("because {machine} begins anew"),
-        Because::RevokePending => {
-            "because the hob that granted it could not be reached last time".into()
-        }
+        Because::RevokePending => "because an earlier grant is still to be taken back".into(),
         Because::MachineGone { machine } => format!("because {machine} goes away"),
     })
 }

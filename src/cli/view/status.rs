@@ -142,10 +142,9 @@ fn start_again(row: &Row) -> Option<String> {
     let directory = row.observed.get("directory")?.as_str()?;
     let is_here = provider == "dummy" || provider.starts_with("dummy.");
     is_here.then(|| {
-        format!(
-            "gobs hob --dir {} starts it again",
-            printable_line(directory)
-        )
+        // A directory with a space or a quote is one word for the shell too.
+        let word = shlex::try_quote(directory).unwrap_or(directory.into());
+        format!("gobs hob --dir {} starts it again", printable_line(&word))
     })
 }
 
@@ -180,7 +179,7 @@ fn binding(row: &Row, generation: u64, phase: Phase, hobs: &BTreeMap<&str, &HobR
     });
     let (health, state) = match (phase, held) {
         (Phase::RevokePending, _) => {
-            more.push("the hob that granted it was away; the next apply tries again".into());
+            more.push("an earlier grant is still to be taken back; the next apply does it".into());
             (Health::Ill, "revoke pending")
         }
         (Phase::Granted, Some(Some(held))) => {
@@ -427,8 +426,8 @@ Bindings
   binding.away     not known       machine.db.service.orders to machine.away
   binding.old      missing         machine.db.service.orders to machine.app, its machine does \
              not have it
-  binding.revoked  revoke pending  machine.db.service.orders to machine.app, the hob that granted \
-             it was away; the next apply tries again
+  binding.revoked  revoke pending  machine.db.service.orders to machine.app, an earlier grant is \
+             still to be taken back; the next apply does it
 
 Alerts
   machine.app  alert 7  another key tried to claim it 3 times, last 100 seconds ago from \

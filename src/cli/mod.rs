@@ -3,6 +3,7 @@
 //! A command is its arguments (clap's derive, the help as doc comments) and a `run` of a few
 //! lines that calls the library and shows what came back through [`view`].
 
+mod ack;
 mod apply;
 mod approve;
 mod arguments;
@@ -20,6 +21,7 @@ mod show;
 mod state;
 mod status;
 mod terminal;
+mod unlock;
 mod validate;
 mod version;
 pub mod view;
@@ -101,6 +103,8 @@ enum Command {
     Output(output::Output),
     State(state::State),
     Status(status::Status),
+    Ack(ack::Ack),
+    Unlock(unlock::Unlock),
     Hob(hob::Hob),
     Version(version::Version),
 }
@@ -117,6 +121,8 @@ impl Command {
             Self::Output(it) => it.run(context),
             Self::State(it) => it.run(context),
             Self::Status(it) => it.run(context),
+            Self::Ack(it) => it.run(context),
+            Self::Unlock(it) => it.run(context),
             Self::Hob(it) => it.run(),
             Self::Version(it) => it.run(context),
         }

@@ -86,12 +86,18 @@ fn what_is_not_a_state_is_refused_and_left_alone() {
 }
 
 #[test]
-fn an_empty_or_missing_file_is_no_state_yet() {
+fn a_missing_file_is_no_state_yet_and_an_empty_one_was_emptied() {
     let project = Project::new();
     let missing = || Reader::open(&project.state(), &project.key).expect_err("none");
     assert!(matches!(missing(), OpenError::Missing(_)));
     fs::write(project.state(), "").expect("written");
-    assert!(matches!(missing(), OpenError::Missing(_)));
+    let emptied = |error: OpenError| match error {
+        OpenError::Store(error) => matches!(error.fault, Fault::Corrupt(_)),
+        _ => false,
+    };
+    assert!(emptied(missing()));
+    let store = Store::open(&project.state(), &project.key, project.lock());
+    assert!(emptied(store.expect_err("taken for a new project")));
     project
         .sql()
         .pragma_update(None, "journal_mode", "WAL")

@@ -55,6 +55,10 @@ pub enum JoinOutcome {
     Unknown,
 }
 
+/// Stands for a confirmed join sequence where an operator has said that the next one presented is
+/// to be believed: after a restore only the hob knows the number.
+const BELIEVED: i64 = -1;
+
 impl BossStore {
     /// Keeps a hob that registered; returns the join sequence to present next time, or nothing
     /// where a later incarnation of the machine has registered already.
@@ -166,17 +170,22 @@ impl BossStore {
             let judged = transaction
                 .prepare_cached(
                     "UPDATE hobs SET
-                         join_confirmed = iif(locked_at IS NULL AND ?2 = join_offered,
-                             join_offered, join_confirmed),
-                         join_offered = iif(locked_at IS NULL AND ?2 = join_offered,
-                             join_offered + 1, join_offered),
-                         locked_at = iif(locked_at IS NULL
+                         join_confirmed = iif(locked_at IS NULL
+                             AND (?2 = join_offered OR join_confirmed = ?4), ?2, join_confirmed),
+                         join_offered = iif(locked_at IS NULL
+                             AND (?2 = join_offered OR join_confirmed = ?4), ?2 + 1, join_offered),
+                         locked_at = iif(locked_at IS NULL AND join_confirmed != ?4
                              AND ?2 NOT IN (join_confirmed, join_offered), ?3, locked_at)
                      WHERE machine = ?1
                      RETURNING join_offered, locked_at",
                 )?
                 .query_row(
-                    (machine.to_string(), integer(presented), milliseconds(now)),
+                    (
+                        machine.to_string(),
+                        integer(presented),
+                        milliseconds(now),
+                        BELIEVED,
+                    ),
                     |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)),
                 )
                 .optional()?;
@@ -188,15 +197,17 @@ impl BossStore {
         })
     }
 
-    /// Lets a locked hob join again; returns whether it was locked.
+    /// Lets a locked hob join again, with whatever it presents next; returns whether it was
+    /// locked.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn unlock(&self, machine: &Address) -> Result<bool, StoreError> {
         self.write(|transaction, _| {
             let unlocked = transaction.execute(
-                "UPDATE hobs SET locked_at = NULL WHERE machine = ?1 AND locked_at IS NOT NULL",
-                [machine.to_string()],
+                "UPDATE hobs SET locked_at = NULL, join_confirmed = ?2
+                 WHERE machine = ?1 AND locked_at IS NOT NULL",
+                (machine.to_string(), BELIEVED),
             )?;
             Ok(unlocked == 1)
         })

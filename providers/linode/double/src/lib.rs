@@ -160,6 +160,26 @@ impl Double {
         account.list(0)
     }
 
+    /// Returns how many jobs of an action there were: `linode_rebuild`.
+    pub fn events(&self, action: &str) -> usize {
+        let account = self.world.account();
+        account
+            .events
+            .iter()
+            .filter(|event| event["action"] == action)
+            .count()
+    }
+
+    /// Returns how many faults have not been met as often as they were to be.
+    pub fn unused_faults(&self) -> usize {
+        let account = self.world.account();
+        account
+            .faults
+            .iter()
+            .filter(|fault| fault.times > 0)
+            .count()
+    }
+
     /// Changes or deletes an instance behind its owner's back, by a `PUT` body or nothing.
     ///
     /// # Errors

@@ -1,0 +1,176 @@
+//! The Linode provider: machines of an account at Linode.
+//!
+//! Linode has no idempotency key, so each machine carries its token as a tag, and a label that
+//! is unique in the account. A create whose answer was lost is looked up by them and adopted;
+//! what is asked again under the same label is refused by Linode itself. Work is waited for by
+//! its events, since the answers of actions tell the state before them.
+
+mod api;
+mod jobs;
+mod machine;
+mod observe;
+mod pace;
+mod schema;
+
+use std::process::Stdio;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use gobs_model::{Known, ProviderSchema, Value};
+use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
+use zeroize::Zeroizing;
+
+use crate::api::Api;
+use crate::machine::Machines;
+use crate::pace::Time;
+
+/// Where the API is.
+const URL: &str = "https://api.linode.com/v4";
+
+/// How long `token_command` may take: it may ask a person for a touch of a key.
+const TOKEN_COMMAND_WITHIN: Duration = Duration::from_secs(60);
+
+/// What the provider must be told by whoever hosts it. It has no `Debug`: it holds the token.
+#[derive(Clone, Default)]
+pub struct LinodeHost {
+    /// The token of the account: `LINODE_TOKEN`. It comes before `token_command`.
+    pub token: Option<Zeroizing<String>>,
+    /// Where the API is, unless the provider's `url` says otherwise.
+    pub url: Option<String>,
+    /// Whether commands that the configuration names may run.
+    pub allow_commands: bool,
+    /// How much faster than this host's the API's clock runs: 1 (as 0 means too), but for tests
+    /// against the double.
+    pub clock_scale: u32,
+}
+
+/// The provider.
+pub struct Linode {
+    schema: ProviderSchema,
+    host: LinodeHost,
+    machines: RwLock<Option<Arc<Machines>>>,
+}
+
+impl Linode {
+    /// Returns the provider; it asks nobody anything yet.
+    pub fn new(host: LinodeHost) -> Self {
+        let lag = Time::new(host.clock_scale).here(schema::LIST_LAG);
+        let machines = RwLock::new(None);
+        Self {
+            schema: schema::schema(lag),
+            host,
+            machines,
+        }
+    }
+
+    /// Returns what to ask with, so that planning new machines needs no token.
+    fn machines(&self) -> Result<Arc<Machines>, Error> {
+        let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
+        machines.clone().ok_or_else(|| {
+            Error::Denied("there is no token: set LINODE_TOKEN, or token_command".into())
+        })
+    }
+
+    async fn token(&self, settings: &Known) -> Result<Option<Zeroizing<String>>, Error> {
+        if let Some(token) = &self.host.token {
+            return Ok(Some(token.clone()));
+        }
+        let words = settings.get("token_command").and_then(Value::as_elements);
+        let words: Vec<&str> = words
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        if words.is_empty() {
+            return Ok(None);
+        }
+        if !self.host.allow_commands {
+            let why = "token_command is a command that the configuration names, and such are not \
+                       allowed to run; allow it, or set LINODE_TOKEN";
+            return Err(Error::Denied(why.into()));
+        }
+        ask_command(&words).await.map(Some)
+    }
+}
+
+/// Returns the first line that a command prints. What it says on stderr is for the user.
+async fn ask_command(words: &[&str]) -> Result<Zeroizing<String>, Error> {
+    let denied = |why: String| Error::Denied(format!("token_command {}: {why}", words[0]));
+    let mut command = tokio::process::Command::new(words[0]);
+    command
+        .args(&words[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(TOKEN_COMMAND_WITHIN, command.output()).await;
+    let output = output.map_err(|_| denied("it takes too long".into()))?;
+    let output = output.map_err(|error| denied(error.to_string()))?;
+    if !output.status.success() {
+        return Err(denied(format!("it ended with {}", output.status)));
+    }
+    let stdout = Zeroizing::new(output.stdout);
+    let token = std::str::from_utf8(&stdout)
+        .ok()
+        .and_then(|text| text.lines().next());
+    match token.map(str::trim).filter(|token| !token.is_empty()) {
+        Some(token) => Ok(Zeroizing::new(token.to_owned())),
+        None => Err(denied("it printed no token".into())),
+    }
+}
+
+#[async_trait]
+impl Provider for Linode {
+    fn schema(&self) -> &ProviderSchema {
+        &self.schema
+    }
+
+    async fn configure(&self, settings: &Known) -> Result<(), Error> {
+        let token = self.token(settings).await?;
+        let url = settings.get("url").and_then(Value::as_str);
+        let url = url.or(self.host.url.as_deref()).unwrap_or(URL);
+        let is_local = ["http://127.0.0.1:", "http://[::1]:", "http://localhost:"];
+        if !url.starts_with("https://") && !is_local.iter().any(|it| url.starts_with(it)) {
+            return Err(Error::Rejected {
+                message: format!("{url} would carry the token in clear"),
+                attribute: Some("url".into()),
+            });
+        }
+        let time = Time::new(self.host.clock_scale);
+        let machines = match token {
+            Some(token) => Some(Arc::new(Machines {
+                api: Api::new(url, token, time)?,
+            })),
+            None => None,
+        };
+        *self
+            .machines
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = machines;
+        Ok(())
+    }
+
+    async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error> {
+        self.machines()?.create(&request, &progress).await
+    }
+
+    async fn find(&self, token: &Token) -> Result<Option<Observed>, Error> {
+        self.machines()?.find(token).await
+    }
+
+    async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error> {
+        self.machines()?.read(last).await
+    }
+
+    async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error> {
+        self.machines()?.update(&request, &progress).await
+    }
+
+    async fn delete(&self, last: &Observed, progress: Progress) -> Result<(), Error> {
+        self.machines()?.delete(last, &progress).await
+    }
+
+    async fn list(&self) -> Result<Vec<(Token, Observed)>, Error> {
+        self.machines()?.list().await
+    }
+}

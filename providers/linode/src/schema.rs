@@ -1,0 +1,172 @@
+//! What a `provider "linode"` and its machines may hold, and what a change to it costs.
+
+use std::time::Duration;
+
+use gobs_model::{Attribute, Block, Change, ProviderSchema, Type};
+
+/// How long a list may not yet show what exists: no lag was ever found, and nothing promises
+/// that there is none.
+pub(crate) const LIST_LAG: Duration = Duration::from_secs(10);
+
+pub(crate) fn schema(list_lag: Duration) -> ProviderSchema {
+    ProviderSchema {
+        name: "linode".into(),
+        settings: settings(),
+        machine: machine(),
+        list_lag,
+    }
+}
+
+fn settings() -> Block {
+    Block::of([
+        (
+            "token_command",
+            Attribute::optional(
+                Type::list(Type::String),
+                Change::InPlace,
+                "A command that prints the token; LINODE_TOKEN comes first.",
+            ),
+        ),
+        (
+            "url",
+            Attribute::optional(
+                Type::String,
+                Change::InPlace,
+                "Where the API is, with its version: https://api.linode.com/v4.",
+            ),
+        ),
+    ])
+}
+
+fn machine() -> Block {
+    let text = |change, about: &str| Attribute::optional(Type::String, change, about);
+    let texts = |change, about: &str| Attribute::optional(Type::list(Type::String), change, about);
+    let flag = |change, about: &str| Attribute::optional(Type::Bool, change, about);
+    let number = |change, about: &str| Attribute::optional(Type::Number, change, about);
+    let chosen = |ty, change, about: &str| Attribute::optional_computed(ty, change, about);
+    let seen = Attribute::computed;
+    Block::of([
+        (
+            "region",
+            Attribute::required(
+                Type::String,
+                Change::Resize,
+                "Where it is: eu-central. A change migrates it, and its addresses change.",
+            ),
+        ),
+        (
+            "type",
+            Attribute::required(Type::String, Change::Resize, "How big it is: g6-nanode-1."),
+        ),
+        (
+            "image",
+            text(
+                Change::Rebuild,
+                "What its disk is written from: linode/debian13.",
+            ),
+        ),
+        (
+            "label",
+            chosen(
+                Type::String,
+                Change::InPlace,
+                "Its name in the account, unique there.",
+            ),
+        ),
+        (
+            "tags",
+            Attribute::optional(
+                Type::set(Type::String),
+                Change::InPlace,
+                "Its tags, whatever their order.",
+            ),
+        ),
+        (
+            "authorized_keys",
+            texts(Change::Rebuild, "SSH keys that may log in as root."),
+        ),
+        (
+            "authorized_users",
+            texts(Change::Rebuild, "Users of the account whose keys may."),
+        ),
+        (
+            "root_pass",
+            text(
+                Change::PowerCycle,
+                "The password of root; it is never read back.",
+            )
+            .secret(),
+        ),
+        (
+            "private_ip",
+            flag(
+                Change::InPlace,
+                "Whether it has a private address; never removed.",
+            ),
+        ),
+        (
+            "backups",
+            flag(Change::InPlace, "Whether Linode backs it up, which costs."),
+        ),
+        (
+            "swap_size",
+            number(Change::Replace, "The size of its swap disk in MB."),
+        ),
+        (
+            "booted",
+            flag(
+                Change::InPlace,
+                "Whether it runs; so it does where this is absent.",
+            ),
+        ),
+        (
+            "disk_encryption",
+            chosen(
+                Type::String,
+                Change::Rebuild,
+                "enabled or disabled; Linode chooses.",
+            ),
+        ),
+        (
+            "firewall_id",
+            number(Change::InPlace, "The firewall that it is under."),
+        ),
+        (
+            "maintenance_policy",
+            chosen(
+                Type::String,
+                Change::InPlace,
+                "linode/migrate or linode/power_off_on.",
+            ),
+        ),
+        ("id", seen(Type::String, "Its identifier.")),
+        (
+            "address",
+            seen(Type::String, "Its first public IPv4 address."),
+        ),
+        (
+            "ipv4",
+            seen(Type::list(Type::String), "Its IPv4 addresses."),
+        ),
+        (
+            "ipv6",
+            seen(Type::String, "Its IPv6 address, with its prefix."),
+        ),
+        (
+            "status",
+            seen(Type::String, "What it is doing: running, offline, booting."),
+        ),
+        (
+            "created",
+            seen(Type::String, "When it was created, in UTC."),
+        ),
+        ("host_uuid", seen(Type::String, "The host that it is on.")),
+        ("memory", seen(Type::Number, "Its memory in MB.")),
+        ("disk", seen(Type::Number, "Its disk in MB.")),
+        ("vcpus", seen(Type::Number, "How many virtual CPUs it has.")),
+        (
+            "transfer",
+            seen(Type::Number, "Its monthly transfer in GB."),
+        ),
+    ])
+}

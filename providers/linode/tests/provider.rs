@@ -1,0 +1,12 @@
+//! The provider against the double.
+
+#[path = "provider/conform.rs"]
+mod conform;
+#[path = "provider/faults.rs"]
+mod faults;
+#[path = "provider/host.rs"]
+mod host;
+#[path = "provider/pace.rs"]
+mod pace;
+#[path = "provider/verbs.rs"]
+mod verbs;

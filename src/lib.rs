@@ -5,6 +5,7 @@ pub mod boss;
 pub mod cli;
 pub mod lang;
 pub mod plan;
+pub mod plugins;
 pub mod project;
 pub mod refresh;
 pub mod run;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gobs_model::{Diagnostic, Known};
-use gobs_provider::Provider;
+use gobs_provider::{Bounded, Provider};
 use gobs_provider_dummy::{Dummy, DummyHost};
 use gobs_state::{
     BossStore, CrashAt, DataKey, KeyError, Lock, LockError, OpenError, Reader, RowKind, Snapshot,
@@ -18,11 +18,12 @@ use gobs_state::{
 use crate::apply::Providers;
 use crate::boss::{BossError, BossOptions};
 use crate::lang::{
-    Assignment, Config, Evaluator, Files, Inputs, Schemas, Source, check, load, parse_vars,
+    Assignment, BlockId, Config, Evaluator, Files, Inputs, Schemas, Source, check, load, parse_vars,
 };
 use crate::plan::{
     Options, PlanFile, RecordedFile, RecordedFiles, RecordedInputs, check_cycles, plan,
 };
+use crate::plugins::{PluginSearch, Plugins};
 
 /// The largest source, variable or `file()` that is read: far beyond what a person writes, and
 /// small enough that a mistaken path does not fill memory.
@@ -46,6 +47,8 @@ pub struct Surroundings {
     pub agent: Vec<OsString>,
     /// Where machines of this host have their sockets.
     pub runtime_root: PathBuf,
+    /// Where providers that are no part of gobs are looked for.
+    pub plugins: PluginSearch,
     /// Where a test of crash safety wants a run to die.
     pub crash_at: Option<CrashAt>,
 }
@@ -64,6 +67,8 @@ pub struct Project {
     pub schemas: Schemas,
     /// What should be looked at, though nothing stops for it.
     pub warnings: Vec<Diagnostic>,
+    /// The providers that are no part of gobs.
+    pub plugins: Arc<Plugins>,
     files: Arc<DiskFiles>,
 }
 
@@ -108,6 +113,17 @@ impl Project {
         Self::read(surroundings, file.sources.clone(), inputs, files).checked()
     }
 
+    /// Reads one file that is a project of its own, as a provider's test is.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn of_file(surroundings: Surroundings, path: &Path) -> Result<Self, Vec<Diagnostic>> {
+        let name = path.display().to_string();
+        let sources = read_all(Path::new(""), [name])?;
+        let files = Arc::new(DiskFiles::new(surroundings.directory.clone()));
+        Self::read(surroundings, sources, Inputs::default(), files).checked()
+    }
+
     fn read(
         surroundings: Surroundings,
         sources: Vec<Source>,
@@ -116,11 +132,30 @@ impl Project {
     ) -> Self {
         let loaded = load(&sources);
         let (config, mut diagnostics) = (loaded.config, loaded.diagnostics);
-        let schemas: Schemas = built_in_names()
+        let directory = absolute(&surroundings.directory);
+        let search = surroundings.plugins.clone();
+        let (plugins, wrong) = Plugins::new(directory, search, &config);
+        diagnostics.extend(wrong);
+        let mut schemas: Schemas = built_in_names()
             .map(|name| (name.to_owned(), built_in(name, &surroundings)))
             .filter_map(|(name, provider)| Some((name, provider?.schema().clone())))
             .collect();
-        diagnostics.extend(check(&config, &schemas));
+        let unusable = add_plugins(&plugins, &config, &mut schemas);
+        let mut wrong = check(&config, &schemas);
+        for error in &mut wrong {
+            if error.summary == "Unknown provider" && error.hint.is_none() {
+                let hint = "As a plugin it would be a program gobs-provider-NAME on PATH.";
+                error.hint = Some(hint.into());
+            }
+        }
+        // A plugin that cannot be used is no unknown provider.
+        diagnostics.extend(wrong.into_iter().filter(|it| {
+            let unknown = |name: &String| format!("There is no provider named \"{name}\".");
+            !unusable
+                .keys()
+                .any(|name| it.detail.starts_with(&unknown(name)))
+        }));
+        diagnostics.extend(unusable.into_values());
         diagnostics.extend(check_cycles(&config));
         Self {
             surroundings,
@@ -129,6 +164,7 @@ impl Project {
             inputs,
             schemas,
             warnings: diagnostics,
+            plugins: Arc::new(plugins),
             files,
         }
     }
@@ -205,18 +241,19 @@ impl Project {
         }
     }
 
-    async fn provider(
+    /// Returns a provider, `linode` or `linode.eu`, with the settings of its block.
+    ///
+    /// # Errors
+    /// When there is none, or it refuses its settings.
+    pub async fn provider(
         &self,
         name: &str,
         evaluator: &Evaluator<'_>,
     ) -> Result<Arc<dyn Provider>, Vec<Diagnostic>> {
         let kind = name.split_once('.').map_or(name, |(kind, _)| kind);
-        let Some(provider) = built_in(kind, &self.surroundings) else {
-            let detail = format!(
-                "The state has machines of the provider {name:?}, which this gobs \
-                                  does not have."
-            );
-            return Err(vec![Diagnostic::error("Unknown provider", detail)]);
+        let provider: Arc<dyn Provider> = match built_in(kind, &self.surroundings) {
+            Some(provider) => Arc::new(Bounded(provider)),
+            None => self.plugin(kind).await?,
         };
         let settings = match self.config.providers.contains_key(name) {
             true => evaluator.provider_settings(name)?,
@@ -231,6 +268,26 @@ impl Project {
             vec![Diagnostic::error("Provider refused its settings", detail)]
         })?;
         Ok(provider)
+    }
+
+    async fn plugin(&self, kind: &str) -> Result<Arc<dyn Provider>, Vec<Diagnostic>> {
+        let (plugins, name) = (self.plugins.clone(), kind.to_owned());
+        // It blocks until the plugin has said hello.
+        let started = tokio::task::spawn_blocking(move || plugins.start(&name)).await;
+        match started {
+            Ok(Ok(Some(client))) => Ok(Arc::new(client)),
+            Ok(Err(error)) => Err(vec![*error]),
+            Ok(Ok(None)) | Err(_) => {
+                let detail = format!(
+                    "The state has machines of the provider {kind:?}, which this gobs does not \
+                     have."
+                );
+                let error = Diagnostic::error("Unknown provider", detail);
+                Err(vec![error.hint(format!(
+                    "As a plugin it would be gobs-provider-{kind} on PATH."
+                ))])
+            }
+        }
     }
 
     /// Returns where the project's files are.
@@ -344,6 +401,47 @@ impl Paths {
     pub fn boss_socket(&self) -> PathBuf {
         self.dot.join("boss.sock")
     }
+}
+
+/// Starts the plugins that a configuration needs, for their schemas; returns what is wrong with
+/// those that cannot be used, by name.
+fn add_plugins(
+    plugins: &Plugins,
+    config: &Config,
+    schemas: &mut Schemas,
+) -> BTreeMap<String, Diagnostic> {
+    let mut unusable = BTreeMap::new();
+    let machines = config.machines.values().map(|it| it.provider.as_str());
+    let kinds = machines.filter_map(|it| it.split('.').next());
+    let kinds = kinds.chain(config.providers.values().map(|it| it.provider.as_str()));
+    for kind in kinds.collect::<BTreeSet<_>>() {
+        if schemas.contains_key(kind) {
+            let commanded = config
+                .providers
+                .iter()
+                .find(|(_, it)| it.provider == kind && it.command.is_some());
+            if let Some((key, _)) = commanded {
+                let detail = format!("The provider \"{kind}\" is part of gobs; it runs nothing.");
+                let mut error = Diagnostic::error("Command of a built-in provider", detail);
+                if let Some(place) = config.declared_at(&BlockId::Provider(key.clone())) {
+                    error = error.at(place);
+                }
+                unusable.insert(kind.to_owned(), error);
+            }
+            continue;
+        }
+        match plugins.start(kind) {
+            Ok(Some(client)) => {
+                schemas.insert(kind.to_owned(), client.schema().clone());
+                plugins.keep(kind, client);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                unusable.insert(kind.to_owned(), *error);
+            }
+        }
+    }
+    unusable
 }
 
 /// Returns the names of the providers that are part of gobs.

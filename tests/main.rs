@@ -8,6 +8,7 @@ mod crash;
 mod docs;
 mod lang;
 mod plan;
+mod plugins;
 mod secrecy;
 mod support;
 mod tidy;

@@ -349,7 +349,7 @@ impl MachineWork {
                 }
                 // The request carries its token, so that a repeat is no second change.
                 Err(Error::InDoubt(_)) if lost < LOST_TRIES_MAX => lost += 1,
-                Err(error) => return self.failed("Change failed", &error),
+                Err(error) => return self.failed("Change failed", &after_lost(lost, error)),
             }
         }
     }
@@ -364,7 +364,7 @@ impl MachineWork {
                 Ok(()) => break,
                 // Deleting what is gone is a success, so a repeat tells.
                 Err(Error::InDoubt(_)) if lost < LOST_TRIES_MAX => lost += 1,
-                Err(error) => return self.failed("Deletion failed", &error),
+                Err(error) => return self.failed("Deletion failed", &after_lost(lost, error)),
             }
         }
         self.forget(Some(ended));
@@ -451,6 +451,16 @@ impl MachineWork {
                 changes: Vec::new(),
             },
         }
+    }
+}
+
+/// Returns an error as what it is after answers that were lost: a later refusal says nothing about
+/// what an earlier try has done.
+fn after_lost(lost: u32, error: Error) -> Error {
+    match error {
+        Error::InDoubt(_) => error,
+        _ if lost == 0 => error,
+        _ => Error::InDoubt(format!("an answer was lost, and then: {error}")),
     }
 }
 

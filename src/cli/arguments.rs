@@ -8,6 +8,7 @@ use gobs_state::CrashAt;
 
 use crate::apply::PARALLELISM_DEFAULT;
 use crate::lang::{Assignment, Given, Origin};
+use crate::plugins::{PluginSearch, split_path};
 use crate::project::{Project, Surroundings};
 use crate::run::Choices;
 
@@ -116,6 +117,7 @@ impl Variables {
             key: key.transpose()?,
             agent: vec![agent.into(), OsString::from("hob")],
             runtime_root: runtime_root(),
+            plugins: plugins(context),
             crash_at: env.get("GOBS_TEST_CRASH_AT").map(crash_at).transpose()?,
         })
     }
@@ -128,6 +130,20 @@ impl Variables {
         let project = Project::open(self.surroundings(context)?)?;
         context.terminal.diagnose(&project.warnings);
         Ok(project)
+    }
+}
+
+/// Returns where plugins are looked for. What opens the state is not for them, nor are the values
+/// of variables that they are not given.
+fn plugins(context: &Context) -> PluginSearch {
+    let env = &context.env;
+    let variables = env.with_prefix("GOBS_VAR_");
+    let variables = variables.map(|(name, _)| format!("GOBS_VAR_{name}").into());
+    PluginSearch {
+        path: env.get("PATH").map(split_path).unwrap_or_default(),
+        in_tree: true,
+        may_run_tree: context.may_run_tree,
+        hidden_variables: variables.chain(["GOBS_KEY".into()]).collect(),
     }
 }
 

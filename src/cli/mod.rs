@@ -17,6 +17,7 @@ mod log;
 mod output;
 mod plan;
 mod plan_file;
+mod providers;
 mod show;
 mod state;
 mod status;
@@ -35,6 +36,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use gobs_model::Diagnostic;
 use gobs_state::Snapshot;
 
+use crate::plugins::PluginSearch;
 use crate::project::{Project, store_error};
 
 use environment::Environment;
@@ -83,6 +85,9 @@ struct Global {
     /// Uses no colour, as --color=never
     #[arg(long, global = true, help_heading = GLOBAL)]
     no_color: bool,
+    /// Runs programs that the project's own files name; also GOBS_ALLOW_TREE_COMMANDS=1
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    allow_tree_commands: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -105,6 +110,7 @@ enum Command {
     Status(status::Status),
     Ack(ack::Ack),
     Unlock(unlock::Unlock),
+    Providers(providers::Providers),
     Hob(hob::Hob),
     Version(version::Version),
 }
@@ -123,6 +129,7 @@ impl Command {
             Self::Status(it) => it.run(context),
             Self::Ack(it) => it.run(context),
             Self::Unlock(it) => it.run(context),
+            Self::Providers(it) => it.run(context),
             Self::Hob(it) => it.run(),
             Self::Version(it) => it.run(context),
         }
@@ -136,6 +143,8 @@ struct Context {
     in_automation: bool,
     /// Whether somebody may be asked.
     input: bool,
+    /// Whether programs may be run that the project's tree names.
+    may_run_tree: bool,
     env: Environment,
 }
 
@@ -168,7 +177,9 @@ impl From<Vec<Diagnostic>> for Failure {
 /// Returns what the state of the project here has; nothing where there is no state yet. The
 /// configuration need not be right for it, nor have values for its variables.
 fn remembered(context: &Context) -> Result<(Project, Snapshot), Failure> {
-    let surroundings = arguments::Variables::default().surroundings(context)?;
+    let mut surroundings = arguments::Variables::default().surroundings(context)?;
+    // What is remembered is said without running anything.
+    surroundings.plugins = PluginSearch::default();
     let project = Project::peek(surroundings)?;
     let snapshot = match project.reader()? {
         Some(reader) => reader.snapshot().map_err(|error| store_error(&error))?,
@@ -226,6 +237,7 @@ fn run_with(args: Vec<OsString>, env: Environment) -> u8 {
         terminal: Terminal::new(),
         in_automation: env.is_on("GOBS_IN_AUTOMATION"),
         input: !env.is_off("GOBS_INPUT"),
+        may_run_tree: gobs.global.allow_tree_commands || env.is_on("GOBS_ALLOW_TREE_COMMANDS"),
         env,
     };
     let outcome = gobs

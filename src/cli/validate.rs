@@ -8,7 +8,7 @@ use super::arguments::Variables;
 use super::view::text::{GREEN, styled};
 use super::{Context, Outcome, exit};
 
-/// Checks the configuration, without state, providers or values of variables
+/// Checks the configuration, without state or values of variables
 #[derive(Debug, clap::Args)]
 pub(super) struct Validate {}
 

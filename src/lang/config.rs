@@ -87,6 +87,8 @@ pub struct ProviderConfig {
     pub provider: String,
     /// The name of a second configuration of it.
     pub alias: Option<Name>,
+    /// The program that is the provider, and its arguments, where it is no part of gobs.
+    pub command: Option<Vec<String>>,
     pub(crate) body: Body,
     pub(crate) span: Span,
 }

@@ -406,6 +406,15 @@ impl Decoder<'_> {
                 }
             }
         }
+        let mut command = None;
+        let position = |it: &Attribute| &*it.name.text == "command";
+        if let Some(at) = block.body.attributes.iter().position(position) {
+            let attribute = block.body.attributes.remove(at);
+            let Some(words) = self.command(&attribute) else {
+                return;
+            };
+            command = Some(words);
+        }
         let key = match &alias {
             Some(alias) => format!("{provider}.{alias}"),
             None => provider.to_string(),
@@ -420,10 +429,28 @@ impl Decoder<'_> {
         let config = ProviderConfig {
             provider: provider.to_string(),
             alias,
+            command,
             body: block.body,
             span,
         };
         self.config.providers.insert(key, config);
+    }
+
+    /// Returns a program and its arguments.
+    fn command(&mut self, attribute: &Attribute) -> Option<Vec<String>> {
+        let value = self.constant(&attribute.expr, &Type::list(Type::String), "\"command\"")?;
+        let words = value.as_elements()?.iter();
+        let words: Option<Vec<_>> = words.map(|it| it.as_str().map(str::to_owned)).collect();
+        let is_right = |words: &Vec<String>| {
+            words.first().is_some_and(|program| !program.is_empty())
+                && !words.iter().any(|word| word.contains('\0'))
+        };
+        let words = words.filter(is_right);
+        if words.is_none() {
+            let detail = "A command is a program and its arguments: [\"./provider.py\"].";
+            self.error(attribute.expr.span, "Invalid command", detail);
+        }
+        words
     }
 
     fn output(&mut self, block: Block) {

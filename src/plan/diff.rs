@@ -35,6 +35,12 @@ pub(crate) fn differences(block: &Block, was: &Value, wanted: &Value) -> Vec<Dif
     found
 }
 
+/// Returns the costliest change from what was asked to what is asked now, if they differ.
+pub fn change_of(block: &Block, was: &Value, wanted: &Value) -> Option<Change> {
+    let found = differences(block, was, wanted);
+    found.into_iter().map(|it| it.change).max()
+}
+
 /// Returns how the settings of the `hob` block differ. A fresh enrollment is a rebuild where the
 /// provider has such a thing, and a replacement where it has not.
 pub(crate) fn hob_differences(block: &Block, was: &Value, wanted: &Value) -> Vec<Difference> {

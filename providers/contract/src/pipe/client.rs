@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
 
+use super::conceal::conceal;
 use super::process::{Listener, NotSent, Process, lock};
 use super::wire::{
     Call, Configured, Hello, LINE_BYTES_MAX, Listed, Made, Nothing, Reply, Request, Seen, VERSION,
@@ -180,6 +181,14 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Takes a machine as the plugin says it is.
+    fn seen(&self, machine: Observed) -> Result<Observed, String> {
+        conceal(&self.schema.machine, machine)
+            .ok_or_else(|| "the plugin gave a machine whose attributes are no object".into())
+    }
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         self.link.process.end();
@@ -216,27 +225,30 @@ impl Provider for Client {
         let made: Made = self
             .call("create", self.deadlines.create, call, Some(progress))
             .await?;
-        Ok(made.machine)
+        self.seen(made.machine).map_err(Error::InDoubt)
     }
 
     async fn find(&self, token: &Token) -> Result<Option<Observed>, Error> {
         let token = token.clone();
         let call = Call::Find { token };
         let seen: Seen = self.call("find", self.deadlines.look, call, None).await?;
-        Ok(seen.machine)
+        let machine = seen.machine.map(|machine| self.seen(machine));
+        machine.transpose().map_err(Error::rejected)
     }
 
     async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error> {
         let last = last.clone();
         let call = Call::Read { last };
         let seen: Seen = self.call("read", self.deadlines.look, call, None).await?;
-        Ok(seen.machine)
+        let machine = seen.machine.map(|machine| self.seen(machine));
+        machine.transpose().map_err(Error::rejected)
     }
 
     async fn import(&self, id: &str) -> Result<Option<Observed>, Error> {
         let call = Call::Import { id: id.into() };
         let seen: Seen = self.call("import", self.deadlines.look, call, None).await?;
-        Ok(seen.machine)
+        let machine = seen.machine.map(|machine| self.seen(machine));
+        machine.transpose().map_err(Error::rejected)
     }
 
     async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error> {
@@ -244,7 +256,7 @@ impl Provider for Client {
         let made: Made = self
             .call("update", self.deadlines.update, call, Some(progress))
             .await?;
-        Ok(made.machine)
+        self.seen(made.machine).map_err(Error::InDoubt)
     }
 
     async fn delete(&self, last: &Observed, progress: Progress) -> Result<(), Error> {
@@ -261,7 +273,10 @@ impl Provider for Client {
             .call("list", self.deadlines.look, Call::List {}, None)
             .await?;
         let machines = listed.machines.into_iter();
-        Ok(machines.map(|it| (it.token, it.machine)).collect())
+        let machines = machines.map(|it| Ok((it.token, self.seen(it.machine)?)));
+        machines
+            .collect::<Result<_, _>>()
+            .map_err(|why: String| Error::rejected(why))
     }
 }
 

@@ -9,6 +9,7 @@
 //! more. The end of its input is the end of a plugin.
 
 mod client;
+mod conceal;
 mod process;
 mod serve;
 mod wire;

@@ -112,6 +112,51 @@ fn the_python_plugin_keeps_the_contract() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// The end of `write` in the plugin, and the same with a death after the effect, once, when told.
+const WRITTEN: &str = "    os.replace(path(id) + \".part\", path(id))\n";
+const DIES: &str = "    if os.path.exists(\"die\"):\n        os.remove(\"die\"); os._exit(9)\n";
+
+#[test]
+fn a_plugin_that_dies_after_the_effect_leaves_a_doubt_that_the_next_run_settles() {
+    if !has_python() {
+        return;
+    }
+    let config = document("hcl").swap_remove(0);
+    let (project, bin) = on_path(&config);
+    let mortal = document("python").concat();
+    assert!(mortal.contains(WRITTEN));
+    let mortal = mortal.replace(WRITTEN, &format!("{WRITTEN}{DIES}"));
+    program(&bin.path().join("gobs-provider-paper"), &mortal);
+    let papers = || {
+        fs::read_dir(project.path().join("papers"))
+            .expect("papers")
+            .count()
+    };
+
+    project.write("die", "");
+    let apply = project.gobs(&["apply", "--auto-approve"]);
+    let expected = ["Creation in doubt", "it ended (exit status: 9)"];
+    check(apply, 1, &expected);
+    assert_eq!(papers(), 1);
+    let apply = project.gobs(&["apply", "--auto-approve"]);
+    check(apply, 0, &["Recovered: machine.letter"]);
+    assert_eq!(papers(), 1);
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+
+    // A change: the repeat finds no plugin, and that is no failure of the change.
+    let config = config.replace("Dear reader", "Farewell");
+    project.write("main.gobs.hcl", &config);
+    project.write("die", "");
+    let apply = project.gobs(&["apply", "--auto-approve"]);
+    let expected = ["Nobody knows whether it was done", "an answer was lost"];
+    check(apply, 1, &expected);
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    assert_eq!(papers(), 1);
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    assert_eq!(papers(), 0);
+}
+
 #[test]
 fn a_plugin_that_breaks_the_contract_is_told_what() {
     if !has_python() {

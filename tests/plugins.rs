@@ -14,6 +14,9 @@ use crate::support::{Project, Run, repository};
 /// The longest that the plugin in the documents may be.
 const PYTHON_LINES_MAX: usize = 60;
 
+/// Where runs find programs, beside a directory of plugins.
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
 /// Returns the fenced blocks of a language in the document.
 fn document(language: &str) -> Vec<String> {
     let text = fs::read_to_string(repository().join("docs/plugins.md")).expect("the document");
@@ -24,7 +27,10 @@ fn document(language: &str) -> Vec<String> {
 
 /// Returns whether there is Python; says plainly what is not tested where there is none.
 fn has_python() -> bool {
-    let found = Command::new("python3").arg("--version").output().is_ok();
+    // The plugin's own PATH; a minimal Python has no json.
+    let mut python = Command::new("python3");
+    python.args(["-c", "import json"]).env("PATH", PATH);
+    let found = python.output().is_ok_and(|it| it.status.success());
     if !found {
         // Past the test's own capture, which shows what is printed only of what fails.
         let said = "NOT RUN: the Python plugin of docs/plugins.md, since there is no python3\n";
@@ -46,7 +52,7 @@ fn on_path(config: &str) -> (Project, TempDir) {
         &bin.path().join("gobs-provider-paper"),
         &document("python").concat(),
     );
-    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", bin.path().display());
+    let path = format!("{}:{PATH}", bin.path().display());
     (Project::new(config).with_env("PATH", path), bin)
 }
 

@@ -1,13 +1,15 @@
 //! The kit finds what is broken: a provider in memory, right or with one defect at a time.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use gobs_model::{Attribute, Block, Change, Known, ProviderSchema, Type, Value};
 use gobs_provider::conformance::{Fixture, check};
-use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
+use gobs_provider::{
+    Bounded, CreateRequest, Deadlines, Error, Observed, Progress, Provider, Token, UpdateRequest,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Defect {
@@ -24,6 +26,7 @@ enum Defect {
     MakesWhatItRefuses,
     LosesTheEffectToo,
     ImportsNothing,
+    Hangs,
 }
 
 struct Memory {
@@ -72,6 +75,17 @@ impl Provider for Memory {
         &self.schema
     }
 
+    fn deadlines(&self) -> Deadlines {
+        let usual = Deadlines::default();
+        match self.defect {
+            Defect::Hangs => Deadlines {
+                look: Duration::from_millis(50),
+                ..usual
+            },
+            _ => usual,
+        }
+    }
+
     async fn configure(&self, _: &Known) -> Result<(), Error> {
         Ok(())
     }
@@ -105,6 +119,9 @@ impl Provider for Memory {
     }
 
     async fn find(&self, token: &Token) -> Result<Option<Observed>, Error> {
+        if self.defect == Defect::Hangs {
+            std::future::pending::<()>().await;
+        }
         let machines = self.machines();
         let mut found = machines.values().filter(|(known, _)| match self.defect {
             Defect::ForgetsItsTokens => false,
@@ -184,6 +201,16 @@ async fn broken(defect: Defect) -> Vec<&'static str> {
         .filter(|it| it.result.is_err())
         .map(|it| it.check)
         .collect()
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_ends_at_its_deadline() {
+    let bounded = Bounded(Arc::new(Memory::new(Defect::Hangs)));
+    let found = bounded.find(&Token("t".into())).await;
+    let late = "find was not answered within its deadline of 0.05 s".into();
+    assert_eq!(found, Err(Error::InDoubt(late)));
+    // What does not hang is as it was.
+    assert_eq!(bounded.list().await, Ok(Vec::new()));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use gobs_model::{Known, ProviderSchema};
@@ -23,6 +23,11 @@ use crate::{CreateRequest, Deadlines, Error, Observed, Progress, Provider, Token
 
 /// How long a plugin may take to say hello: an interpreter's start on a loaded machine.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
+
+/// How long it may take until the end of a plugin is known that reads no more, and how often that
+/// is looked at: the system tells it within milliseconds.
+const END_KNOWN_WITHIN: Duration = Duration::from_secs(1);
+const END_LOOK: Duration = Duration::from_millis(5);
 
 /// How long to wait before another try where a plugin reads too slowly.
 const FULL_WAIT: Duration = Duration::from_secs(1);
@@ -299,8 +304,11 @@ impl Link {
             };
             StartError::NoHello { why, last_words }
         };
-        let sent = self.send(wait, call, waiting);
-        let sent = sent.map_err(|error| no_hello(error.to_string()))?;
+        let sent = match self.send(wait, call, waiting) {
+            Ok(sent) => sent,
+            // It ended before it was asked; how is told by whoever reads its output.
+            Err(error) => return Err(no_hello(self.how_it_ended(&error))),
+        };
         let answer = match receiver.recv_timeout(wait) {
             Ok(Ok(Ok(answer))) => answer,
             Ok(Ok(Err(error))) => {
@@ -320,6 +328,20 @@ impl Link {
             .map_err(|error| no_hello(format!("its hello is wrong: {error}")))?;
         lock(&self.calls).is_greeted = true;
         Ok(hello)
+    }
+
+    /// Returns how the plugin ended; the error stands where that is not known in time.
+    fn how_it_ended(&self, error: &Error) -> String {
+        let until = Instant::now() + END_KNOWN_WITHIN;
+        loop {
+            if let Some(why) = &lock(&self.calls).ended {
+                return why.clone();
+            }
+            if Instant::now() >= until {
+                return error.to_string();
+            }
+            std::thread::sleep(END_LOOK);
+        }
     }
 
     fn send(&self, deadline: Duration, call: Call, waiting: Waiting) -> Result<Sent<'_>, Error> {

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use gobs_model::{Diagnostic, Known};
 use gobs_provider::{Bounded, Provider};
 use gobs_provider_dummy::{Dummy, DummyHost};
+use gobs_provider_linode::{Linode, LinodeHost};
 use gobs_state::{
     BossStore, CrashAt, DataKey, KeyError, Lock, LockError, OpenError, Reader, RowKind, Snapshot,
     Store, StoreError,
@@ -49,6 +50,8 @@ pub struct Surroundings {
     pub runtime_root: PathBuf,
     /// Where providers that are no part of gobs are looked for.
     pub plugins: PluginSearch,
+    /// The token of the account at Linode, and where its API is.
+    pub linode: LinodeHost,
     /// Where a test of crash safety wants a run to die.
     pub crash_at: Option<CrashAt>,
 }
@@ -446,7 +449,7 @@ fn add_plugins(
 
 /// Returns the names of the providers that are part of gobs.
 pub fn built_in_names() -> impl Iterator<Item = &'static str> {
-    ["dummy"].into_iter()
+    ["dummy", "linode"].into_iter()
 }
 
 fn built_in(name: &str, surroundings: &Surroundings) -> Option<Arc<dyn Provider>> {
@@ -458,6 +461,7 @@ fn built_in(name: &str, surroundings: &Surroundings) -> Option<Arc<dyn Provider>
             agent: surroundings.agent.clone(),
             runtime_root: surroundings.runtime_root.clone(),
         }))),
+        "linode" => Some(Arc::new(Linode::new(surroundings.linode.clone()))),
         _ => None,
     }
 }

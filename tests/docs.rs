@@ -141,7 +141,7 @@ fn the_first_example_works() {
 
 #[test]
 fn every_example_has_a_test() {
-    let tested = ["app-and-db", "first"];
+    let tested = ["app-and-db", "first", "linode"];
     let examples = std::fs::read_dir(repository().join("examples")).expect("examples");
     let mut names: Vec<_> = examples
         .map(|it| it.expect("an entry").file_name())

@@ -7,6 +7,7 @@ mod cli;
 mod crash;
 mod docs;
 mod lang;
+mod linode;
 mod plan;
 mod plugins;
 mod secrecy;

@@ -333,9 +333,10 @@ fn providers_are_listed_without_being_run() {
     let list = project.gobs(&["providers"]).ok().stdout;
     let directory = project.path().canonicalize().expect("the project");
     let expected = format!(
-        "dummy  built in\n\
-         even   {}/gobs-provider-even\n\
-         odd    {}/./tool --now (not allowed without --allow-tree-commands)\n",
+        "dummy   built in\n\
+         linode  built in\n\
+         even    {}/gobs-provider-even\n\
+         odd     {}/./tool --now (not allowed without --allow-tree-commands)\n",
         bin.path().display(),
         directory.display()
     );
@@ -345,7 +346,11 @@ fn providers_are_listed_without_being_run() {
     let list = Project::empty()
         .with_env("PATH", &path)
         .gobs(&["providers"]);
-    assert!(list.ok().stdout.starts_with("dummy  built in\neven   "));
+    assert!(
+        list.ok()
+            .stdout
+            .starts_with("dummy   built in\nlinode  built in\neven    ")
+    );
 }
 
 #[test]

@@ -259,6 +259,7 @@ fn crates_know_only_what_is_below_them() {
         "gobs-model",
         "gobs-provider",
         "gobs-provider-dummy",
+        "gobs-provider-linode",
         "gobs-state",
         "hob",
         "ocapn",

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use gobs_model::Diagnostic;
+use gobs_provider_linode::LinodeHost;
 use gobs_state::CrashAt;
 
 use crate::apply::PARALLELISM_DEFAULT;
@@ -12,6 +13,7 @@ use crate::plugins::{PluginSearch, split_path};
 use crate::project::{Project, Surroundings};
 use crate::run::Choices;
 
+use super::environment::Environment;
 use super::{Context, Failure};
 
 /// How many provider calls may run at once at most: a limit for typing errors, far beyond what
@@ -104,7 +106,11 @@ impl Variables {
                 span: None,
             })
         });
-        let key = env.get("GOBS_KEY").map(|key| text("GOBS_KEY".into(), key));
+        let given = |name: &str| {
+            env.get(name)
+                .map(|value| text(name.into(), value))
+                .transpose()
+        };
         let agent = std::env::current_exe().map_err(|error| {
             let detail = format!("The path of this program cannot be found: {error}.");
             Diagnostic::error("No agent", detail)
@@ -114,10 +120,17 @@ impl Variables {
             environment_variables: from_environment.collect::<Result<_, Failure>>()?,
             variable_files: self.files.clone(),
             variables: self.given.clone(),
-            key: key.transpose()?,
+            key: given("GOBS_KEY")?,
             agent: vec![agent.into(), OsString::from("hob")],
             runtime_root: runtime_root(),
             plugins: plugins(context),
+            linode: LinodeHost {
+                token: given("LINODE_TOKEN")?.map(Into::into),
+                url: given("LINODE_URL")?,
+                // What the project's own files name does not run by itself (X6).
+                allow_commands: context.may_run_tree,
+                clock_scale: clock_scale(env)?,
+            },
             crash_at: env.get("GOBS_TEST_CRASH_AT").map(crash_at).transpose()?,
         })
     }
@@ -152,6 +165,20 @@ fn plugins(context: &Context) -> PluginSearch {
 fn runtime_root() -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     PathBuf::from(format!("/tmp/gobs-{user}"))
+}
+
+/// Reads how much faster than this host's the clock of a double of Linode runs.
+fn clock_scale(env: &Environment) -> Result<u32, Failure> {
+    let name = "GOBS_LINODE_CLOCK_SCALE";
+    let Some(text) = env.get(name) else {
+        return Ok(1);
+    };
+    text.to_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| {
+            let detail = format!("{name} must be a whole number.");
+            Diagnostic::error("Bad value in the environment", detail).into()
+        })
 }
 
 /// Reads where a test of crash safety wants the run to die: `before:3`, `after:3`.

@@ -37,7 +37,7 @@ enum Command {
 /// holds, with 1 when one is broken.
 #[derive(Debug, clap::Args)]
 struct Test {
-    /// The provider: dummy, or a plugin
+    /// The provider: dummy, linode, or a plugin
     name: String,
     /// Machines to test with
     file: PathBuf,

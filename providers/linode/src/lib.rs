@@ -28,6 +28,9 @@ use crate::pace::Time;
 /// Where the API is.
 const URL: &str = "https://api.linode.com/v4";
 
+/// Who may get the token in any case.
+const ORIGIN: &str = "https://api.linode.com/";
+
 /// How long `token_command` may take: it may ask a person for a touch of a key.
 const TOKEN_COMMAND_WITHIN: Duration = Duration::from_secs(60);
 
@@ -38,7 +41,8 @@ pub struct LinodeHost {
     pub token: Option<Zeroizing<String>>,
     /// Where the API is, unless the provider's `url` says otherwise.
     pub url: Option<String>,
-    /// Whether commands that the configuration names may run.
+    /// Whether commands that the configuration names may run, and addresses that it names may
+    /// get the token.
     pub allow_commands: bool,
     /// How much faster than this host's the API's clock runs: 1 (as 0 means too), but for tests
     /// against the double.
@@ -126,9 +130,14 @@ impl Provider for Linode {
     }
 
     async fn configure(&self, settings: &Known) -> Result<(), Error> {
-        let token = self.token(settings).await?;
-        let url = settings.get("url").and_then(Value::as_str);
-        let url = url.or(self.host.url.as_deref()).unwrap_or(URL);
+        let asked = settings.get("url").and_then(Value::as_str);
+        let is_known = |url: &str| url.starts_with(ORIGIN) || self.host.url.as_deref() == Some(url);
+        if asked.is_some_and(|url| !is_known(url)) && !self.host.allow_commands {
+            let why = "url is an address that the configuration names, and such do not get the \
+                       token; allow it, or set LINODE_URL";
+            return Err(Error::Denied(why.into()));
+        }
+        let url = asked.or(self.host.url.as_deref()).unwrap_or(URL);
         let is_local = ["http://127.0.0.1:", "http://[::1]:", "http://localhost:"];
         if !url.starts_with("https://") && !is_local.iter().any(|it| url.starts_with(it)) {
             return Err(Error::Rejected {
@@ -136,6 +145,7 @@ impl Provider for Linode {
                 attribute: Some("url".into()),
             });
         }
+        let token = self.token(settings).await?;
         let time = Time::new(self.host.clock_scale);
         let machines = match token {
             Some(token) => Some(Arc::new(Machines {

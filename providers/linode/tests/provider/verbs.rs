@@ -162,13 +162,11 @@ async fn a_machine_that_others_deleted_is_gone() {
 async fn tokens_come_from_the_host_or_an_allowed_command() {
     let (double, _) = start(1).await;
     let words = ["printf", "double\\n"].map(Value::from);
-    let settings = Value::object([
-        ("token_command", Value::list(words)),
-        ("url", double.url().as_str().into()),
-    ]);
+    let settings = Value::object([("token_command", Value::list(words))]);
     let settings = Known::try_from(settings).expect("known");
     let host = |allow_commands| LinodeHost {
         allow_commands,
+        url: Some(double.url()),
         ..LinodeHost::default()
     };
     let refused = Linode::new(host(false)).configure(&settings).await;
@@ -186,11 +184,34 @@ async fn tokens_come_from_the_host_or_an_allowed_command() {
 async fn a_token_is_not_sent_in_clear() {
     let settings = Value::object([("url", "http://api.example.com/v4".into())]);
     let settings = Known::try_from(settings).expect("known");
-    let refused = Linode::new(LinodeHost::default())
-        .configure(&settings)
-        .await;
+    let host = LinodeHost {
+        allow_commands: true,
+        ..LinodeHost::default()
+    };
+    let refused = Linode::new(host).configure(&settings).await;
     assert!(
         matches!(refused, Err(Error::Rejected { .. })),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn x6_an_address_of_the_tree_does_not_get_the_token() {
+    let address = |url: &str| {
+        let settings = Value::object([("url", url.into())]);
+        Known::try_from(settings).expect("known")
+    };
+    let linode = Linode::new(LinodeHost {
+        token: Some("secret".to_owned().into()),
+        ..LinodeHost::default()
+    });
+    for url in [
+        "https://example.com/v4",
+        "https://api.linode.com.example.com/v4",
+    ] {
+        let refused = linode.configure(&address(url)).await;
+        assert!(matches!(refused, Err(Error::Denied(_))), "{refused:?}");
+    }
+    let beta = address("https://api.linode.com/v4beta");
+    assert_eq!(linode.configure(&beta).await, Ok(()));
 }

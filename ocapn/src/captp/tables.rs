@@ -77,11 +77,16 @@ impl Tables {
             .collect()
     }
 
+    /// Returns whether no further object can be exported.
+    pub(crate) fn is_full(&self, exports_max: usize) -> bool {
+        self.exports.len() >= exports_max
+    }
+
     /// Counts one more mention of `reference` and returns its position; `None` at the limit.
     pub(crate) fn mention(&mut self, reference: &Reference, exports_max: usize) -> Option<u64> {
         let position = match self.positions.get(&reference.address()) {
             Some(position) => *position,
-            None if self.exports.len() >= exports_max => return None,
+            None if self.is_full(exports_max) => return None,
             None => {
                 let position = self.next_export;
                 self.next_export += 1;

@@ -137,6 +137,10 @@ impl Inner {
             writer.end_record();
             return Some(None);
         }
+        // A question that is dropped unsent would be given back to a peer that never saw it.
+        if session.tables.is_full(session.limits.exports_max) {
+            return None;
+        }
         let position = session.tables.question();
         let route = Route::Answer(Place {
             session: place.session,

@@ -2,5 +2,6 @@
 
 mod calls;
 mod hostile;
+mod limits;
 mod simulation;
 mod support;

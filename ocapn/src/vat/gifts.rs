@@ -127,6 +127,9 @@ impl Inner {
 
     fn fetch(&mut self, id: SessionId, swissnum: &Bytes, answer: Option<Reference>) {
         let Some(link) = self.session(id).and_then(Session::link) else {
+            if let Some(answer) = answer {
+                self.settle(answer, Err(Broken::severed("the session is over")));
+            }
             return;
         };
         let from = (*link.peer).clone();

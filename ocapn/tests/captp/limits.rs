@@ -1,6 +1,6 @@
 //! What one session may use of a vat, and what happens at each limit.
 
-use crate::support::{Behavior, World, echo};
+use crate::support::{Behavior, End, World, echo};
 use ocapn::{Answer, Limits, Object, Turn};
 
 /// Answers never.
@@ -38,4 +38,39 @@ fn at_the_limit_of_exports_one_call_breaks() {
     drop(calls);
     world.run();
     assert_eq!(world.downs, []);
+}
+
+/// Bytes to vat 1 as its peer, vat 0, would send them; `None` once the session is over.
+fn send(world: &mut World, bytes: impl AsRef<[u8]>) -> Option<String> {
+    let End { vat, session } = world.links[0].ends[1];
+    let sent = world.vats[vat].receive(session, bytes.as_ref());
+    for _ in 0..3 {
+        world.serve(vat);
+    }
+    let back: Vec<u8> = world.links[0].to[0].drain(..).collect();
+    sent.ok()?;
+    Some(String::from_utf8_lossy(&back).into_owned())
+}
+
+#[test]
+fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    let log = crate::support::Log::default();
+    world.publish(1, "log", log.clone());
+    send(
+        &mut world,
+        "<10'op:deliver<11'desc:export0+>[5'fetch3:log]0+f>",
+    );
+    send(
+        &mut world,
+        "<10'op:deliver<11'desc:answer0+>[<11'desc:export0+>]ff>",
+    );
+    let bootstrap = log.taken()[0][0].as_reference().cloned().unwrap();
+    world.cut(0);
+    world.run();
+    let fetched = bootstrap.call("fetch", [ocapn::Passable::Bytes("log".into())]);
+    world.run();
+    let result = fetched.now().expect("it settles");
+    assert!(result.is_err_and(|broken| broken.is_severed()));
 }

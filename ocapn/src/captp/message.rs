@@ -142,7 +142,7 @@ impl Decoder<'_> {
                 },
                 resolver: match reader.is_false()? {
                     true => None,
-                    false => Some(self.reference(reader)?),
+                    false => Some(self.listener(reader)?),
                 },
             },
             "op:deliver-only" => Message::Deliver {
@@ -154,7 +154,7 @@ impl Decoder<'_> {
             "op:listen" => {
                 let message = Message::Listen {
                     to: self.target(reader)?,
-                    listener: self.reference(reader)?,
+                    listener: self.listener(reader)?,
                 };
                 // Whether partial answers are wanted: the drafts dropped the field, peers did
                 // not.
@@ -242,11 +242,28 @@ impl Decoder<'_> {
         }
     }
 
-    fn reference(&mut self, reader: &mut Reader<'_>) -> Result<Reference, SyrupError> {
-        match read_value(reader, self)? {
-            Passable::Reference(reference) => Ok(reference),
-            _ => Err(reader.error(Kind::Kind)),
+    /// Reads who is to be told a result: an object or a promise of the peer. One of ours would
+    /// be called as if we had done it ourselves.
+    fn listener(&mut self, reader: &mut Reader<'_>) -> Result<Reference, SyrupError> {
+        let label = reader.record()?;
+        if !matches!(label, "desc:import-object" | "desc:import-promise") {
+            return Err(reader.error(Kind::Kind));
         }
+        let position = reader.unsigned()?;
+        reader.end()?;
+        self.theirs(label, position, reader)
+    }
+
+    /// Returns the object or promise of the peer at a position.
+    fn theirs(
+        &mut self,
+        label: &str,
+        position: u64,
+        reader: &Reader<'_>,
+    ) -> Result<Reference, SyrupError> {
+        let promise = label == "desc:import-promise";
+        let found = self.tables.import(position, promise, self.imports_max);
+        found.ok_or_else(|| self.fault(reader, "too many references"))
     }
 
     fn args(&mut self, reader: &mut Reader<'_>) -> Result<Vec<Passable>, SyrupError> {
@@ -307,11 +324,8 @@ impl Refer for Decoder<'_> {
                 .ours(label, position, reader)
                 .map(|found| Some(found.into()));
         }
-        let promise = label == "desc:import-promise";
-        match self.tables.import(position, promise, self.imports_max) {
-            Some(reference) => Ok(Some(reference.into())),
-            None => Err(self.fault(reader, "too many references")),
-        }
+        self.theirs(label, position, reader)
+            .map(|found| Some(found.into()))
     }
 }
 

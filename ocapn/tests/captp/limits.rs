@@ -74,3 +74,30 @@ fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
     let result = fetched.now().expect("it settles");
     assert!(result.is_err_and(|broken| broken.is_severed()));
 }
+
+/// An object of ours as a listener would be called as if by ourselves.
+#[test]
+fn only_objects_of_the_peer_are_told_results() {
+    for message in [
+        "<10'op:deliver<11'desc:answer0+>[1+]1+<11'desc:export1+>>",
+        "<10'op:deliver<11'desc:answer0+>[1+]1+<11'desc:answer0+>>",
+        "<9'op:listen<11'desc:answer0+><11'desc:export1+>f>",
+        "<9'op:listen<11'desc:answer0+><11'desc:answer0+>f>",
+        "<9'op:listen<11'desc:answer0+>ff>",
+    ] {
+        let mut world = World::new(2);
+        world.connect(0, 1);
+        let log = crate::support::Log::default();
+        world.publish(1, "log", log.clone());
+        let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch3:log]0+<18'desc:import-object1+>>";
+        let back = send(&mut world, fetch).expect("it is up");
+        assert!(
+            back.contains("7'fulfill<18'desc:import-object1+>"),
+            "{back}"
+        );
+        assert_eq!(send(&mut world, message), None, "{message}");
+        world.run();
+        assert!(log.taken().is_empty(), "{message}");
+        assert!(world.downs[0].2.starts_with("malformed op:"), "{message}");
+    }
+}

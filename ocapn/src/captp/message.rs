@@ -9,7 +9,7 @@ use super::tables::Tables;
 use crate::captp::broken::Broken;
 use crate::locator::PeerLocator;
 use crate::passable::{Opaque, Passable, Symbol};
-use crate::syrup::{Mode, Reader, Refer, SyrupError, SyrupErrorKind as Kind, read_value};
+use crate::syrup::{Mode, Reader, Refer, SyrupError, SyrupErrorKind as Kind, Token, read_value};
 
 /// The one version of CapTP there is.
 pub(crate) const VERSION: &str = "1.0";
@@ -174,7 +174,7 @@ impl Decoder<'_> {
             }
             "op:index" => {
                 let from = self.target(reader)?;
-                let part = Part::Index(reader.unsigned()?);
+                let part = Part::Index(index(reader)?);
                 Message::Take {
                     from,
                     part,
@@ -326,6 +326,16 @@ impl Refer for Decoder<'_> {
         }
         self.theirs(label, position, reader)
             .map(|found| Some(found.into()))
+    }
+}
+
+/// Reads which item of a list is wanted. An integer that no list can have an item at breaks the
+/// answer, as one beyond the end does: it is the caller's mistake, not one of the session.
+fn index(reader: &mut Reader<'_>) -> Result<u64, SyrupError> {
+    let error = reader.error(Kind::Kind);
+    match reader.token()? {
+        Token::Int(index) => Ok(index.to_u64().unwrap_or(u64::MAX)),
+        _ => Err(error),
     }
 }
 

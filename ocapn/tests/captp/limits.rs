@@ -101,3 +101,26 @@ fn only_objects_of_the_peer_are_told_results() {
         assert!(world.downs[0].2.starts_with("malformed op:"), "{message}");
     }
 }
+
+#[test]
+fn an_index_that_no_list_has_breaks_its_answer_alone() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    world.publish(1, "echo", echo());
+    send(
+        &mut world,
+        "<10'op:deliver<11'desc:export0+>[5'fetch4:echo]0+f>",
+    );
+    send(&mut world, "<10'op:deliver<11'desc:answer0+>[1+2+]1+f>");
+    for (position, index) in [(2, "1-"), (3, "2+"), (4, "99999999999999999999999+")] {
+        let take = format!(
+            "<8'op:index<11'desc:answer1+>{index}{position}+>\
+             <9'op:listen<11'desc:answer{position}+><18'desc:import-object{position}+>f>"
+        );
+        let back = send(&mut world, take).expect("the session stands");
+        assert!(
+            back.contains("5'break") && back.contains("absent"),
+            "{index}: {back}"
+        );
+    }
+}

@@ -1,6 +1,8 @@
 //! CapTP among vats connected in memory, without sockets or tasks.
 
+mod by_hand;
 mod calls;
+mod handoffs;
 mod hostile;
 mod limits;
 mod simulation;

@@ -1,0 +1,292 @@
+//! Handoffs whose certificates are signed well and say something wrong, what counts as a replay,
+//! and what becomes of gifts.
+
+use std::sync::Arc;
+
+use ocapn::Limits;
+
+use crate::by_hand::{Give, Receive, Side, broken, key};
+use crate::support::{Log, TRANSPORT, World, echo, name};
+
+/// The key that the receiver uses towards gifters, where it matters not which.
+const TOWARDS_GIFTER: u8 = 77;
+
+/// Vat 0 is the exporter; gifter and receiver are played by the test.
+struct Scene {
+    world: World,
+    gifter: Side,
+    receiver: Side,
+    asked: u64,
+}
+
+impl Scene {
+    fn new(limits: Limits) -> Self {
+        let mut world = World::with_limits(2, limits);
+        world.publish(0, "gift", echo());
+        let gifter = Side::connect(&mut world, "gifter", key(1));
+        gifter.fetch(&mut world, "gift");
+        let receiver = Side::connect(&mut world, "receiver", key(2));
+        Self {
+            world,
+            gifter,
+            receiver,
+            asked: 100,
+        }
+    }
+
+    fn deposit(&mut self, gift: &str) -> String {
+        self.gifter.deposit(&mut self.world, gift.as_bytes())
+    }
+
+    fn withdraw(&mut self, certificate: &Receive) -> String {
+        self.asked += 1;
+        self.receiver
+            .withdraw(&mut self.world, &certificate.encode(), self.asked)
+    }
+
+    /// Returns the certificate in which everything is right.
+    fn certificate(&self, gift: &str, count: u64) -> Receive {
+        certificate(&self.gifter, &self.receiver, TOWARDS_GIFTER, gift, count)
+    }
+}
+
+fn certificate(gifter: &Side, receiver: &Side, with: u8, gift: &str, count: u64) -> Receive {
+    Receive {
+        signer: key(with),
+        session: receiver.session_id,
+        receiver_side: receiver.side,
+        count,
+        give: Give {
+            signer: gifter.key.clone(),
+            receiver: *key(with).verifying_key().as_bytes(),
+            exporter: (TRANSPORT.into(), name(0)),
+            session: gifter.session_id,
+            gifter_side: gifter.side,
+            gift: gift.into(),
+        },
+    }
+}
+
+fn is_given(back: &str) -> bool {
+    back.contains("7'fulfill<18'desc:import-object")
+}
+
+#[test]
+fn a_wrong_word_well_signed_is_refused_for_its_own_reason() {
+    let mut scene = Scene::new(Limits::default());
+    let other = Side::connect(&mut scene.world, "other", key(3));
+    scene.deposit("gift");
+    let right = scene.certificate("gift", 0);
+    let wrong = |change: &dyn Fn(&mut Receive)| {
+        let mut changed = right.clone();
+        change(&mut changed);
+        changed
+    };
+    let for_another = "the certificate is for another session";
+    let not_by_gifter = "the gifter did not sign this";
+    let elsewhere = "the gift is at another peer";
+    let cases = [
+        (
+            "session",
+            wrong(&|it| it.session = other.session_id),
+            for_another,
+        ),
+        (
+            "receiver's side",
+            wrong(&|it| it.receiver_side = other.side),
+            for_another,
+        ),
+        (
+            "gifter's session",
+            wrong(&|it| it.give.session = [9; 32]),
+            "no session with the gifter",
+        ),
+        (
+            "gifter's side",
+            wrong(&|it| it.give.gifter_side = other.side),
+            not_by_gifter,
+        ),
+        (
+            "exporter's designator",
+            wrong(&|it| it.give.exporter.1 = name(1)),
+            elsewhere,
+        ),
+        (
+            "exporter's transport",
+            wrong(&|it| it.give.exporter.0 = "tls-rpk".into()),
+            elsewhere,
+        ),
+        (
+            "gifter's signature",
+            wrong(&|it| it.give.signer = other.key.clone()),
+            not_by_gifter,
+        ),
+        (
+            "receiver's signature",
+            wrong(&|it| it.signer = other.key.clone()),
+            "the receiver did not sign this",
+        ),
+    ];
+    for (what, certificate, reason) in cases {
+        let back = scene.withdraw(&certificate);
+        assert!(back.contains("handoff-refused"), "{what}: {back}");
+        assert!(back.contains(reason), "{what}: {back}");
+    }
+    let back = scene.withdraw(&right);
+    assert!(is_given(&back), "the right one is still good: {back}");
+}
+
+#[test]
+fn counts_of_goblins_and_of_endo_are_accepted_and_none_twice() {
+    // Goblins counts per session of gifter and receiver, Endo per session of exporter and
+    // receiver. The receiver has another key towards each gifter.
+    for counts in [[0, 0, 1, 1], [0, 1, 2, 3]] {
+        let mut scene = Scene::new(Limits::default());
+        let second = Side::connect(&mut scene.world, "second", key(4));
+        second.fetch(&mut scene.world, "gift");
+        let mut used = Vec::new();
+        for (n, count) in counts.into_iter().enumerate() {
+            let gift = format!("gift {n}");
+            let (gifter, with) = match n % 2 {
+                0 => (&scene.gifter, 50),
+                _ => (&second, 51),
+            };
+            let certificate = certificate(gifter, &scene.receiver, with, &gift, count);
+            gifter.deposit(&mut scene.world, gift.as_bytes());
+            let back = scene.withdraw(&certificate);
+            assert!(is_given(&back), "{counts:?}, number {n}: {back}");
+            // Were it not for the count, this would give it again.
+            let gifter = if n % 2 == 0 { &scene.gifter } else { &second };
+            gifter.deposit(&mut scene.world, gift.as_bytes());
+            used.push(certificate);
+        }
+        for certificate in used {
+            let back = scene.withdraw(&certificate);
+            assert!(back.contains("the certificate was used"), "{back}");
+        }
+    }
+}
+
+#[test]
+fn gifts_die_with_the_session_of_their_gifter() {
+    let mut scene = Scene::new(Limits::default());
+    let log = Log::default();
+    let alive = Arc::downgrade(&log.0);
+    scene.world.publish(0, "log", log);
+    let gifter = Side::connect(&mut scene.world, "another", key(5));
+    gifter.fetch(&mut scene.world, "log");
+    gifter.deposit(&mut scene.world, b"here");
+    scene.world.published[0].clear();
+    let collected = "<13'op:gc-exports[1+][1+]><13'op:gc-answers[0+]>";
+    gifter.say(&mut scene.world, collected);
+    assert_eq!(alive.strong_count(), 1, "the deposit keeps it");
+
+    let receiver = &scene.receiver;
+    let awaited = certificate(&gifter, receiver, TOWARDS_GIFTER, "awaited", 0);
+    let here = certificate(&gifter, receiver, TOWARDS_GIFTER, "here", 1);
+    assert_eq!(scene.withdraw(&awaited), "", "it waits");
+    scene.world.vats[0].closed(gifter.session, "gone");
+    assert_eq!(alive.strong_count(), 0, "nothing keeps it");
+    let back = scene.receiver.hear(&mut scene.world);
+    assert!(back.contains("the gifter's session is over"), "{back}");
+    let back = scene.withdraw(&here);
+    assert!(back.contains("no session with the gifter"), "{back}");
+
+    // The gifter's next session is another one.
+    let gifter = Side::connect(&mut scene.world, "another", key(6));
+    let here = certificate(&gifter, &scene.receiver, TOWARDS_GIFTER, "here", 2);
+    assert_eq!(scene.withdraw(&here), "", "nothing was deposited");
+}
+
+#[test]
+fn who_waits_for_a_gift_is_counted_as_the_gifts_are() {
+    let limits = Limits {
+        gifts_max: 3,
+        ..Limits::default()
+    };
+    let mut scene = Scene::new(limits);
+    let gifts = |scene: &Scene| {
+        let held = scene.world.vats[0].inspect(scene.gifter.session);
+        held.map(|held| held.gifts)
+    };
+    for n in 0..3 {
+        let certificate = scene.certificate(&format!("gift {n}"), n);
+        assert_eq!(scene.withdraw(&certificate), "", "number {n} waits");
+    }
+    let back = scene.withdraw(&scene.certificate("gift 3", 3));
+    assert!(back.contains("too many gifts"), "{back}");
+    let back = scene.deposit("something else");
+    assert!(back.contains("too many gifts"), "{back}");
+    assert_eq!(gifts(&scene), Some(3));
+
+    // What is waited for is always let in, and makes room.
+    let back = scene.deposit("gift 1");
+    assert!(!back.contains("5'break"), "{back}");
+    assert!(is_given(&scene.receiver.hear(&mut scene.world)));
+    assert_eq!(gifts(&scene), Some(2));
+    assert_eq!(scene.withdraw(&scene.certificate("gift 4", 4)), "");
+    assert_eq!(gifts(&scene), Some(3));
+
+    // Who waits is forgotten with the session that waits.
+    scene.world.vats[0].closed(scene.receiver.session, "gone");
+    assert_eq!(gifts(&scene), Some(0));
+}
+
+/// Gives certificates to an object of vat 0, and returns what became of each.
+fn give(world: &mut World, gifter: &Side, log: &Log, gives: &[Give]) -> Vec<String> {
+    for give in gives {
+        let start = b"<10'op:deliver<11'desc:export1+>[";
+        let message = [start, &give.encode()[..], b"]ff>"].concat();
+        world.vats[0].receive(gifter.session, &message).unwrap();
+    }
+    let taken = log.taken();
+    assert_eq!(taken.len(), gives.len());
+    taken.iter().map(|args| broken(&args[0])).collect()
+}
+
+#[test]
+fn a_receiver_takes_only_what_is_given_to_it_by_another() {
+    let limits = Limits {
+        gifts_max: 2,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(2, limits);
+    let log = Log::default();
+    world.publish(0, "log", log.clone());
+    let gifter = Side::connect(&mut world, "gifter", key(1));
+    gifter.fetch(&mut world, "log");
+    let right = Give {
+        signer: key(9),
+        receiver: gifter.vat_key,
+        exporter: (TRANSPORT.into(), name(1)),
+        session: [8; 32],
+        gifter_side: [7; 32],
+        gift: b"gift".to_vec(),
+    };
+    let for_another = Give {
+        receiver: *key(TOWARDS_GIFTER).verifying_key().as_bytes(),
+        ..right.clone()
+    };
+    let at_itself = Give {
+        exporter: (TRANSPORT.into(), name(0)),
+        ..right.clone()
+    };
+    let reasons = give(&mut world, &gifter, &log, &[for_another, at_itself]);
+    assert!(
+        reasons[0].starts_with("the certificate is for another receiver"),
+        "{reasons:?}"
+    );
+    assert!(
+        reasons[1].starts_with("the gift is at the receiver itself"),
+        "{reasons:?}"
+    );
+    assert_eq!(world.links.len(), 0, "nobody was dialled");
+
+    let three = [right.clone(), right.clone(), right];
+    let reasons = give(&mut world, &gifter, &log, &three);
+    world.serve(0);
+    assert_eq!(world.links.len(), 1, "the exporter is dialled once");
+    assert!(reasons[0].starts_with("not broken"), "{reasons:?}");
+    assert!(reasons[1].starts_with("not broken"), "{reasons:?}");
+    assert!(reasons[2].starts_with("too many gifts"), "{reasons:?}");
+}

@@ -233,7 +233,7 @@ fn who_waits_for_a_gift_is_counted_as_the_gifts_are() {
 }
 
 /// Gives certificates to an object of vat 0, and returns what became of each.
-fn give(world: &mut World, gifter: &Side, log: &Log, gives: &[Give]) -> Vec<String> {
+fn give(world: &World, gifter: &Side, log: &Log, gives: &[Give]) -> Vec<String> {
     for give in gives {
         let start = b"<10'op:deliver<11'desc:export1+>[";
         let message = [start, &give.encode()[..], b"]ff>"].concat();
@@ -271,7 +271,7 @@ fn a_receiver_takes_only_what_is_given_to_it_by_another() {
         exporter: (TRANSPORT.into(), name(0)),
         ..right.clone()
     };
-    let reasons = give(&mut world, &gifter, &log, &[for_another, at_itself]);
+    let reasons = give(&world, &gifter, &log, &[for_another, at_itself]);
     assert!(
         reasons[0].starts_with("the certificate is for another receiver"),
         "{reasons:?}"
@@ -283,7 +283,7 @@ fn a_receiver_takes_only_what_is_given_to_it_by_another() {
     assert_eq!(world.links.len(), 0, "nobody was dialled");
 
     let three = [right.clone(), right.clone(), right];
-    let reasons = give(&mut world, &gifter, &log, &three);
+    let reasons = give(&world, &gifter, &log, &three);
     world.serve(0);
     assert_eq!(world.links.len(), 1, "the exporter is dialled once");
     assert!(reasons[0].starts_with("not broken"), "{reasons:?}");

@@ -14,8 +14,10 @@ use futures_util::{SinkExt, StreamExt};
 use ocapn::netlayer::websocket::{WebSocket, WebSocketOptions};
 use ocapn::netlayer::{DialError, Netlayer};
 use ocapn::{ConnectError, EnlivenError, Identity, Methods, Peer, Sturdyref, Sturdyrefs, Turn};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -76,6 +78,59 @@ async fn peers_call_each_other_and_prove_no_more_than_they_can() {
     let client = client();
     let who = soon(client.connect(&peer.locator())).await.unwrap();
     assert!(!who.authenticated, "over ws:// anybody may sit in between");
+}
+
+/// Speaks TLS at a port of its own, and passes everything on to `to`. Its certificate is for
+/// 127.0.0.1; the key is known to everybody.
+async fn relay(to: SocketAddr) -> SocketAddr {
+    let certificate = CertificateDer::from(&include_bytes!("data/relay-certificate.der")[..]);
+    let key = PrivatePkcs8KeyDer::from(&include_bytes!("data/relay-key.der")[..]);
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key.into())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(ANY_PORT).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut dialler = acceptor.accept(tcp).await.unwrap();
+        let mut real = TcpStream::connect(to).await.unwrap();
+        // How it ends is no matter.
+        let _ = tokio::io::copy_bidirectional(&mut dialler, &mut real).await;
+    });
+    address
+}
+
+#[tokio::test]
+async fn c2_a_relay_with_a_valid_certificate_is_taken_for_nobody() {
+    let (peer, mut sturdyref) = server().await;
+    let real = peer.locator().hints["url"].clone();
+    let between = relay(real.strip_prefix("ws://").unwrap().parse().unwrap()).await;
+    let hints = &mut sturdyref.peer.hints;
+    hints.insert("url".into(), format!("wss://{between}"));
+
+    let mut authorities = rustls::RootCertStore::empty();
+    let certificate = &include_bytes!("data/relay-certificate.der")[..];
+    authorities.add(CertificateDer::from(certificate)).unwrap();
+    let tls = rustls::ClientConfig::builder()
+        .with_root_certificates(authorities)
+        .with_no_client_auth();
+    let options = WebSocketOptions {
+        tls: Some(Arc::new(tls)),
+        ..WebSocketOptions::default()
+    };
+    let identity = Identity::generate().unwrap();
+    let client = Peer::builder()
+        .netlayer(WebSocket::dial_only(&identity, options))
+        .spawn();
+    let who = soon(client.connect(&sturdyref.peer)).await.unwrap();
+    assert_eq!(who.designator, peer.locator().designator);
+    assert!(!who.authenticated, "the relay reads all of this");
+    // What needs no proof goes on.
+    let object = soon(client.enliven(&sturdyref)).await.unwrap();
+    let echo = object.ask::<String>("echo", ("heard",));
+    assert_eq!(soon(echo).await, Ok("heard".to_owned()));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | [`tls_rpk`] | `tls-rpk` | both ends, by Ed25519 keys over TLS 1.3 |
 //! | [`tcp_testing`] | `tcp-testing-only` | nothing; loopback addresses only |
-//! | `websocket` (a cargo feature) | `websocket` | the listener only, and over `wss://` only |
+//! | `websocket` (a cargo feature) | `websocket` | neither end: a proof can be relayed |
 //! | [`memory`] | `memory` | both ends, since they live in one process |
 
 pub mod memory;

@@ -8,13 +8,14 @@
 //!
 //! # What it does not prove
 //!
-//! - **Nothing of the dialler.** An incoming connection may claim any designator: its sessions are
-//!   not authenticated ([`Connection::proven`] is `None`), and what is bound to a key is not given
-//!   to them.
+//! - **Nothing of the dialler.** An incoming connection may claim any designator.
 //! - **The listener's proof is not tied to the channel.** Whoever sits in between can pass the
 //!   challenge on to the real listener and its answer back, and then reads and changes every
-//!   message. Only `wss://` with a certificate that the dialler checks keeps them out, and over
-//!   `ws://` nothing does: an outgoing connection counts as proven over `wss://` alone.
+//!   message. `wss://` does not change that: its certificate is that of the host in the hint
+//!   `url`, and whoever hands out a locator may write a host of their own there.
+//!
+//! So no session is authenticated, whoever dialled ([`Connection::proven`] is `None`), and what is
+//! bound to a key is not given over any. The challenge tells a wrong listener, not a hostile one.
 //!
 //! Between peers of this crate [`tls_rpk`](super::tls_rpk) has neither weakness.
 //!
@@ -203,17 +204,16 @@ impl WebSocket {
             address: url.to_owned(),
             source,
         };
-        let proven = |secure: bool| secure.then(|| to.designator.clone());
         let dial = async {
             if !target.secure {
-                return self.greet(url, tcp, &key, proven(false), address).await;
+                return self.greet(url, tcp, &key, address).await;
             }
             let tls = self.options.tls.clone().ok_or_else(|| {
                 io::Error::other("wss:// is dialled only where certificates can be checked")
             })?;
             let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
             let stream = TlsConnector::from(tls).connect(name, tcp).await?;
-            self.greet(url, stream, &key, proven(true), address).await
+            self.greet(url, stream, &key, address).await
         };
         let greeted = timeout(self.options.handshake_timeout, dial).await;
         match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
@@ -229,7 +229,6 @@ impl WebSocket {
         url: &str,
         stream: S,
         key: &PublicKey,
-        proven: Option<String>,
         address: Option<SocketAddr>,
     ) -> io::Result<Option<Connection>>
     where
@@ -255,7 +254,7 @@ impl WebSocket {
         if envelope.signed != challenge || !envelope.is_by(key) {
             return Ok(None);
         }
-        Ok(Some(connection(socket, proven, address, &self.options)))
+        Ok(Some(connection(socket, address, &self.options)))
     }
 }
 
@@ -420,7 +419,7 @@ impl Door {
             .send(Message::Binary(answer))
             .await
             .map_err(io_error)?;
-        let connection = connection(socket, None, Some(address), &self.options);
+        let connection = connection(socket, Some(address), &self.options);
         let gone = |_| io::Error::other("nobody takes connections any more");
         self.sessions.send(connection).await.map_err(gone)
     }
@@ -447,7 +446,6 @@ fn config(frame_bytes_max: usize) -> WebSocketConfig {
 
 fn connection<S>(
     socket: WebSocketStream<S>,
-    proven: Option<String>,
     address: Option<SocketAddr>,
     options: &WebSocketOptions,
 ) -> Connection
@@ -456,7 +454,8 @@ where
 {
     let (write, read) = socket.split();
     Connection {
-        proven,
+        // Neither end proves that it is at the other end of this very channel.
+        proven: None,
         address,
         incoming: Box::new(Frames {
             socket: read,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast};
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::core::Core;
 use super::{Peer, SessionEvent};
@@ -15,6 +15,11 @@ use crate::locator::PeerLocator;
 /// that lost the same session do not come back together.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a session must have stood for its end to be answered quickly. A peer that takes
+/// connections and hangs up, under load say, is none that came back: the pause grows on. As long
+/// as the longest pause, so that no peer is dialled more often than it would be while it fails.
+const STOOD: Duration = PAUSE_MAX;
 
 /// Keeps a session up until it is dropped; the session itself stays then.
 ///
@@ -41,7 +46,8 @@ impl Drop for Kept {
 
 impl Peer {
     /// Keeps a session with the peer at `to`: dials it now, and again whenever the session has
-    /// ended, after a pause of random length up to 0.5 s, doubling to 60 s while it fails.
+    /// ended, after a pause of random length up to 0.5 s, doubling to 60 s while it fails or the
+    /// session ends within a minute.
     ///
     /// References of the old session stay broken: what they named is enlivened anew, on
     /// [`SessionEvent::Up`].
@@ -72,9 +78,12 @@ async fn keep(
         drop(peer);
         match connected {
             Ok(_) => {
-                pause = PAUSE_MIN;
+                let up = Instant::now();
                 if !ended(&core, &mut events, &to).await {
                     return;
+                }
+                if up.elapsed() >= STOOD {
+                    pause = PAUSE_MIN;
                 }
             }
             Err(error) => tracing::debug!(peer = to.designator, %error, "no session"),
@@ -83,7 +92,7 @@ async fn keep(
         tokio::select! {
             () = sleep(jitter(pause)) => {}
             () = now.notified() => {}
-            () = up(&mut events, &to) => {}
+            () = up(&core, &mut events, &to) => {}
         }
         pause = PAUSE_MAX.min(pause * 2);
     }
@@ -107,13 +116,16 @@ async fn ended(
     }
 }
 
-async fn up(events: &mut broadcast::Receiver<SessionEvent>, to: &PeerLocator) {
-    loop {
-        match events.recv().await {
-            Ok(SessionEvent::Up(peer)) if peer.is(&to.transport, &to.designator) => return,
-            // The next try sees that we are closed.
-            Err(broadcast::error::RecvError::Closed) => return,
-            _ => {}
+/// Waits until there is a session with the peer, or we are closed. What the events say may be of
+/// a session that is over: they are only the sign to look.
+async fn up(core: &Weak<Core>, events: &mut broadcast::Receiver<SessionEvent>, to: &PeerLocator) {
+    while let Some(core) = core.upgrade() {
+        if core.session_with(to).is_some() {
+            return;
+        }
+        drop(core);
+        if let Err(broadcast::error::RecvError::Closed) = events.recv().await {
+            return;
         }
     }
 }

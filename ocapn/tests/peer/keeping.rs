@@ -89,6 +89,37 @@ async fn a_kept_session_comes_back_after_a_cut() {
     assert!(!bob.peer.has_session("alice"));
 }
 
+/// Returns how many sessions a keeper has in `life` if its peer ends each after `lasts`.
+async fn sessions_within(life: Duration, lasts: Duration) -> usize {
+    let (_network, mut alice, bob) = pair();
+    let kept = bob.peer.keep(&alice.peer.locator());
+    let mut sessions = 0;
+    let serve = async {
+        loop {
+            alice.events.recv().await.unwrap();
+            if alice.peer.has_session("bob") {
+                sessions += 1;
+                tokio::time::sleep(lasts).await;
+                alice.peer.disconnect("bob", "too busy");
+            }
+        }
+    };
+    let _ = tokio::time::timeout(life, serve).await;
+    drop(kept);
+    sessions
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_accepts_and_hangs_up_is_dialled_less_and_less() {
+    let hour = Duration::from_secs(3600);
+    // The pauses are 30 s on average once they have grown.
+    let hung_up = sessions_within(hour, Duration::ZERO).await;
+    assert!((20..400).contains(&hung_up), "{hung_up} sessions");
+    // Who lets sessions stand is dialled again at once.
+    let stood = sessions_within(hour, Duration::from_secs(90)).await;
+    assert!((39..=41).contains(&stood), "{stood} sessions");
+}
+
 #[tokio::test]
 async fn keeping_a_session_does_not_keep_the_peer() {
     let (_network, mut alice, bob) = pair();

@@ -31,6 +31,10 @@ const SETUPS_PER_ADDRESS_MAX: usize = 256;
 /// idle.
 const INBOUND_MAX: usize = 8192;
 
+/// The same for one address: a fleet behind one router fits in, and no single host can take the
+/// places of all others.
+const INBOUND_PER_ADDRESS_MAX: usize = 2560;
+
 /// Session events that a slow receiver may fall behind by before it loses the oldest.
 const EVENTS_MAX: usize = 256;
 
@@ -143,7 +147,7 @@ impl Core {
             changed: watch::Sender::new(()),
             closing: watch::Sender::new(false),
             setups: Arc::new(Quota::new(SETUPS_MAX, SETUPS_PER_ADDRESS_MAX)),
-            inbound: Arc::new(Quota::new(INBOUND_MAX, INBOUND_MAX)),
+            inbound: Arc::new(Quota::new(INBOUND_MAX, INBOUND_PER_ADDRESS_MAX)),
             fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE_MAX)),
         })
     }
@@ -572,4 +576,29 @@ impl Drop for Served {
 
 fn key_of_peer(peer: &PeerId) -> (String, String) {
     (peer.transport.clone(), peer.designator.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::netlayer::memory::MemoryNetwork;
+
+    #[tokio::test]
+    async fn one_address_cannot_take_the_places_of_all_others() {
+        let network = MemoryNetwork::new(1, Duration::ZERO..Duration::ZERO);
+        let peer = super::super::Peer::builder()
+            .netlayer(network.netlayer("alice"))
+            .spawn();
+        let inbound = &peer.core().inbound;
+        let take_all = |address: IpAddr| -> Vec<Place> {
+            std::iter::from_fn(|| inbound.take(Some(address))).collect()
+        };
+        let greedy = take_all([192, 0, 2, 1].into());
+        assert_eq!(greedy.len(), INBOUND_PER_ADDRESS_MAX);
+        let second = take_all([192, 0, 2, 2].into());
+        assert_eq!(second.len(), INBOUND_PER_ADDRESS_MAX);
+        assert!(inbound.take(Some([192, 0, 2, 3].into())).is_some());
+    }
 }

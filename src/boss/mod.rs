@@ -20,7 +20,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gobs_model::Address;
 use gobs_state::{BossStore, StoreError};
@@ -45,6 +45,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// doubles up to the second.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// How long a port that is taken is tried: far longer than a process takes to end, and short
+/// enough for whoever waits to be told.
+const PORT_WAIT: Duration = Duration::from_secs(2);
 
 /// What one hob may use of the boss: a hob needs a presence and a few calls at a time.
 fn limits() -> Limits {
@@ -183,7 +187,7 @@ impl Boss {
             advertise: advertise.map(|text| host_and_port(text, 0)).collect(),
             ..TlsRpkOptions::default()
         };
-        let netlayer = TlsRpk::bind(identity.clone(), listen, netlayer_options)
+        let netlayer = bind_netlayer(&identity, listen, &netlayer_options)
             .await
             .map_err(|source| BossError::Listen {
                 listen: listen.to_string(),
@@ -258,6 +262,24 @@ impl Boss {
             Ok(Ok(reference)) => Ok(reference),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("no answer".into()),
+        }
+    }
+}
+
+/// Binds the port. The run before may have ended a moment ago, and a process that is just being
+/// started may still hold what it was about to drop: a port that is taken is tried for a while.
+async fn bind_netlayer(
+    identity: &Identity,
+    listen: SocketAddr,
+    options: &TlsRpkOptions,
+) -> io::Result<TlsRpk> {
+    let deadline = Instant::now() + PORT_WAIT;
+    loop {
+        match TlsRpk::bind(identity.clone(), listen, options.clone()).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(RETRY_MIN).await;
+            }
+            bound => return bound,
         }
     }
 }

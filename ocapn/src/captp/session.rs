@@ -14,6 +14,14 @@ use crate::locator::{PeerId, PeerLocator};
 use crate::syrup::{self, Mode, Scanner, Writer};
 use crate::vat::{Dialect, Direction, Greet, Limits, Opening, Output, Shared};
 
+/// Bytes of a start-session: ten times what one with a long locator has. Until it came, anybody
+/// may be at the other end of each of many connections.
+const GREETING_SIZE_MAX: usize = 16 << 10;
+
+/// Bytes kept of what follows a start-session that has to wait for the end of another session:
+/// room for some hundred calls of a peer that came back.
+pub(crate) const CONTESTED_INPUT_MAX: usize = 64 << 10;
+
 /// Positions in one GC operation, so that it stays small beside any limit on messages.
 const GC_POSITIONS_MAX: usize = 10_000;
 
@@ -89,11 +97,7 @@ impl Session {
     ) -> Self {
         let mut secrets = Secrets::new(opening.seed);
         let keys = Arc::new(SessionKeys::new(&secrets.next()));
-        let syrup_limits = syrup::Limits {
-            size_max: limits.message_size_max,
-            depth_max: limits.depth_max,
-            values_max: limits.values_max,
-        };
+        let greeting_size_max = limits.message_size_max.min(GREETING_SIZE_MAX);
         let mut session = Self {
             greeting: Some(greeting(&keys, location)),
             direction: match opening.direction {
@@ -113,7 +117,7 @@ impl Session {
             mode,
             tables: Tables::new(id, vat),
             input: BytesMut::new(),
-            scanner: Scanner::new(syrup_limits, mode),
+            scanner: scanner(&limits, greeting_size_max, mode),
             output: Outbox::default(),
             gc_exports: Vec::new(),
             gc_answers: Vec::new(),
@@ -204,6 +208,7 @@ impl Session {
     /// Brings the session up with a peer that greeted.
     pub(crate) fn start(&mut self, hello: Hello) -> Arc<PeerId> {
         self.greet();
+        self.scanner = scanner(&self.limits, self.limits.message_size_max, self.mode);
         let known = self.proven.as_ref();
         let peer = Arc::new(PeerId {
             transport: hello.location.transport,
@@ -305,6 +310,15 @@ impl Session {
             self.end_message();
         }
     }
+}
+
+fn scanner(limits: &Limits, size_max: usize, mode: Mode) -> Scanner {
+    let limits = syrup::Limits {
+        size_max,
+        depth_max: limits.depth_max,
+        values_max: limits.values_max,
+    };
+    Scanner::new(limits, mode)
 }
 
 /// Returns the start-session of the side with these keys.

@@ -11,7 +11,7 @@ use crate::captp::SessionId;
 use crate::captp::broken::Broken;
 use crate::captp::message::{Fault, Greeting, Hello, Message};
 use crate::captp::promise::{Delivery, Kind, Listener, Node, Reference, Route, lock};
-use crate::captp::session::{Phase, Session};
+use crate::captp::session::{CONTESTED_INPUT_MAX, Phase, Session};
 use crate::locator::PeerLocator;
 use crate::syrup::Mode;
 
@@ -151,7 +151,7 @@ impl Inner {
                 });
             }
             if session.contested.is_some() {
-                if session.input_len() > session.limits.message_size_max {
+                if session.input_len() > CONTESTED_INPUT_MAX {
                     self.abort(id, "too much was sent before the session began");
                     continue;
                 }

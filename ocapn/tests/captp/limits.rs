@@ -1,7 +1,7 @@
 //! What one session may use of a vat, and what happens at each limit.
 
-use crate::support::{Behavior, End, World, echo};
-use ocapn::{Answer, Limits, Object, Turn};
+use crate::support::{Behavior, End, Log, TRANSPORT, World, echo, name};
+use ocapn::{Answer, Direction, Limits, Object, Passable, PeerLocator, Turn, Vat, VatOptions};
 
 /// Answers never.
 fn stuck() -> impl Object {
@@ -56,7 +56,7 @@ fn send(world: &mut World, bytes: impl AsRef<[u8]>) -> Option<String> {
 fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
     let mut world = World::new(2);
     world.connect(0, 1);
-    let log = crate::support::Log::default();
+    let log = Log::default();
     world.publish(1, "log", log.clone());
     send(
         &mut world,
@@ -69,7 +69,7 @@ fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
     let bootstrap = log.taken()[0][0].as_reference().cloned().unwrap();
     world.cut(0);
     world.run();
-    let fetched = bootstrap.call("fetch", [ocapn::Passable::Bytes("log".into())]);
+    let fetched = bootstrap.call("fetch", [Passable::Bytes("log".into())]);
     world.run();
     let result = fetched.now().expect("it settles");
     assert!(result.is_err_and(|broken| broken.is_severed()));
@@ -87,7 +87,7 @@ fn only_objects_of_the_peer_are_told_results() {
     ] {
         let mut world = World::new(2);
         world.connect(0, 1);
-        let log = crate::support::Log::default();
+        let log = Log::default();
         world.publish(1, "log", log.clone());
         let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch3:log]0+<18'desc:import-object1+>>";
         let back = send(&mut world, fetch).expect("it is up");
@@ -123,4 +123,47 @@ fn an_index_that_no_list_has_breaks_its_answer_alone() {
             "{index}: {back}"
         );
     }
+}
+
+#[test]
+fn before_a_session_is_up_little_is_kept() {
+    let mut world = World::new(2);
+    world.authenticated = false;
+    for start in ["15000000:", "<16'op:start-session3\"1.01000000\""] {
+        let opening = world.opening(0, Direction::Inbound);
+        let session = world.vats[1].open(opening);
+        let over = world.vats[1].receive(session, start.as_bytes());
+        assert!(over.is_err(), "{start}");
+    }
+    // Bytes without a length that tells how many they will be.
+    let opening = world.opening(0, Direction::Inbound);
+    let session = world.vats[1].open(opening);
+    let taken = (0..1_000).take_while(|_| {
+        let zeroes = "0+".repeat(500);
+        let list = format!("[{zeroes}");
+        world.vats[1].receive(session, list.as_bytes()).is_ok()
+    });
+    assert!(taken.count() <= 16, "16 KiB");
+}
+
+#[test]
+fn a_contested_session_keeps_little_of_what_follows() {
+    let mut world = World::new(2);
+    world.authenticated = false;
+    world.connect(0, 1);
+    let claimant = Vat::new(VatOptions {
+        location: PeerLocator::new(TRANSPORT, name(0)),
+        limits: Limits::default(),
+    });
+    let out = world.opening(1, Direction::Outbound(PeerLocator::new(TRANSPORT, name(1))));
+    let opening = world.opening(0, Direction::Inbound);
+    let out = claimant.open(out);
+    let session = world.vats[1].open(opening);
+    let hello = claimant.try_transmit(out).expect("a greeting");
+    assert_eq!(world.vats[1].receive(session, &hello.bytes), Ok(()));
+    let taken = (0..1_000).take_while(|_| world.vats[1].receive(session, &[b'['; 1_000]).is_ok());
+    let taken = taken.count();
+    assert!((1..=65).contains(&taken), "{taken}");
+    world.run();
+    assert!(world.downs.is_empty(), "the session in its way stands");
 }

@@ -1,6 +1,5 @@
 //! The state of one session, from the first byte to the last.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
@@ -72,10 +71,6 @@ pub(crate) struct Link {
     pub(crate) id: [u8; 32],
     /// The count of our next withdrawal.
     pub(crate) handoffs: u64,
-    /// Withdrawals of the peer that were accepted: the gifter's session, the receiver's side
-    /// there, and the count. Goblins counts per session of gifter and receiver, Endo per session
-    /// of exporter and receiver; this accepts both, and neither twice.
-    pub(crate) withdrawn: HashSet<([u8; 32], [u8; 32], u64)>,
 }
 
 #[derive(Default)]
@@ -223,7 +218,6 @@ impl Session {
             // A part of the message would keep the whole of it.
             location_encoding: Bytes::copy_from_slice(&hello.location_encoding),
             handoffs: 0,
-            withdrawn: HashSet::new(),
         }));
         peer
     }

@@ -21,8 +21,14 @@ use crate::locator::{PeerLocator, Swissnum};
 use crate::passable::Passable;
 use crate::syrup::{self, Mode};
 
-/// Withdrawals that one session may make: their counts are remembered against replay.
+/// Withdrawals that one session may make of the gifts of another, whose counts are remembered
+/// against replay while both last. What one gifter has handed over says nothing of the next.
 const WITHDRAWALS_MAX: usize = 65_536;
+
+/// Withdrawals that were accepted, of one gifter: by the receiver's session, its side towards the
+/// gifter and the count. Goblins counts per session of gifter and receiver, Endo per session of
+/// exporter and receiver; this accepts both, and neither twice.
+type Withdrawn = HashMap<SessionId, HashSet<([u8; 32], u64)>>;
 
 #[derive(Default)]
 pub(super) struct Gifts {
@@ -30,6 +36,8 @@ pub(super) struct Gifts {
     deposits: HashMap<SessionId, HashMap<Bytes, Deposit>>,
     /// The deposits that waited at the last expiry already.
     old: HashSet<(SessionId, Bytes)>,
+    /// As exporter: what was withdrawn, by the gifter's session.
+    withdrawn: HashMap<SessionId, Withdrawn>,
     /// As receiver: certificates whose exporter is being dialled.
     waiting: HashMap<(String, String), Vec<Waiting>>,
 }
@@ -231,32 +239,41 @@ impl Inner {
     ) -> Result<Option<Reference>, Broken> {
         // The sessions may have ended while the signatures were checked. Another session has
         // another id, so the same id is still the same keys.
-        let (gifter, link) = self.find_gifter(receiver, &withdrawal)?;
+        let (gifter, _) = self.find_gifter(receiver, &withdrawal)?;
         let Withdrawal { receive, give, .. } = withdrawal;
-        let used = (link.id, give.receiver_key.side, receive.count);
         let limit = self.gifts_max(gifter);
-        let session = self.session_up(receiver).and_then(Session::link_mut);
-        let link = session.ok_or_else(|| Broken::severed("the session is over"))?;
-        if link.withdrawn.len() >= WITHDRAWALS_MAX || !link.withdrawn.insert(used) {
+        let used = (give.receiver_key.side, receive.count);
+        let withdrawn = self.gifts.withdrawn.entry(gifter).or_default();
+        let withdrawn = withdrawn.entry(receiver).or_default();
+        if withdrawn.contains(&used) {
             return Err(refused("the certificate was used"));
         }
+        if withdrawn.len() >= WITHDRAWALS_MAX {
+            return Err(refused("too many withdrawals"));
+        }
         let deposits = self.gifts.deposits.entry(gifter).or_default();
-        match deposits.remove(&give.gift_id) {
-            Some(Deposit::Here(gift)) => Ok(Some(gift)),
+        let gift = match deposits.remove(&give.gift_id) {
+            Some(Deposit::Here(gift)) => Some(gift),
             Some(awaited @ Deposit::Awaited(..)) => {
                 deposits.insert(give.gift_id, awaited);
-                Err(refused("somebody else waits for the gift"))
+                return Err(refused("somebody else waits for the gift"));
             }
-            None if deposits.len() >= limit => Err(refused("too many gifts")),
+            None if deposits.len() >= limit => return Err(refused("too many gifts")),
             None => {
                 deposits.insert(give.gift_id, Deposit::Awaited(answer, receiver));
-                Ok(None)
+                None
             }
-        }
+        };
+        withdrawn.insert(used);
+        Ok(gift)
     }
 
     /// A session ended: gifts die with the gifter's, waiting with the receiver's.
     pub(super) fn end_gifts(&mut self, id: SessionId) {
+        self.gifts.withdrawn.remove(&id);
+        for withdrawn in self.gifts.withdrawn.values_mut() {
+            withdrawn.remove(&id);
+        }
         for (_, deposit) in self.gifts.deposits.remove(&id).into_iter().flatten() {
             if let Deposit::Awaited(Some(answer), _) = deposit {
                 self.settle(answer, Err(refused("the gifter's session is over")));

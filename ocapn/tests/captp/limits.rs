@@ -167,3 +167,59 @@ fn a_contested_session_keeps_little_of_what_follows() {
     world.run();
     assert!(world.downs.is_empty(), "the session in its way stands");
 }
+
+/// A withdrawal that found no room for its gift may be made again: only one that was accepted
+/// uses its certificate up.
+#[test]
+fn a_withdrawal_refused_for_want_of_room_uses_no_certificate() {
+    let limits = Limits {
+        gifts_max: 1,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(3, limits);
+    world.connect(0, 1);
+    world.connect(0, 2);
+    world.connect(1, 2);
+    world.publish(2, "one", echo());
+    world.publish(2, "two", echo());
+    let log = Log::default();
+    world.publish(1, "take", log.clone());
+    let gifts = ["one", "two"].map(|gift| world.fetch(0, 2, gift));
+    let gifts = gifts.map(|gift| world.get(gift).unwrap());
+    let take = world.fetch(0, 1, "take");
+    assert!(world.wait(&take).is_ok());
+    for gift in gifts {
+        take.as_reference().send_raw(vec![gift]);
+    }
+    // The deposits stay on their way while the withdrawals arrive.
+    world.serve(0);
+    world.arrive(0, 1, usize::MAX);
+    world.serve(1);
+    let sent: Vec<u8> = world.links[2].to[1].drain(..).collect();
+    let start = b"<10'op:deliver<11'desc:export0+>[13'withdraw-gift";
+    let second = sent.windows(start.len()).rposition(|part| part == start);
+    let second = &sent[second.expect("a withdrawal")..];
+    let tail = second
+        .windows(22)
+        .rposition(|part| part.starts_with(b"<18'desc:import-object"));
+    let certificate = second[..tail.expect("a resolver")].rsplitn(2, |byte| *byte == b']');
+    let certificate = certificate.last().expect("a certificate").to_vec();
+    let End { vat, session } = world.links[2].ends[1];
+    let ask = |world: &mut World, bytes: &[u8]| {
+        assert_eq!(world.vats[vat].receive(session, bytes), Ok(()));
+        world.serve(2);
+        let back: Vec<u8> = world.links[2].to[0].drain(..).collect();
+        String::from_utf8_lossy(&back).into_owned()
+    };
+    let back = ask(&mut world, &sent);
+    assert!(back.contains("too many gifts"), "{back}");
+    world.arrive(1, 1, usize::MAX);
+    world.serve(2);
+    world.links[2].to[0].clear();
+    let again = [&certificate, &b"]900+<18'desc:import-object900+>>"[..]].concat();
+    let back = ask(&mut world, &again);
+    assert!(back.contains("7'fulfill<18'desc:import-object"), "{back}");
+    let again = [&certificate, &b"]901+<18'desc:import-object901+>>"[..]].concat();
+    let back = ask(&mut world, &again);
+    assert!(back.contains("the certificate was used"), "{back}");
+}

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::support::{Behavior, Log, World, echo, name};
-use ocapn::{Answer, Broken, Dialect, Passable, Reference, Resolver, Turn};
+use ocapn::{Answer, Broken, Dialect, Limits, Passable, Reference, Resolver, Turn};
 
 #[test]
 fn an_echo_comes_back() {
@@ -522,4 +522,69 @@ fn long_chains_of_promises_settle_and_drop() {
     assert_eq!(world.wait(&first), Ok(3_u64.into()));
     drop(first);
     world.run();
+}
+
+#[test]
+fn messages_beyond_what_a_promise_may_queue_break() {
+    let limits = Limits {
+        queue_max: 3,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(1, limits);
+    let log = Log::default();
+    let sink = world.vats[0].export(log.clone());
+    let (promise, resolver) = world.vats[0].promise();
+    let calls: Vec<_> = (0..5_u64)
+        .map(|n| promise.call_raw(vec![n.into()]))
+        .collect();
+    for (n, call) in calls.iter().enumerate() {
+        let broken = call.now().map(|result| result.unwrap_err());
+        let code = broken.as_ref().and_then(Broken::code);
+        assert_eq!(code, (n >= 3).then_some("overloaded"), "number {n}");
+    }
+    resolver.fulfill(sink);
+    for call in calls.into_iter().take(3) {
+        assert_eq!(world.get(call), Ok(true.into()));
+    }
+    let first: Vec<Vec<Passable>> = (0..3_u64).map(|n| vec![n.into()]).collect();
+    assert_eq!(log.taken(), first, "what had a place arrives, in order");
+}
+
+/// Returns what vat 0 writes in a dialect while it calls, sends, and lets go of everything.
+fn written(dialect: Dialect) -> String {
+    let mut world = World::new(2);
+    world.dialect = dialect;
+    world.publish(1, "echo", echo());
+    world.connect(0, 1);
+    let mut text = String::new();
+    let mut round = |world: &mut World| {
+        world.serve(0);
+        let bytes: Vec<u8> = world.links[0].to[1].iter().copied().collect();
+        text.push_str(&String::from_utf8_lossy(&bytes));
+        world.run();
+    };
+    let echo = world.fetch(0, 1, "echo");
+    let answer = echo.call_raw(vec![1_u64.into()]);
+    echo.as_reference().send_raw(vec![2_u64.into()]);
+    round(&mut world);
+    drop((echo, answer));
+    round(&mut world);
+    text
+}
+
+#[test]
+fn each_dialect_has_its_own_labels_on_the_wire() {
+    let old = written(Dialect::D1);
+    let new = written(Dialect::D2);
+    for (label, in_old, in_new) in [
+        ("<15'op:deliver-only<11'desc:", true, false),
+        ("<12'op:gc-export[", true, false),
+        ("<12'op:gc-answer[", true, false),
+        ("<13'op:gc-exports[", false, true),
+        ("<13'op:gc-answers[", false, true),
+        ("]ff>", false, true),
+    ] {
+        assert_eq!(old.contains(label), in_old, "{label} in {old}");
+        assert_eq!(new.contains(label), in_new, "{label} in {new}");
+    }
 }

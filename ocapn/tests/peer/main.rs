@@ -5,6 +5,7 @@
     reason = "tests of the driver use sockets and tasks"
 )]
 
+mod bound;
 mod hostile;
 mod keeping;
 mod recovery;

@@ -12,6 +12,10 @@ use crate::captp::{Place, SessionId};
 use crate::passable::Passable;
 use crate::syrup::{Describe, Writer, write_value};
 
+/// Objects of third peers that one message may hand over. Each takes a signature, made under the
+/// vat's lock, and a message to the third peer, which a short message of the peer may cause.
+const GIVES_MAX: usize = 128;
+
 /// What a position of the peer's is.
 #[derive(Clone, Copy)]
 pub(super) enum Desc {
@@ -116,11 +120,13 @@ impl Inner {
         writer.list();
         match args {
             Args::Values(values) => {
+                let mut gives = 0;
                 for value in values {
                     let mut describer = Describer {
                         inner: self,
                         session,
                         id: place.session,
+                        gives: &mut gives,
                     };
                     write_value(writer, value, &mut describer)?;
                 }
@@ -217,9 +223,14 @@ impl Inner {
     }
 
     /// Deposits an object of one session for the peer of another, and returns the certificate.
-    fn give(&mut self, to: &Session, place: Place) -> Option<bytes::Bytes> {
-        let receiver_key = to.link()?.key.clone();
-        let other = self.session_up(place.session)?;
+    fn give(&mut self, to: &Session, place: Place) -> Result<bytes::Bytes, Broken> {
+        let severed = || Broken::severed("the object's session is over");
+        let receiver_key = to.link().ok_or_else(severed)?.key.clone();
+        let other = self.session_up(place.session).ok_or_else(severed)?;
+        if other.output.writer.len() > other.limits.output_max / 2 {
+            let text = "too much waits to be sent to the object's peer";
+            return Err(Broken::new("overloaded", text));
+        }
         let gift_id = other.secrets.next();
         let (keys, dialect) = (Arc::clone(&other.keys), other.dialect());
         let writer = &mut other.output.writer;
@@ -234,11 +245,11 @@ impl Inner {
         writer.end_record();
         other.end_message();
         let waker = other.output.waker.take();
-        let link = other.link()?;
+        let link = other.link().ok_or_else(severed)?;
         let exporter = link.location_encoding.clone();
         let give = sign_give(&keys, &receiver_key, &exporter, &link.id, &gift_id);
         self.wakers.extend(waker);
-        Some(give)
+        Ok(give)
     }
 
     pub(super) fn collect_import(&mut self, place: Place) {
@@ -272,6 +283,8 @@ struct Describer<'a> {
     inner: &'a mut Inner,
     session: &'a mut Box<Session>,
     id: SessionId,
+    /// How many objects of third peers the message hands over so far.
+    gives: &'a mut usize,
 }
 
 impl Describe for Describer<'_> {
@@ -288,12 +301,21 @@ impl Describe for Describer<'_> {
         }
         let mut export = short.clone();
         if let Kind::Remote(place) = &short.0.kind {
-            if let Some(give) = self.inner.give(self.session, *place) {
-                writer.raw(&give);
-                return Some(());
+            *self.gives += 1;
+            let give = match *self.gives {
+                ..=GIVES_MAX => self.inner.give(self.session, *place),
+                _ => Err(Broken::new(
+                    "overloaded",
+                    "too many handoffs in one message",
+                )),
+            };
+            match give {
+                Ok(give) => {
+                    writer.raw(&give);
+                    return Some(());
+                }
+                Err(broken) => export = Node::broken(&self.inner.vat, broken),
             }
-            let broken = Broken::severed("the object's session is over");
-            export = Node::broken(&self.inner.vat, broken);
         }
         let label = match &export.0.kind {
             Kind::Promise(..) => "desc:import-promise",

@@ -223,3 +223,75 @@ fn a_withdrawal_refused_for_want_of_room_uses_no_certificate() {
     let back = ask(&mut world, &again);
     assert!(back.contains("the certificate was used"), "{back}");
 }
+
+/// A reference that goes over and over in one message is handed over a bounded number of times.
+#[test]
+fn one_message_makes_few_handoffs() {
+    let mut world = World::new(3);
+    world.connect(0, 1);
+    world.connect(1, 2);
+    world.publish(2, "thing", echo());
+    let thing = world.fetch(1, 2, "thing");
+    let thing = world.get(thing).unwrap();
+    world.publish(
+        1,
+        "many",
+        Behavior(move |_: &Turn, _| Answer::value(Passable::List(vec![thing.clone(); 500]))),
+    );
+    let many = world.fetch(0, 1, "many");
+    let answer = many.call_raw(vec![]);
+    world.serve(0);
+    world.arrive(0, 1, usize::MAX);
+    world.serve(1);
+    let count = |bytes: &mut dyn Iterator<Item = &u8>, what: &[u8]| {
+        let bytes: Vec<u8> = bytes.copied().collect();
+        bytes
+            .windows(what.len())
+            .filter(|part| *part == what)
+            .count()
+    };
+    let back = &world.links[0].to[0];
+    let deposits = &world.links[1].to[1];
+    assert_eq!(count(&mut back.iter(), b"17'desc:handoff-give"), 128);
+    assert_eq!(count(&mut deposits.iter(), b"12'deposit-gift"), 128);
+    let answer = world.get(answer).expect("the answer comes");
+    let items = answer.as_list().expect("a list").to_vec();
+    assert_eq!(items.len(), 500);
+    let last = items[499].as_reference().expect("a promise").resolution();
+    assert_eq!(world.wait(&last).unwrap_err().code(), Some("overloaded"));
+}
+
+/// A third peer that does not read is sent no gifts either.
+#[test]
+fn handoffs_stop_where_the_third_peer_does_not_read() {
+    let limits = Limits {
+        output_max: 20_000,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(3, limits);
+    world.connect(0, 1);
+    world.connect(1, 2);
+    world.publish(2, "thing", echo());
+    let thing = world.fetch(1, 2, "thing");
+    let thing = world.get(thing).unwrap();
+    world.publish(
+        1,
+        "give",
+        Behavior(move |_: &Turn, _| Answer::value(thing.clone())),
+    );
+    let give = world.fetch(0, 1, "give");
+    assert!(world.wait(&give).is_ok());
+    let other = world.session(1, 2).expect("a session");
+    for _ in 0..400 {
+        give.as_reference().call_raw(vec![]);
+        let output = world.vats[0].try_transmit(world.links[0].ends[0].session);
+        let End { vat, session } = world.links[0].ends[1];
+        assert_eq!(
+            world.vats[vat].receive(session, &output.unwrap().bytes),
+            Ok(())
+        );
+        while world.vats[vat].try_transmit(session).is_some() {}
+    }
+    let waits = world.vats[1].backlog(other);
+    assert!((9_000..11_000).contains(&waits), "{waits}");
+}

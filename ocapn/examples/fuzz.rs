@@ -8,9 +8,10 @@
 //! ```
 //! Targets: `syrup` (strict and lenient), `locator`, `frames` (netstrings on a socket), with the
 //! feature of that name `websocket` (a listener's handshake and frames), `greeting` (what comes
-//! before a session is up) and `session` (after it is up, handoffs included). A finding is a
-//! panic, a wrong result, one input that takes seconds, or memory that
-//! grows; its seed is printed, and given as SEED makes the input again as the first one.
+//! before a session is up), `session` (after it is up, handoffs included), `lenient` (the same
+//! among peers that take what is not canonical) and `trace` (what is shown of a message). A
+//! finding is a panic, a wrong result, one input that takes seconds, or memory that grows; its
+//! seed is printed, and given as SEED makes the input again as the first one.
 
 #![expect(
     clippy::print_stdout,
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use ocapn::netlayer::tcp_testing::{TcpFraming, TcpTesting};
+use ocapn::netlayer::trace::describe;
 use ocapn::syrup::{self, Limits, Mode, Scanner};
 use ocapn::{Netlayer, Passable, PeerLocator, Sturdyref};
 use support::{Log, World, echo};
@@ -54,7 +56,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "syrup" => Box::new(syrup),
         "locator" => Box::new(locator),
         "greeting" => Box::new(greeting),
-        "session" => Box::new(session),
+        "session" => Box::new(|random| session(random, Mode::Strict)),
+        "lenient" => Box::new(|random| session(random, Mode::Lenient)),
+        "trace" => Box::new(trace),
         "frames" => {
             let frames = Frames::new(runtime)?;
             Box::new(move |random| frames.attempt(random))
@@ -314,6 +318,40 @@ fn locator(random: &mut Random) {
     }
 }
 
+/// What byte arrays and the swissnums of texts hold here, and no trace may show.
+const SECRET: &str = "c2VjcmV0";
+
+/// Letters of a trace at most, and the one that says that there was more.
+const TRACE_MAX: usize = 2_001;
+
+fn trace(random: &mut Random) {
+    let secret: [&[u8]; 6] = [
+        b"8:c2VjcmV0",
+        b"32\"ocapn://a.tls-rpk/s/c2VjcmV0?n=1",
+        b"[10'public-key[3'ecc[1'q8:c2VjcmV0]]]",
+        b"[7'sig-val[5'eddsa[1'r8:c2VjcmV0][1's8:c2VjcmV0]]]",
+        b"<17'desc:sig-envelope<17'desc:handoff-give8:c2VjcmV0>[7'sig-val8:c2VjcmV0]>",
+        b"{1\"k8:c2VjcmV0}",
+    ];
+    let mut message = b"<10'op:deliver<11'desc:export0+>[".to_vec();
+    for _ in 0..random.below(40) {
+        let from: &[&[u8]] = if random.below(2) == 0 {
+            &secret
+        } else {
+            &VALUES
+        };
+        message.extend_from_slice(random.one(from));
+    }
+    message.extend_from_slice(b"]5+<18'desc:import-object6+>>");
+    let text = describe(&Bytes::from(message.clone()));
+    assert!(!text.contains(SECRET), "{text}");
+    assert!(text.chars().count() <= TRACE_MAX, "{text}");
+    // What is damaged may show anything, since any letter may then be that of a text.
+    mutate(random, &mut message);
+    let text = describe(&Bytes::from(message));
+    assert!(text.chars().count() <= TRACE_MAX, "{text}");
+}
+
 /// Three peers; what 0 sends to 1 is damaged. Peer 2 has sessions with both.
 fn world() -> World {
     let mut world = World::new(3);
@@ -356,8 +394,11 @@ fn greeting(random: &mut Random) {
     assert_others_live(&mut world);
 }
 
-fn session(random: &mut Random) {
+fn session(random: &mut Random, mode: Mode) {
     let mut world = world();
+    for vat in &world.vats {
+        vat.set_mode(mode);
+    }
     let link = world.dial(0, 1);
     world.run();
     world.connect(2, 1);

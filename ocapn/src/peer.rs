@@ -246,8 +246,9 @@ impl Peer {
 
     /// Returns a live reference to the object that a sturdyref names.
     ///
-    /// Any session with its peer serves; if there is none, the peer is dialled. A sturdyref of
-    /// our own is looked up without a network.
+    /// A session with its peer serves if we dialled it or the peer is authenticated; if there is
+    /// none, the peer is dialled, so that the swissnum reaches nobody who only claims its name. A
+    /// sturdyref of our own is looked up without a network.
     ///
     /// # Errors
     /// When there is no session and none can be made, or the peer refuses.
@@ -293,8 +294,8 @@ impl Peer {
             .ok_or_else(unknown)
     }
 
-    /// Makes sure that there is a session with a peer, and returns the peer as the netlayer
-    /// knows it. Waits for a dial that is under way instead of making a second one.
+    /// Makes sure that there is a session with a peer that we dialled or that is authenticated,
+    /// and returns the peer as the netlayer knows it. Waits for a dial that is under way instead of making a second one.
     ///
     /// # Errors
     /// When there is no session and none can be made.

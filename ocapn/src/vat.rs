@@ -413,6 +413,12 @@ impl Vat {
         self.0.with(|inner| inner.mode = mode);
     }
 
+    /// Sets whether peers that dialled us and proved nothing are taken for whom they claim to be
+    /// ([`Vat::session_reached`]). Default: no.
+    pub fn set_claims_believed(&self, believed: bool) {
+        self.0.with(|inner| inner.claims_believed = believed);
+    }
+
     /// Lets go of the gifts that were waiting at the last call already, so that none waits for
     /// ever: called at intervals, it gives each gift one to two of them.
     pub fn expire_gifts(&self) {
@@ -543,6 +549,16 @@ impl Vat {
     pub fn session_with(&self, transport: &str, designator: &str) -> Option<SessionId> {
         self.0
             .with(|inner| inner.session_with(transport, designator))
+    }
+
+    /// Returns the session that is up with this peer, if what is meant for that peer alone may be
+    /// sent there: we dialled it, or the peer is authenticated. Any other may be with somebody
+    /// who only claims the name.
+    pub fn session_reached(&self, transport: &str, designator: &str) -> Option<SessionId> {
+        self.0.with(|inner| {
+            let up = inner.session_with(transport, designator);
+            up.filter(|up| inner.is_reached(*up))
+        })
     }
 
     /// Returns the peer's bootstrap object while the session is up.

@@ -175,6 +175,31 @@ async fn locators_that_lead_nowhere_are_told_apart() {
     assert!(matches!(error, DialError::Unreachable { .. }), "{error}");
 }
 
+#[tokio::test]
+async fn whoever_dials_under_a_peers_name_is_not_shown_its_swissnums() {
+    let victim = Peer::builder()
+        .netlayer(netlayer(WebSocketOptions::default()).await)
+        .spawn();
+    // The name is all that the claimant has of the other peer, but here it may as well be its own.
+    let identity = Identity::generate().unwrap();
+    let table = Arc::new(Sturdyrefs::new());
+    let claimant = Peer::builder()
+        .netlayer(WebSocket::dial_only(&identity, WebSocketOptions::default()))
+        .sturdyrefs(table.clone())
+        .spawn();
+    let object = claimant.export(Methods::new());
+    let sturdyref = table.export(&claimant.locator(), &object).unwrap();
+    soon(claimant.connect(&victim.locator())).await.unwrap();
+    let mut events = victim.session_events();
+    while !victim.has_session(&identity.designator()) {
+        soon(events.recv()).await.unwrap();
+    }
+    // It would have answered.
+    let error = soon(victim.enliven(&sturdyref)).await.unwrap_err();
+    assert!(matches!(error, EnlivenError::Connect(_)), "{error}");
+    assert!(victim.has_session(&identity.designator()));
+}
+
 async fn upgrade(peer: &Peer) -> WebSocketStream<TcpStream> {
     let url = peer.locator().hints["url"].clone();
     let tcp = TcpStream::connect(url.strip_prefix("ws://").unwrap());

@@ -68,6 +68,13 @@ pub trait Netlayer: Send + Sync + 'static {
     /// Stops listening. Connections that were handed out go on.
     fn close(&self);
 
+    /// Returns whether connections from others are taken for whom they claim to be, where nothing
+    /// proves it. Default: no, so what is meant for a peer goes to it only if it was dialled or
+    /// has proved its name. Yes is for transports that are for tests.
+    fn believes_claims(&self) -> bool {
+        false
+    }
+
     /// Waits, once closed, until the port is free. Default: it is free when the netlayer is gone.
     fn freed(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))

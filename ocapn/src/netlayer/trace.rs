@@ -119,6 +119,10 @@ impl<N: Netlayer> Netlayer for Trace<N> {
         self.netlayer.close();
     }
 
+    fn believes_claims(&self) -> bool {
+        self.netlayer.believes_claims()
+    }
+
     fn freed(&self) -> BoxFuture<'_, ()> {
         self.netlayer.freed()
     }

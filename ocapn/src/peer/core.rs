@@ -137,6 +137,7 @@ impl Core {
             limits,
         });
         vat.set_mode(settings.mode);
+        vat.set_claims_believed(netlayer.believes_claims());
         Arc::new(Self {
             vat,
             locator,
@@ -498,8 +499,9 @@ impl Core {
         }
     }
 
+    /// Returns the session with this peer that what is meant for it may be sent over.
     pub(super) fn session_with(&self, to: &PeerLocator) -> Option<SessionId> {
-        self.vat.session_with(&to.transport, &to.designator)
+        self.vat.session_reached(&to.transport, &to.designator)
     }
 
     pub(super) fn sessions(&self) -> Vec<PeerId> {

@@ -28,6 +28,8 @@ pub(crate) struct Inner {
     pub(super) location: PeerLocator,
     pub(super) limits: Limits,
     pub(super) mode: Mode,
+    /// Whether those who dialled us are whom they claim to be.
+    pub(super) claims_believed: bool,
     pub(super) slots: Vec<Slot>,
     pub(super) free: Vec<u32>,
     /// The sessions that are up, by transport and designator.
@@ -71,6 +73,7 @@ impl Inner {
             location: options.location,
             limits: options.limits,
             mode: Mode::Strict,
+            claims_believed: false,
             slots: Vec::new(),
             free: Vec::new(),
             peers: HashMap::new(),

@@ -353,7 +353,7 @@ impl Inner {
         }
     }
 
-    /// A session came up: what waited for its peer is withdrawn.
+    /// A session came up: what waited for its peer is withdrawn, if that is who it is.
     pub(super) fn redeem_waiting(&mut self, id: SessionId, peer: &PeerLocator) {
         for gift in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
             self.redeem(id, gift);
@@ -374,6 +374,12 @@ impl Inner {
             keys,
             promise,
         } = gift;
+        // Anybody may dial us under the exporter's name, to get the certificate and the messages
+        // that follow it.
+        if !self.is_reached(exporter) {
+            let reason = "the exporter dialled us and did not prove who it is";
+            return self.settle(promise, Err(refused(reason)));
+        }
         let Some(session) = self.session_up(exporter) else {
             return self.settle(
                 promise,

@@ -54,7 +54,8 @@ impl Inner {
         if let Direction::Outbound(peer) = &session.direction {
             let up = self.session_with(&peer.transport, &peer.designator);
             let up = up.and_then(|up| self.session(up));
-            if up.is_some_and(Session::is_theirs_unsettled) {
+            let weaker = |up: &Session| is_proven(&session) && !is_proven(up);
+            if up.is_some_and(|up| up.is_theirs_unsettled() && !weaker(up)) {
                 session.give_up("the peer's own dial came first");
             } else {
                 self.dialling.insert(key(peer), id);
@@ -102,6 +103,16 @@ impl Inner {
         self.peers
             .get(&(transport.to_owned(), designator.to_owned()))
             .copied()
+    }
+
+    /// Returns whether whoever is at the other end is the peer that it says, as far as the
+    /// netlayer can tell: it was dialled there, or it has proved it.
+    pub(super) fn is_reached(&self, id: SessionId) -> bool {
+        self.session(id).is_some_and(|session| {
+            self.claims_believed
+                || is_proven(session)
+                || matches!(session.direction, Direction::Outbound(_))
+        })
     }
 
     pub(super) fn bootstrap(&mut self, id: SessionId) -> Option<Reference> {
@@ -305,13 +316,13 @@ impl Inner {
             return Err("the peer's key is ours");
         }
         if inbound && let Some(ours) = self.dialling.get(&peer).copied() {
-            self.admit_crossed(ours, hello)?;
+            self.admit_crossed(ours, hello, authenticated)?;
         }
         if let Some(old) = self.peers.get(&peer).copied() {
             // The peer may have answered our dial before its own, which it sent earlier, came
             // here by its slower connection.
             if inbound && self.session(old).is_some_and(Session::is_ours_unsettled) {
-                return self.admit_crossed(old, hello);
+                return self.admit_crossed(old, hello, authenticated);
             }
             // A peer that came back must not be shut out by its own ghost, but only who proved
             // to be that peer may take its place.
@@ -324,13 +335,20 @@ impl Inner {
     }
 
     /// Decides between a connection that we dialled and one that the peer did at the same time:
-    /// of the two diallers' keys the lower one loses, at both ends alike.
-    fn admit_crossed(&mut self, ours: SessionId, hello: &Hello) -> Result<(), &'static str> {
+    /// of the two diallers' keys the lower one loses, at both ends alike. But whoever proves
+    /// nothing does not end what is proven, since keys can be tried until one is high enough.
+    fn admit_crossed(
+        &mut self,
+        ours: SessionId,
+        hello: &Hello,
+        authenticated: bool,
+    ) -> Result<(), &'static str> {
         const CROSSED: &str = "Crossed hellos mitigated";
         let Some(session) = self.session(ours) else {
             return Ok(());
         };
-        if session.keys.public.side >= hello.key.side {
+        let weaker = is_proven(session) && !authenticated;
+        if weaker || session.keys.public.side >= hello.key.side {
             return Err(CROSSED);
         }
         self.abort(ours, CROSSED);
@@ -503,6 +521,12 @@ impl Inner {
         }
         drop(held);
     }
+}
+
+/// Returns whether the netlayer knows who is at the other end.
+fn is_proven(session: &Session) -> bool {
+    let proven = session.proven.as_ref();
+    proven.is_some_and(|peer| peer.authenticated)
 }
 
 /// What makes two locators the same peer.

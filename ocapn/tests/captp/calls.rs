@@ -346,8 +346,11 @@ fn a_third_party_handoff_leads_to_a_direct_reference() {
         world.authenticated = authenticated;
         world.connect(0, 1);
         world.connect(0, 2);
-        if connected {
-            world.connect(2, 1);
+        match (connected, authenticated) {
+            (true, true) => world.connect(2, 1),
+            // Who dialled and proves nothing may be anybody.
+            (true, false) => world.connect(1, 2),
+            (false, _) => {}
         }
         let (log, held) = hand_over(&mut world);
         assert_eq!(log.taken(), [vec![Passable::from("early")]]);

@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod calls;
+mod claims;
 mod handoffs;
 mod hostile;
 mod limits;

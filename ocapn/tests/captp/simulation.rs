@@ -120,6 +120,10 @@ impl Simulation {
         let vats = 3 + random.below(6);
         let mut world = World::new(vats);
         world.authenticated = cuts || seed.is_multiple_of(2);
+        for vat in &world.vats {
+            // Nobody lies here, and every gift is to arrive, whoever dialled.
+            vat.set_claims_believed(true);
+        }
         let record = Arc::default();
         let mut bags = Vec::new();
         for vat in 0..vats {

@@ -127,6 +127,9 @@ pub struct Limits {
     /// Gifts waiting for their receiver, and receivers waiting for their gift, together.
     /// Default 1,024; more break.
     pub gifts_max: usize,
+    /// Calls of the peer that wait or run, its fetches, and whom it wants told of a result,
+    /// together. Default 1,000,000; more abort.
+    pub pending_max: usize,
     /// Messages waiting in one promise. Default 100,000; more break.
     pub queue_max: usize,
     /// Bytes waiting to be sent. Default 256 MiB: own calls break from half of it on, and at
@@ -144,6 +147,7 @@ impl Default for Limits {
             imports_max: 1_000_000,
             answers_max: 1_000_000,
             gifts_max: 1_024,
+            pending_max: 1_000_000,
             queue_max: 100_000,
             output_max: 256 << 20,
         }
@@ -348,7 +352,7 @@ impl Shared {
                 vat: Vat(this),
                 from: delivery.from,
             };
-            let args = delivery.args;
+            let (args, charge) = (delivery.args, delivery.charge);
             // A program that panics in a turn breaks its answer, not the vat.
             let answer = catch_unwind(AssertUnwindSafe(|| object.deliver(&turn, args)))
                 .unwrap_or_else(|panic| Answer::Now(Err(failed(&*panic))));
@@ -357,6 +361,7 @@ impl Shared {
                 Answer::Later(future) => {
                     let resolver = delivery.answer.map(Resolver::new);
                     let task = async move {
+                        let _charge = charge;
                         let result = future.await;
                         if let Some(resolver) = resolver {
                             resolver.settle(result);

@@ -33,7 +33,11 @@ pub struct Promise(pub(crate) Reference);
 
 /// The right to resolve one promise, once. Dropped unused, it breaks the promise.
 #[derive(Debug)]
-pub struct Resolver(Option<Reference>);
+pub struct Resolver(Option<Reference>, Option<Charge>);
+
+/// Something that a peer asked for and that is not done: counted for its session until dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Charge(#[expect(dead_code, reason = "it is only counted")] pub(crate) Arc<()>);
 
 pub(crate) struct Node {
     pub(crate) vat: Weak<Shared>,
@@ -105,14 +109,16 @@ pub(crate) struct Delivery {
     /// The promise that gets the answer.
     pub(crate) answer: Option<Reference>,
     pub(crate) from: Option<Arc<PeerId>>,
+    /// Set for a message of a peer.
+    pub(crate) charge: Option<Charge>,
 }
 
 /// Who is told when a promise settles.
 pub(crate) enum Listener {
     /// An object of a peer that takes `fulfill` and `break`.
-    Wire(Reference),
-    /// A promise that becomes a part of the result.
-    Part(Reference, Part),
+    Wire(Reference, Charge),
+    /// A promise that becomes a part of the result, perhaps for a peer.
+    Part(Reference, Part, Option<Charge>),
 }
 
 /// What `op:get`, `op:index` and `op:untag` take from a value.
@@ -455,7 +461,12 @@ impl From<Promise> for Reference {
 
 impl Resolver {
     pub(crate) fn new(promise: Reference) -> Self {
-        Self(Some(promise))
+        Self(Some(promise), None)
+    }
+
+    /// Returns a resolver that a peer waits for.
+    pub(crate) fn charged(promise: Reference, charge: Option<Charge>) -> Self {
+        Self(Some(promise), charge)
     }
 
     /// Resolves the promise to `value`; a reference to a promise makes it follow that one.
@@ -483,6 +494,7 @@ impl Resolver {
     }
 
     fn end(&mut self, result: Result<Passable, Broken>) {
+        drop(self.1.take());
         if let Some(promise) = self.0.take()
             && let Some(vat) = promise.0.vat.upgrade()
         {

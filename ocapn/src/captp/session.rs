@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::SessionId;
 use super::crypto::{PublicKey, Secrets, SessionKeys, session_id};
 use super::message::{Decoder, Fault, Gift, Hello, Message, VERSION, my_location};
+use super::promise::Charge;
 use super::tables::Tables;
 use crate::locator::{PeerId, PeerLocator};
 use crate::syrup::{self, Mode, Scanner, Writer};
@@ -48,6 +49,8 @@ pub(crate) struct Session {
     /// Certificates in the message just read.
     pub(crate) gifts: Vec<Gift>,
     pub(crate) limits: Limits,
+    /// Shared by all that the peer asked for and that is not done.
+    pending: Arc<()>,
 }
 
 /// Where a session is, by what it waits for.
@@ -118,6 +121,7 @@ impl Session {
             gc_answers: Vec::new(),
             gifts: Vec::new(),
             limits,
+            pending: Arc::default(),
         };
         if opening.greet == Greet::AtOnce {
             session.greet();
@@ -220,6 +224,12 @@ impl Session {
             handoffs: 0,
         }));
         peer
+    }
+
+    /// Counts one more thing that the peer asked for; `None` at the limit.
+    pub(crate) fn charge(&self) -> Option<Charge> {
+        let pending = Arc::strong_count(&self.pending) - 1;
+        (pending < self.limits.pending_max).then(|| Charge(Arc::clone(&self.pending)))
     }
 
     /// Ends one written message.

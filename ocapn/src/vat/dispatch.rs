@@ -15,7 +15,7 @@ use super::wire::Desc;
 use super::{Dropped, Limits, Shared, VatEvent, VatOptions};
 use crate::captp::broken::Broken;
 use crate::captp::promise::{
-    Delivery, Kind, Listener, Node, Part, Pending, Reference, Resolver, Route, State, lock,
+    Delivery, Kind, Listener, Node, Part, Pending, Reference, Route, State, lock,
 };
 use crate::captp::{Place, SessionId};
 use crate::locator::PeerLocator;
@@ -140,6 +140,7 @@ impl Inner {
             args,
             answer: Some(answer.clone()),
             from: None,
+            charge: None,
         };
         self.deliver(to.clone(), delivery);
         answer
@@ -155,7 +156,7 @@ impl Inner {
             return self.write_take(Desc::of(*route), place, &part);
         }
         let answer = Node::promise(&self.vat, Route::Here);
-        self.listen(of.clone(), Listener::Part(answer.clone(), part));
+        self.listen(of.clone(), Listener::Part(answer.clone(), part, None));
         answer
     }
 
@@ -166,6 +167,7 @@ impl Inner {
                 args,
                 answer: None,
                 from: None,
+                charge: None,
             },
         );
     }
@@ -364,7 +366,8 @@ impl Inner {
 
     fn notify(&mut self, listener: Listener, result: Result<Passable, Broken>) {
         match listener {
-            Listener::Wire(resolver) => {
+            Listener::Wire(resolver, charge) => {
+                drop(charge);
                 let args = match result {
                     Ok(value) => vec![Passable::symbol("fulfill"), value],
                     Err(broken) => vec![Passable::symbol("break"), broken.reason()],
@@ -375,10 +378,12 @@ impl Inner {
                         args,
                         answer: None,
                         from: None,
+                        charge: None,
                     },
                 ));
             }
-            Listener::Part(promise, part) => {
+            Listener::Part(promise, part, charge) => {
+                drop(charge);
                 let part = result.and_then(|value| part.of(&value));
                 self.next(Work::Settle(promise, part));
             }
@@ -428,11 +433,6 @@ impl Inner {
                 self.settle(promise, Err(broken));
             }
         }
-    }
-
-    /// Returns a resolver for the answer of `delivery`, whether or not one is wanted.
-    pub(super) fn resolver(&self, answer: Option<Reference>) -> Resolver {
-        Resolver::new(answer.unwrap_or_else(|| Node::promise(&self.vat, Route::Here)))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::captp::broken::Broken;
 use crate::captp::crypto::{Envelope, PublicKey, SessionKeys};
 use crate::captp::handoff::{Give, Receive, sign_receive};
 use crate::captp::message::{Gift, as_envelope, refused};
-use crate::captp::promise::{Delivery, Reference};
+use crate::captp::promise::{Charge, Delivery, Node, Reference, Resolver, Route};
 use crate::captp::session::{Link, Session};
 use crate::captp::tables::BOOTSTRAP;
 use crate::captp::{Place, SessionId};
@@ -109,7 +109,12 @@ impl Inner {
     /// Runs one message to the bootstrap object as the peer of session `id` has it, but a
     /// withdrawal, which waits for its turn.
     pub(super) fn bootstrap_turn(&mut self, id: SessionId, delivery: Delivery) {
-        let Delivery { args, answer, .. } = delivery;
+        let Delivery {
+            args,
+            answer,
+            charge,
+            ..
+        } = delivery;
         let mut args = args.into_iter();
         let method = args.next();
         let method = method
@@ -118,7 +123,7 @@ impl Inner {
             .unwrap_or_default();
         let result = match (method, args.next(), args.next(), args.next()) {
             ("fetch", Some(Passable::Bytes(swissnum)), None, None) => {
-                return self.fetch(id, &swissnum, answer);
+                return self.fetch(id, &swissnum, answer, charge);
             }
             ("deposit-gift", Some(gift_id), Some(Passable::Reference(gift)), None) => {
                 self.deposit(id, &gift_id, gift)
@@ -133,7 +138,13 @@ impl Inner {
         }
     }
 
-    fn fetch(&mut self, id: SessionId, swissnum: &Bytes, answer: Option<Reference>) {
+    fn fetch(
+        &mut self,
+        id: SessionId,
+        swissnum: &Bytes,
+        answer: Option<Reference>,
+        charge: Option<Charge>,
+    ) {
         let Some(link) = self.session(id).and_then(Session::link) else {
             if let Some(answer) = answer {
                 self.settle(answer, Err(Broken::severed("the session is over")));
@@ -142,7 +153,8 @@ impl Inner {
         };
         let from = (*link.peer).clone();
         let swissnum = Swissnum::new(&swissnum[..]);
-        let answer = self.resolver(answer);
+        let answer = answer.unwrap_or_else(|| Node::promise(&self.vat, Route::Here));
+        let answer = Resolver::charged(answer, charge);
         self.event(VatEvent::Fetch {
             swissnum,
             from,

@@ -384,6 +384,10 @@ impl Inner {
 
     /// Does what one message asks for.
     fn obey(&mut self, id: SessionId, message: Message) -> Result<(), String> {
+        let charge = || {
+            let session = self.session(id).ok_or("the session is over")?;
+            session.charge().ok_or("too much waits to be done")
+        };
         match message {
             Message::Deliver {
                 to,
@@ -391,6 +395,7 @@ impl Inner {
                 answer,
                 resolver,
             } => {
+                let charge = charge()?;
                 let promise = match (answer, resolver) {
                     (None, None) => None,
                     (answer, resolver) => {
@@ -399,7 +404,8 @@ impl Inner {
                             None => Node::promise(&self.vat, Route::Here),
                         };
                         if let Some(resolver) = resolver {
-                            self.listen(promise.clone(), Listener::Wire(resolver));
+                            let listener = Listener::Wire(resolver, charge.clone());
+                            self.listen(promise.clone(), listener);
                         }
                         Some(promise)
                     }
@@ -412,13 +418,18 @@ impl Inner {
                         args,
                         answer: promise,
                         from,
+                        charge: Some(charge),
                     },
                 );
             }
-            Message::Listen { to, listener } => self.listen(to, Listener::Wire(listener)),
+            Message::Listen { to, listener } => {
+                let charge = charge()?;
+                self.listen(to, Listener::Wire(listener, charge));
+            }
             Message::Take { from, part, answer } => {
+                let charge = charge()?;
                 let promise = self.new_answer(id, answer)?;
-                self.listen(from, Listener::Part(promise, part));
+                self.listen(from, Listener::Part(promise, part, Some(charge)));
             }
             Message::Abort(reason) => self.end(id, &reason, &Farewell::None),
             Message::GcExports(given_back) => {

@@ -295,3 +295,51 @@ fn handoffs_stop_where_the_third_peer_does_not_read() {
     let waits = world.vats[1].backlog(other);
     assert!((9_000..11_000).contains(&waits), "{waits}");
 }
+
+/// Whatever a peer asks for and does not wait for counts, also where it takes no place in a table.
+#[test]
+fn what_a_peer_leaves_undone_is_bounded() {
+    let listener = "<18'desc:import-object5+>";
+    for flood in [
+        format!("<9'op:listen<11'desc:answer1+>{listener}f>"),
+        format!("<10'op:deliver<11'desc:answer0+>[]f{listener}>"),
+        "<10'op:deliver<11'desc:answer0+>[]ff>".to_owned(),
+        "<10'op:deliver<11'desc:answer1+>[]ff>".to_owned(),
+        "<10'op:deliver<11'desc:export0+>[5'fetch4:none]ff>".to_owned(),
+        "<6'op:get<11'desc:answer1+>1\"a9+><13'op:gc-answers[9+]>".to_owned(),
+    ] {
+        let limits = Limits {
+            pending_max: 100,
+            ..Limits::default()
+        };
+        let mut world = World::with_limits(2, limits);
+        world.connect(0, 1);
+        world.publish(1, "stuck", stuck());
+        let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch5:stuck]0+f>";
+        send(&mut world, fetch).expect("it is up");
+        let call = "<10'op:deliver<11'desc:answer0+>[]1+f>";
+        send(&mut world, call).expect("it is up");
+        let End { vat, session } = world.links[0].ends[1];
+        let taken = (0..1_000)
+            .take_while(|_| world.vats[vat].receive(session, flood.as_bytes()).is_ok())
+            .count();
+        assert!((40..=100).contains(&taken), "{flood}: {taken}");
+        world.run();
+        assert_eq!(world.downs[0].2, "too much waits to be done", "{flood}");
+    }
+    // What is done counts no more.
+    let mut world = World::with_limits(
+        2,
+        Limits {
+            pending_max: 10,
+            ..Limits::default()
+        },
+    );
+    world.connect(0, 1);
+    world.publish(1, "echo", echo());
+    let object = world.fetch(0, 1, "echo");
+    for _ in 0..100 {
+        let call = object.call_raw(vec![]);
+        assert!(world.get(call).is_ok());
+    }
+}

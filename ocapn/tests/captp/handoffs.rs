@@ -164,6 +164,12 @@ fn counts_of_goblins_and_of_endo_are_accepted_and_none_twice() {
             let back = scene.withdraw(&certificate);
             assert!(back.contains("the certificate was used"), "{back}");
         }
+        // After a new session with the same gifter the receiver's key is another, and Goblins
+        // begins to count again.
+        scene.deposit("later");
+        let certificate = certificate(&scene.gifter, &scene.receiver, 52, "later", 0);
+        let back = scene.withdraw(&certificate);
+        assert!(is_given(&back), "{counts:?}, later: {back}");
     }
 }
 

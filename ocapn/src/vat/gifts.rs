@@ -21,6 +21,10 @@ use crate::locator::{PeerLocator, Swissnum};
 use crate::passable::Passable;
 use crate::syrup::{self, Mode};
 
+/// Bytes of the encoding of a gift's id, which is kept as long as the gift is. Known peers use 32
+/// random bytes, the oldest an integer.
+const GIFT_ID_MAX: usize = 256;
+
 /// Withdrawals that one session may make of the gifts of another, whose counts are remembered
 /// against replay while both last. What one gifter has handed over says nothing of the next.
 const WITHDRAWALS_MAX: usize = 65_536;
@@ -90,6 +94,13 @@ impl Withdrawal {
         }
         Ok(())
     }
+}
+
+fn check_gift_id(encoding: &[u8]) -> Result<(), Broken> {
+    if encoding.len() > GIFT_ID_MAX {
+        return Err(refused("the gift id is too long"));
+    }
+    Ok(())
 }
 
 /// Returns whether a message to the bootstrap object asks for a gift.
@@ -169,6 +180,7 @@ impl Inner {
         gift: Reference,
     ) -> Result<Passable, Broken> {
         let gift_id = syrup::encode(gift_id).ok_or_else(|| refused("not a gift id"))?;
+        check_gift_id(&gift_id)?;
         let limit = self.gifts_max(gifter);
         let deposits = self.gifts.deposits.entry(gifter).or_default();
         match deposits.remove(&gift_id) {
@@ -254,6 +266,9 @@ impl Inner {
         let (gifter, _) = self.find_gifter(receiver, &withdrawal)?;
         let Withdrawal { receive, give, .. } = withdrawal;
         let limit = self.gifts_max(gifter);
+        check_gift_id(&give.gift_id)?;
+        // A part of the message would keep the whole of it.
+        let gift_id = Bytes::copy_from_slice(&give.gift_id);
         let used = (give.receiver_key.side, receive.count);
         let withdrawn = self.gifts.withdrawn.entry(gifter).or_default();
         let withdrawn = withdrawn.entry(receiver).or_default();
@@ -264,15 +279,15 @@ impl Inner {
             return Err(refused("too many withdrawals"));
         }
         let deposits = self.gifts.deposits.entry(gifter).or_default();
-        let gift = match deposits.remove(&give.gift_id) {
+        let gift = match deposits.remove(&gift_id) {
             Some(Deposit::Here(gift)) => Some(gift),
             Some(awaited @ Deposit::Awaited(..)) => {
-                deposits.insert(give.gift_id, awaited);
+                deposits.insert(gift_id, awaited);
                 return Err(refused("somebody else waits for the gift"));
             }
             None if deposits.len() >= limit => return Err(refused("too many gifts")),
             None => {
-                deposits.insert(give.gift_id, Deposit::Awaited(answer, receiver));
+                deposits.insert(gift_id, Deposit::Awaited(answer, receiver));
                 None
             }
         };

@@ -343,3 +343,28 @@ fn what_a_peer_leaves_undone_is_bounded() {
         assert!(world.get(call).is_ok());
     }
 }
+
+#[test]
+fn the_id_of_a_gift_is_short() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    let mut deposit = |length: usize, position: u64| {
+        let id = "x".repeat(length);
+        let deposit = format!(
+            "<10'op:deliver<11'desc:export0+>[12'deposit-gift{length}:{id}\
+             <18'desc:import-object7+>]{position}+<18'desc:import-object8+>>"
+        );
+        let back = send(&mut world, deposit).expect("the session stands");
+        let End { vat, session } = world.links[0].ends[1];
+        (
+            back,
+            world.vats[vat].inspect(session).expect("it is up").gifts,
+        )
+    };
+    let (back, gifts) = deposit(252, 0);
+    assert!(back.contains("7'fulfill"), "{back}");
+    assert_eq!(gifts, 1);
+    let (back, gifts) = deposit(253, 1);
+    assert!(back.contains("the gift id is too long"), "{back}");
+    assert_eq!(gifts, 1);
+}

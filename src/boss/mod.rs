@@ -58,6 +58,7 @@ fn limits() -> Limits {
         imports_max: 10_000,
         answers_max: 10_000,
         queue_max: 10_000,
+        pending_max: 10_000,
         output_max: 16 << 20,
         ..Limits::default()
     }

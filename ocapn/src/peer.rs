@@ -295,7 +295,8 @@ impl Peer {
     }
 
     /// Makes sure that there is a session with a peer that we dialled or that is authenticated,
-    /// and returns the peer as the netlayer knows it. Waits for a dial that is under way instead of making a second one.
+    /// and returns the peer as the netlayer knows it. Waits for a dial that is under way instead
+    /// of making a second one.
     ///
     /// # Errors
     /// When there is no session and none can be made.

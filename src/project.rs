@@ -632,10 +632,19 @@ fn open_error(error: &OpenError) -> Box<Diagnostic> {
 }
 
 fn lock_error(error: &LockError) -> Box<Diagnostic> {
-    let diagnostic = Diagnostic::error("State is locked", sentence(error));
+    let held = matches!(error, LockError::Held { .. });
+    let summary = if held {
+        "State is locked"
+    } else {
+        "State not usable"
+    };
+    let diagnostic = Diagnostic::error(summary, sentence(error));
     Box::new(match error {
         LockError::Held { .. } => {
             diagnostic.hint("Wait for it to end; the lock ends with the process that holds it.")
+        }
+        LockError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            diagnostic.hint("Free some space and run again; nothing was changed.")
         }
         _ => diagnostic,
     })

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -267,6 +267,36 @@ fn nothing_of_a_machine_holds_the_pipe_of_an_apply() {
     command.stdin(Stdio::null());
     // Run::of reads both pipes to their end, which comes only when nobody holds them.
     Run::of(command).ok();
+}
+
+/// There, gobs belongs to a session whose leader, outside, has no number.
+#[test]
+fn machines_come_and_go_in_a_container() {
+    const CONTAINER: &[&str] = &[
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+    ];
+    let may = Command::new("unshare").args(CONTAINER).arg("true").output();
+    if !may.is_ok_and(|it| it.status.success()) {
+        return; // This host gives nobody a container.
+    }
+    let project = project("machine \"one\" { provider = dummy }");
+    let script = "\"$0\" apply --auto-approve && \"$0\" destroy --auto-approve";
+    let outside = project.command(&[]);
+    let mut command = Command::new("unshare");
+    command
+        .args(CONTAINER)
+        .args(["sh", "-c", script])
+        .arg(outside.get_program())
+        .current_dir(project.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let run = Run::of(command).ok();
+    contains(&run.stdout, "Destroy complete! Resources: 1 destroyed.");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use gobs_provider::Token;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpid, getsid, pidfd_open, pidfd_send_signal, waitpid,
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, waitpid,
 };
 use serde::{Deserialize, Serialize};
 
@@ -311,14 +311,16 @@ fn ended_by(fd: &OwnedFd, deadline: Instant) -> bool {
 /// This process and its ancestors are left out: gobs may itself run on a machine.
 fn belonging(dir: &Path, token: &Token, sessions: &mut BTreeSet<i32>) -> Vec<Process> {
     let all = everything();
-    let mut spared = BTreeSet::from([getpid().as_raw_nonzero().get()]);
+    let own = getpid().as_raw_nonzero().get();
+    let mut spared = BTreeSet::from([own]);
     while let Some(it) = all
         .iter()
         .find(|it| spared.contains(&it.process.pid) && !spared.contains(&it.parent))
     {
         spared.insert(it.parent);
     }
-    let own_session = getsid(None).map_or(0, |sid| sid.as_raw_nonzero().get());
+    // Not asked with getsid: in a container whose session began outside it is 0, no number to it.
+    let own_session = stat(own).map_or(0, |it| it.session);
     let mut pids: BTreeSet<i32> = locked_by(dir).map(|it| it.pid).into_iter().collect();
     for it in &all {
         if has_token(it.process, token) {

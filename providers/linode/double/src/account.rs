@@ -1,13 +1,13 @@
 //! The account behind the API: its instances, their jobs and events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::catalog;
 use crate::clock::{Clock, Dice, api_time};
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind};
 use crate::instance::{Instance, Work};
 use crate::limit::{Limits, Windows};
 use crate::reply::Refusal;
@@ -28,18 +28,52 @@ pub struct Stats {
     pub created: u64,
     /// Instances whose delete began.
     pub deleted: u64,
+    /// Requests that the witness refused.
+    pub unwitnessed: u64,
+}
+
+/// How many that have ended are remembered, for lists that still show them.
+const GHOSTS_MAX: usize = 100;
+
+/// What becomes of the jobs that a request begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Luck {
+    /// How much longer the first takes.
+    slow_ms: u64,
+    boot_fails: bool,
+    /// How long after its boot an instance dies.
+    boot_dies_ms: Option<u64>,
+}
+
+impl Luck {
+    pub(crate) fn of(met: Option<&Kind>) -> Self {
+        let mut luck = Self::default();
+        match met {
+            Some(Kind::JobSlow { virtual_s }) => luck.slow_ms = virtual_s * 1_000,
+            Some(Kind::BootFails) => luck.boot_fails = true,
+            Some(Kind::BootDies { virtual_s }) => luck.boot_dies_ms = Some(virtual_s * 1_000),
+            _ => {}
+        }
+        luck
+    }
 }
 
 /// The account.
 pub(crate) struct Account {
     pub(crate) clock: Clock,
     pub(crate) dice: Dice,
+    /// Chance of its own, so that a fault that is tried changes nothing else.
+    pub(crate) chance: Dice,
+    pub(crate) luck: Luck,
     /// Tokens, and the scopes of each.
     pub(crate) tokens: BTreeMap<String, String>,
     pub(crate) limits: Limits,
     pub(crate) windows: Windows,
     pub(crate) faults: Vec<Fault>,
     pub(crate) instances: BTreeMap<u64, Instance>,
+    /// How many instances the account may have.
+    pub(crate) instances_max: Option<usize>,
+    ghosts: VecDeque<(u64, Value)>,
     pub(crate) events: Vec<Value>,
     pub(crate) stats: Stats,
     /// Instances that came into being, until their metadata listener stands.
@@ -53,11 +87,15 @@ impl Account {
         Self {
             clock,
             dice: Dice(seed),
+            chance: Dice(!seed),
+            luck: Luck::default(),
             tokens,
             limits: Limits::default(),
             windows: Windows::default(),
             faults: Vec::new(),
             instances: BTreeMap::new(),
+            instances_max: None,
+            ghosts: VecDeque::new(),
             events: Vec::new(),
             stats: Stats::default(),
             born: Vec::new(),
@@ -88,7 +126,26 @@ impl Account {
                 }
             }
         }
+        for gone in self.instances.values().filter(|it| it.gone) {
+            self.ghosts.push_back((now_ms, gone.show()));
+        }
+        let too_many = self.ghosts.len().saturating_sub(GHOSTS_MAX);
+        self.ghosts.drain(..too_many);
         self.instances.retain(|_, instance| !instance.gone);
+        let all = self.instances.values_mut();
+        let dead = all.filter_map(|it| it.dies(now_ms).then_some(it.id));
+        for id in dead.collect::<Vec<_>>() {
+            // It is there, so this is never refused.
+            let _ = self.queue(id, Work::Revive, false);
+        }
+    }
+
+    /// Returns what ended within this time, as it was last.
+    pub(crate) fn ghosts(&self, within_ms: u64) -> impl Iterator<Item = Value> {
+        let since_ms = self.clock.now_ms().saturating_sub(within_ms);
+        let ghosts = self.ghosts.iter();
+        let recent = ghosts.filter(move |(at_ms, _)| *at_ms >= since_ms);
+        recent.map(|(_, shown)| shown.clone())
     }
 
     /// Returns an instance that shows.
@@ -142,6 +199,14 @@ impl Account {
         let (Some(region), Some(class)) = (region, class) else {
             return Err(Refusal::of(400, None, "region and type are required"));
         };
+        if self
+            .instances_max
+            .is_some_and(|max| self.instances.len() >= max)
+        {
+            // The words are a guess; that it is a 400 without a field is not.
+            let why = "Account Limit reached. Please open a support ticket.";
+            return Err(Refusal::of(400, None, why));
+        }
         let (now_ms, id) = (self.clock.now_ms(), self.next_id);
         self.next_id += self.dice.between(1, 9);
         let image = text("image");
@@ -171,8 +236,10 @@ impl Account {
                 .unwrap_or_else(|| "linode/migrate".into()),
             watchdog: true,
             firewalls: firewall.into_iter().collect(),
-            jobs: std::collections::VecDeque::new(),
+            jobs: VecDeque::new(),
             boots: 0,
+            disk: 0,
+            dies_ms: None,
             gone: false,
         };
         self.instances.insert(id, instance);
@@ -325,8 +392,12 @@ impl Account {
                 "url": format!("/v4/linode/instances/{id}")},
             "status": "scheduled", "secondary_entity": null, "message": "",
         }));
+        let slow_ms = std::mem::take(&mut self.luck.slow_ms);
+        let is_boot = work == Work::Boot;
+        let fails = fails || is_boot && self.luck.boot_fails;
+        let dies_ms = self.luck.boot_dies_ms.filter(|_| is_boot);
         let instance = self.instance(id)?;
-        instance.queue(event, work, now_ms, fails);
+        instance.queue(event, work, now_ms, (fails, slow_ms, dies_ms));
         // A job that waits for nothing begins at once.
         self.settle();
         Ok(())

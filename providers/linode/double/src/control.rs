@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::account::Account;
+use crate::account::{Account, Luck};
 use crate::catalog;
 use crate::clock::http_date;
 use crate::fault::{self, Kind};
 use crate::filter::page;
 use crate::limit::Class;
-use crate::reply::{Fate, Refusal, Reply};
+use crate::reply::{Refusal, Reply};
 
 /// A request, as far as the API looks at it.
 #[derive(Clone, Debug, Default)]
@@ -112,49 +112,39 @@ pub(crate) fn answer(account: &mut Account, request: &Request) -> Reply {
 
 fn with_faults(account: &mut Account, request: &Request, parts: &[&str]) -> Reply {
     let label = request.body["label"].as_str();
-    let met = fault::next(&mut account.faults, &request.method, &request.path, label);
-    let after = |reply: Reply, fate: Fate| Reply { fate, ..reply };
-    match &met {
-        Some(Kind::TooManyRequests {
-            retry_after_s,
-            as_date,
-        }) => {
-            let mut reply: Reply = Refusal::of(429, None, "Too many requests").into();
-            if let Some(wait_s) = *retry_after_s {
-                let text = match as_date {
-                    true => http_date(account.clock.now_ms() + wait_s * 1_000),
-                    false => wait_s.to_string(),
-                };
-                reply.headers.push(("Retry-After", text));
-            }
-            reply
-        }
-        Some(Kind::Before { status, html: true }) => Reply::html(*status),
-        Some(Kind::Before { status, .. }) => {
-            Refusal::of(*status, None, "Internal Server Error").into()
-        }
-        Some(Kind::Maintenance) => {
-            let mut reply: Reply = Refusal::of(503, None, "Under maintenance").into();
-            reply.headers.push(("X-Maintenance-Mode", "all".into()));
-            reply
-        }
-        Some(Kind::Busy) => Refusal::busy().into(),
-        Some(Kind::ResetBefore) => after(Reply::text(500, "text/plain", ""), Fate::Reset),
-        Some(Kind::ResetAfter) => after(route(account, request, parts, None), Fate::Reset),
-        Some(Kind::Truncate) => after(route(account, request, parts, None), Fate::Truncated),
-        Some(Kind::After { status }) => {
-            route(account, request, parts, None);
-            Reply::html(*status)
-        }
-        Some(Kind::Hang { virtual_s }) => {
-            let mut reply = route(account, request, parts, None);
-            reply.wait = account.clock.real(virtual_s * 1_000);
-            reply
-        }
-        Some(Kind::ListLag { .. } | Kind::Duplicates | Kind::JobFails) | None => {
-            route(account, request, parts, met.as_ref())
-        }
+    let (faults, chance) = (&mut account.faults, &mut account.chance);
+    let met = fault::next(faults, chance, &request.method, &request.path, label);
+    if met == Some(Kind::TokenEnds) {
+        let token = request.token.as_deref().unwrap_or_default();
+        account.tokens.remove(token);
     }
+    let clock = account.clock.clone();
+    fault::met(met.as_ref(), &clock, || {
+        account.luck = Luck::of(met.as_ref());
+        let reply = route(account, request, parts, met.as_ref());
+        account.luck = Luck::default();
+        reply
+    })
+}
+
+/// Returns a list's items as a fault shows them.
+fn shown(mut items: Vec<Value>, met: Option<&Kind>) -> Vec<Value> {
+    match met {
+        Some(Kind::Duplicates) => items.extend(items.clone()),
+        Some(Kind::PageShift { by }) => {
+            let count = usize::try_from(by.unsigned_abs()).unwrap_or(usize::MAX);
+            match (by.is_negative(), items.first().cloned()) {
+                (false, Some(first)) => {
+                    items.splice(0..0, std::iter::repeat_n(first, count));
+                }
+                _ => {
+                    items.drain(..count.min(items.len()));
+                }
+            }
+        }
+        _ => {}
+    }
+    items
 }
 
 fn route(account: &mut Account, request: &Request, parts: &[&str], met: Option<&Kind>) -> Reply {
@@ -174,10 +164,8 @@ fn routed(
     met: Option<&Kind>,
 ) -> Result<Value, Refusal> {
     let fails = met == Some(&Kind::JobFails);
-    let list = |mut items: Vec<Value>, fields: &[&str]| {
-        if met == Some(&Kind::Duplicates) {
-            items.extend(items.clone());
-        }
+    let list = |items: Vec<Value>, fields: &[&str]| {
+        let items = shown(items, met);
         page(items, fields, request.filter.as_deref(), &request.query)
     };
     let one = |items: Vec<Value>, id: &str| {
@@ -216,7 +204,11 @@ fn routed(
                 Some(Kind::ListLag { virtual_s }) => virtual_s * 1_000,
                 _ => 0,
             };
-            list(account.list(lag_ms), &INSTANCE_FIELDS)
+            let mut items = account.list(lag_ms);
+            if let Some(Kind::ListGhosts { virtual_s }) = met {
+                items.extend(account.ghosts(virtual_s * 1_000));
+            }
+            list(items, &INSTANCE_FIELDS)
         }
         ("POST", ["linode", "instances"]) => account.create(body, fails),
         ("GET", ["linode", "instances", it]) => Ok(account.instance(id(it)?)?.show()),

@@ -14,9 +14,17 @@ pub(crate) enum Work {
     Boot,
     Shutdown,
     Reboot,
-    Rebuild { image: String },
-    Resize { class: String },
-    Migrate { region: String },
+    /// What the watchdog does about an instance that died.
+    Revive,
+    Rebuild {
+        image: String,
+    },
+    Resize {
+        class: String,
+    },
+    Migrate {
+        region: String,
+    },
     Delete,
 }
 
@@ -28,6 +36,7 @@ impl Work {
             Self::Boot => "linode_boot",
             Self::Shutdown => "linode_shutdown",
             Self::Reboot => "linode_reboot",
+            Self::Revive => "lassie_reboot",
             Self::Rebuild { .. } => "linode_rebuild",
             Self::Resize { .. } => "linode_resize",
             Self::Migrate { .. } => "linode_migrate_datacenter",
@@ -40,7 +49,7 @@ impl Work {
             Self::Create => "provisioning",
             Self::Boot => "booting",
             Self::Shutdown => "shutting_down",
-            Self::Reboot => "rebooting",
+            Self::Reboot | Self::Revive => "rebooting",
             Self::Rebuild { .. } => "rebuilding",
             Self::Resize { .. } => "resizing",
             Self::Migrate { .. } => "migrating",
@@ -52,7 +61,7 @@ impl Work {
     fn duration_ms(&self, dice: &mut Dice) -> u64 {
         let (low_s, high_s) = match self {
             Self::Create => (3, 65),
-            Self::Boot | Self::Reboot => (24, 67),
+            Self::Boot | Self::Reboot | Self::Revive => (24, 67),
             Self::Shutdown => (15, 30),
             Self::Rebuild { .. } => (30, 90),
             Self::Resize { .. } => (60, 240),
@@ -73,6 +82,9 @@ pub(crate) struct Job {
     /// When it began and ends, once it runs.
     span_ms: Option<(u64, u64)>,
     fails: bool,
+    slow_ms: u64,
+    /// How long after it the instance dies.
+    dies_ms: Option<u64>,
 }
 
 /// What an event's job came to.
@@ -107,20 +119,41 @@ pub(crate) struct Instance {
     pub(crate) jobs: VecDeque<Job>,
     /// How often it came up, so that a guest is started once for each.
     pub(crate) boots: u64,
+    /// How often its disk was written anew.
+    pub(crate) disk: u64,
+    /// When it dies.
+    pub(crate) dies_ms: Option<u64>,
     /// Gone: nothing shows it any more.
     pub(crate) gone: bool,
 }
 
 impl Instance {
-    pub(crate) fn queue(&mut self, event: u64, work: Work, now_ms: u64, fails: bool) {
-        let asked_ms = now_ms;
+    pub(crate) fn queue(
+        &mut self,
+        event: u64,
+        work: Work,
+        asked_ms: u64,
+        (fails, slow_ms, dies_ms): (bool, u64, Option<u64>),
+    ) {
         self.jobs.push_back(Job {
             event,
             work,
             asked_ms,
             span_ms: None,
             fails,
+            slow_ms,
+            dies_ms,
         });
+    }
+
+    /// Returns whether it has just died: it is off then.
+    pub(crate) fn dies(&mut self, now_ms: u64) -> bool {
+        let is_dead = self.dies_ms.is_some_and(|it| it <= now_ms) && self.jobs.is_empty();
+        if is_dead {
+            self.dies_ms = None;
+            self.status = "offline";
+        }
+        is_dead && self.watchdog
     }
 
     /// Brings the instance to this moment, and tells what its jobs came to.
@@ -133,7 +166,8 @@ impl Instance {
                 Some(span) => span,
                 None => {
                     let begin = job.asked_ms.max(free_ms);
-                    let span = (begin, begin + job.work.duration_ms(dice));
+                    let takes_ms = job.work.duration_ms(dice) + job.slow_ms;
+                    let span = (begin, begin + takes_ms);
                     job.span_ms = Some(span);
                     self.status = job.work.status();
                     span
@@ -151,6 +185,7 @@ impl Instance {
                 break;
             }
             let (fails, work) = (job.fails, job.work.clone());
+            self.dies_ms = job.dies_ms.map(|after| end + after);
             self.jobs.pop_front();
             free_ms = end;
             self.updated_ms = end;
@@ -184,11 +219,14 @@ impl Instance {
         self.status = "offline";
         match work {
             Work::Create | Work::Shutdown => {}
-            Work::Boot | Work::Reboot => {
+            Work::Boot | Work::Reboot | Work::Revive => {
                 self.status = "running";
                 self.boots += 1;
             }
-            Work::Rebuild { image } => self.image = Some(image),
+            Work::Rebuild { image } => {
+                self.image = Some(image);
+                self.disk += 1;
+            }
             Work::Resize { class } => self.class = class,
             Work::Migrate { region } => self.region = region,
             Work::Delete => self.gone = true,

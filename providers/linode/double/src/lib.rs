@@ -8,11 +8,13 @@
 //! that nobody here wrote check that it says so in the API's own shape.
 
 mod account;
+mod admin;
 mod catalog;
 mod clock;
 mod control;
 mod fault;
 mod filter;
+mod guest;
 mod instance;
 mod limit;
 mod metadata;
@@ -21,22 +23,32 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use account::Stats;
 pub use fault::{Fault, Kind};
+pub use guest::Guest;
 pub use limit::{Class, Limit, Limits};
 
 use account::Account;
 use clock::Clock;
+use guest::Guests;
 use reply::{Refusal, Reply};
 use server::{Asked, Handler, Listener, listen};
 
+/// How often instances are looked at whose guests come and go with them.
+const GUESTS_EVERY: Duration = Duration::from_millis(10);
+
+/// Sees every `POST` to the API, its path and body, before it is done; what it says against one
+/// is answered as a refusal, and counted.
+pub type Witness = Arc<dyn Fn(&str, &Value) -> Result<(), String> + Send + Sync>;
+
 /// How a double starts.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// The seed of durations, ids and metadata tokens; the moment decides where absent.
     pub seed: Option<u64>,
@@ -48,6 +60,10 @@ pub struct Options {
     pub port: u16,
     /// The port of the admin; 0 chooses one.
     pub admin_port: u16,
+    /// What runs inside instances; nothing does where absent.
+    pub guest: Option<Guest>,
+    /// Who sees what is about to be done, such as a test of durable intents.
+    pub witness: Option<Witness>,
 }
 
 impl Default for Options {
@@ -59,6 +75,8 @@ impl Default for Options {
             tokens: BTreeMap::from([("double".into(), "*".into())]),
             port: 0,
             admin_port: 0,
+            guest: None,
+            witness: None,
         }
     }
 }
@@ -67,7 +85,7 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct Double {
     world: Arc<World>,
-    listeners: Arc<[Listener; 2]>,
+    admin: Arc<Listener>,
 }
 
 /// The account, and the metadata listeners of its instances.
@@ -75,6 +93,11 @@ struct World {
     seed: u64,
     account: Mutex<Account>,
     metadata: Mutex<BTreeMap<u64, Listener>>,
+    guests: Option<Mutex<Guests>>,
+    witness: Option<Witness>,
+    address: OnceLock<SocketAddr>,
+    /// Where the API is asked, unless it is down.
+    control: Mutex<Option<Listener>>,
 }
 
 impl Double {
@@ -86,28 +109,35 @@ impl Double {
         let seed = options.seed.unwrap_or_else(clock::seed_of_now);
         tracing::info!(seed, "the double begins");
         let account = Account::new(Clock::new(options.scale), seed, options.tokens);
-        let (account, metadata) = (Mutex::new(account), Mutex::new(BTreeMap::new()));
+        let has_guests = options.guest.is_some();
         let world = Arc::new(World {
             seed,
-            account,
-            metadata,
+            account: Mutex::new(account),
+            metadata: Mutex::default(),
+            guests: options.guest.map(Guests::new).map(Mutex::new),
+            witness: options.witness,
+            address: OnceLock::new(),
+            control: Mutex::default(),
         });
-        let control = listen(options.port, handler(&world, World::control))?;
+        world.listen(options.port)?;
         let admin = listen(options.admin_port, handler(&world, World::admin))?;
+        if has_guests {
+            tokio::spawn(look_after_guests(Arc::downgrade(&world)));
+        }
         Ok(Self {
             world,
-            listeners: Arc::new([control, admin]),
+            admin: Arc::new(admin),
         })
     }
 
     /// Returns the base of the API: `http://127.0.0.1:PORT/v4`.
     pub fn url(&self) -> String {
-        format!("http://{}/v4", self.listeners[0].address)
+        self.world.url()
     }
 
     /// Returns the base of the admin's own requests.
     pub fn admin_url(&self) -> String {
-        format!("http://{}", self.listeners[1].address)
+        format!("http://{}", self.admin.address)
     }
 
     /// Returns the base of an instance's metadata service: `http://127.0.0.1:PORT/v1`.
@@ -146,6 +176,25 @@ impl Double {
     /// Sets the rate limits.
     pub fn set_limits(&self, limits: Limits) {
         self.world.account().limits = limits;
+    }
+
+    /// Sets how many instances the account may have.
+    pub fn set_instances_max(&self, max: Option<usize>) {
+        self.world.account().instances_max = max;
+    }
+
+    /// Sets the scopes of a token, or takes the token away.
+    pub fn set_token(&self, token: &str, scopes: Option<&str>) {
+        let mut account = self.world.account();
+        match scopes {
+            Some(scopes) => account.tokens.insert(token.into(), scopes.into()),
+            None => account.tokens.remove(token),
+        };
+    }
+
+    /// Refuses connections to the API for this long, on the virtual clock. Needs a tokio runtime.
+    pub fn go_down(&self, duration: Duration) {
+        self.world.go_down(duration);
     }
 
     /// Returns what was asked so far.
@@ -206,6 +255,68 @@ impl World {
             .map(|it| format!("http://{}/v1", it.address))
     }
 
+    fn url(&self) -> String {
+        let address = self.address.get().map(ToString::to_string);
+        format!("http://{}/v4", address.unwrap_or_default())
+    }
+
+    /// Listens for the API; a port that is 0 is chosen once.
+    fn listen(self: &Arc<Self>, port: u16) -> io::Result<()> {
+        let listener = listen(port, handler(self, Self::control))?;
+        self.address.get_or_init(|| listener.address);
+        *self.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        Ok(())
+    }
+
+    fn go_down(self: &Arc<Self>, duration: Duration) {
+        let is_up = self
+            .control
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let (Some(listener), weak) = (is_up, Arc::downgrade(self)) else {
+            return;
+        };
+        let port = listener.address.port();
+        let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let pause = self.account().clock.real(ms);
+        tokio::spawn(async move {
+            drop(listener);
+            tokio::time::sleep(pause).await;
+            // Somebody else may have had the port for a moment.
+            while let Some(world) = weak.upgrade() {
+                match world.listen(port) {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(%error, "the API stays down"),
+                }
+                drop(world);
+                tokio::time::sleep(GUESTS_EVERY).await;
+            }
+        });
+    }
+
+    fn settle_guests(&self) {
+        let Some(guests) = &self.guests else {
+            return;
+        };
+        let mut account = self.account();
+        account.settle();
+        let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.settle(&account.instances, |id| self.metadata_url(id));
+    }
+
+    /// Asks the witness; returns its refusal.
+    fn witnessed(&self, asked: &Asked) -> Option<Reply> {
+        let witness = self.witness.as_ref()?;
+        let request = &asked.request;
+        if request.method != "POST" {
+            return None;
+        }
+        let why = witness(&request.path, &request.body).err()?;
+        self.account().stats.unwitnessed += 1;
+        Some(Refusal::of(400, None, &why).into())
+    }
+
     fn control(self: &Arc<Self>, mut asked: Asked) -> Reply {
         let path = asked.request.path.as_str();
         let versions = ["/v4beta", "/v4"];
@@ -216,6 +327,9 @@ impl World {
             return Refusal::not_found().into();
         };
         asked.request.path = below.into();
+        if let Some(refusal) = self.witnessed(&asked) {
+            return refusal;
+        }
         let mut account = self.account();
         let reply = control::answer(&mut account, &asked.request);
         let born = std::mem::take(&mut account.born);
@@ -240,62 +354,32 @@ impl World {
         let answer = move |world: &Arc<Self>, asked: Asked| {
             let mut account = world.account();
             account.settle();
-            let now_ms = account.clock.now_ms();
-            match account.instance(id) {
-                Ok(instance) => metadata::answer(instance, &tokens, now_ms, &asked),
-                Err(refusal) => refusal.into(),
-            }
+            let clock = account.clock.clone();
+            let instance = match account.instance(id) {
+                Ok(instance) => instance.clone(),
+                Err(refusal) => return refusal.into(),
+            };
+            let Account { faults, chance, .. } = &mut *account;
+            let (method, path) = (&asked.request.method, &asked.request.path);
+            let met = fault::next(faults, chance, method, path, Some(&instance.label));
+            drop(account);
+            fault::met(met.as_ref(), &clock, || {
+                metadata::answer(&instance, &tokens, clock.now_ms(), &asked)
+            })
         };
         listen(0, handler(self, answer))
     }
+}
 
-    /// Answers what only tests ask.
-    fn admin(self: &Arc<Self>, asked: Asked) -> Reply {
-        let Asked { request, .. } = asked;
-        let refused = |why: String| Reply::json(400, &json!({"error": why}));
-        let done = Reply::json(200, &json!({}));
-        match (request.method.as_str(), request.path.as_str()) {
-            ("POST", "/faults") => match serde_json::from_value::<Fault>(request.body) {
-                Ok(fault) => {
-                    self.account().faults.push(fault);
-                    done
-                }
-                Err(error) => refused(error.to_string()),
-            },
-            ("DELETE", "/faults") => {
-                self.account().faults.clear();
-                done
-            }
-            ("POST", "/clock") => match request.body["advance_s"].as_u64() {
-                Some(by_s) => {
-                    let mut account = self.account();
-                    account.clock.advance(by_s.saturating_mul(1_000));
-                    account.settle();
-                    done
-                }
-                None => refused("advance_s is missing".into()),
-            },
-            ("GET", "/clock") => {
-                let now_ms = self.account().clock.now_ms();
-                Reply::json(200, &json!({"now_s": now_ms / 1_000, "seed": self.seed}))
-            }
-            ("GET", "/stats") => {
-                let stats = serde_json::to_value(self.account().stats).unwrap_or_default();
-                Reply::json(200, &stats)
-            }
-            ("GET", "/instances") => {
-                let mut account = self.account();
-                account.settle();
-                let shown = account.list(0);
-                drop(account);
-                let with_url = shown.into_iter().map(|instance| {
-                    let url = instance["id"].as_u64().and_then(|id| self.metadata_url(id));
-                    json!({"instance": instance, "metadata_url": url})
-                });
-                Reply::json(200, &Value::Array(with_url.collect()))
-            }
-            _ => Reply::json(404, &json!({"error": "no such request"})),
-        }
+/// Settles an account whose instances have guests, until nobody holds it.
+async fn look_after_guests(world: Weak<World>) {
+    loop {
+        let Some(world) = world.upgrade() else {
+            return;
+        };
+        world.settle_guests();
+        drop(world);
+        tokio::time::sleep(GUESTS_EVERY).await;
     }
 }
 

@@ -2,14 +2,20 @@
 
 use std::process::ExitCode;
 
-use gobs_linode_double::{Double, Options};
+use gobs_linode_double::{Double, Guest, Options};
 
 const HELP: &str = "\
 Usage: gobs-linode-double [--port N] [--admin-port N] [--scale N] [--seed N] [--token TEXT]...
+                          [--guest COMMAND [--guest-dir DIR]]
 
 A local double of the Linode API. It prints its addresses as one line of JSON and runs until it
 is interrupted. --scale says how much faster its clock runs (1000); --token adds a token for
-everything, or TEXT=SCOPES (double).";
+everything, or TEXT=SCOPES (double). --guest runs a shell command inside each instance while it
+runs, with GUEST_METADATA_URL, GUEST_DIR (its disk, below DIR), GUEST_ID and GUEST_LABEL set.
+
+The admin's address takes faults (POST and DELETE /faults), time (POST /clock {\"advance_s\": 60}),
+an outage (POST /down {\"virtual_s\": 60}), limits, tokens, and changes that nobody asked the API
+for (PUT and DELETE /instances/ID); GET /instances and /stats show what is there.";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -35,6 +41,7 @@ async fn main() -> ExitCode {
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
     let mut options = Options::default();
     let mut tokens = std::collections::BTreeMap::new();
+    let (mut guest, mut directory) = (None, std::path::PathBuf::from("linodes"));
     while let Some(name) = arguments.next() {
         if matches!(name.as_str(), "-h" | "--help") {
             return Ok(None);
@@ -48,6 +55,8 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             "--admin-port" => options.admin_port = value.parse().map_err(|_| wrong())?,
             "--scale" => options.scale = value.parse().map_err(|_| wrong())?,
             "--seed" => options.seed = Some(value.parse().map_err(|_| wrong())?),
+            "--guest" => guest = Some(value),
+            "--guest-dir" => directory = value.into(),
             "--token" => {
                 let (token, scopes) = value.split_once('=').unwrap_or((&value, "*"));
                 tokens.insert(token.to_owned(), scopes.to_owned());
@@ -55,6 +64,10 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             _ => return Err(format!("there is no option {name:?}")),
         }
     }
+    options.guest = guest.map(|command| Guest {
+        command,
+        directory: std::path::absolute(&directory).unwrap_or(directory),
+    });
     if !tokens.is_empty() {
         options.tokens = tokens;
     }

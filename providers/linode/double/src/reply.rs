@@ -55,6 +55,8 @@ pub(crate) struct Reply {
     pub(crate) body: String,
     /// How long it waits, on the host's clock.
     pub(crate) wait: std::time::Duration,
+    /// How long its body takes to arrive, on the host's clock.
+    pub(crate) trickle: std::time::Duration,
     /// What happens to it on its way.
     pub(crate) fate: Fate,
 }
@@ -78,6 +80,7 @@ impl Reply {
             content_type,
             body: body.into(),
             wait: std::time::Duration::ZERO,
+            trickle: std::time::Duration::ZERO,
             fate: Fate::Arrives,
         }
     }

@@ -1,25 +1,34 @@
 //! HTTP on loopback: one listener for the API, one for the admin, one for each instance.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request as HttpRequest, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Sleep;
 
 use crate::control::Request;
 use crate::reply::{Fate, Refusal, Reply};
 
 /// The largest request: far beyond user data and a stack script's answers.
 const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// In how many pieces a slow body arrives.
+const PIECES: usize = 16;
 
 /// What a listener answers with.
 pub(crate) type Handler = Arc<dyn Fn(Asked) -> Reply + Send + Sync>;
@@ -56,10 +65,13 @@ pub(crate) fn listen(port: u16, handler: Handler) -> io::Result<Listener> {
     let socket = TcpListener::from_std(socket)?;
     let address = socket.local_addr()?;
     let accept = async move {
+        // They end with the listener, as those of a host that goes down do.
+        let mut connections = JoinSet::new();
         loop {
+            while connections.try_join_next().is_some() {}
             match socket.accept().await {
                 Ok((stream, _)) => {
-                    tokio::spawn(serve(stream, Arc::clone(&handler)));
+                    connections.spawn(serve(stream, Arc::clone(&handler)));
                 }
                 Err(error) => tracing::warn!(%error, "a connection was not accepted"),
             }
@@ -128,7 +140,7 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Asked, Refusal> {
     })
 }
 
-fn respond(reply: Reply) -> Result<Response<Full<Bytes>>, Reset> {
+fn respond(reply: Reply) -> Result<Response<Trickle>, Reset> {
     if reply.fate == Fate::Reset {
         return Err(Reset);
     }
@@ -145,6 +157,60 @@ fn respond(reply: Reply) -> Result<Response<Full<Bytes>>, Reset> {
         response = response.header(name, value);
     }
     response
-        .body(Full::new(Bytes::from(body)))
+        .body(Trickle::new(body, reply.trickle))
         .map_err(|_| Reset)
+}
+
+/// A body that arrives in pieces, with a pause before each; whole where it need not wait.
+struct Trickle {
+    pieces: VecDeque<Bytes>,
+    pause: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Trickle {
+    fn new(body: String, takes: Duration) -> Self {
+        let count = if takes.is_zero() { 1 } else { PIECES };
+        let mut rest = Bytes::from(body);
+        let size = rest.len().div_ceil(count).max(1);
+        let mut pieces = VecDeque::new();
+        while !rest.is_empty() {
+            pieces.push_back(rest.split_to(size.min(rest.len())));
+        }
+        Self {
+            pieces,
+            pause: takes / PIECES as u32,
+            sleep: None,
+        }
+    }
+}
+
+impl Body for Trickle {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        if !this.pause.is_zero() && !this.pieces.is_empty() {
+            let sleep = this
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(this.pause)));
+            if sleep.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            this.sleep = None;
+        }
+        Poll::Ready(this.pieces.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.pieces.iter().map(|it| it.len() as u64).sum())
+    }
 }

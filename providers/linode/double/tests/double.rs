@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gobs_linode_double::{Double, Fault, Kind, Options};
+use gobs_linode_double::{Double, Fault, Guest, Kind, Options};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -319,4 +319,257 @@ async fn the_admin_port_sets_faults_and_the_clock() {
             .status,
         400
     );
+}
+
+/// Makes an instance while this fault is met, and returns its id.
+async fn made_with(double: &Double, kind: Kind) -> u64 {
+    double.fault(Fault::once("POST", "/linode/instances", kind));
+    let made = call(double, "POST", "/linode/instances", machine("web-1")).await;
+    made.json()["id"].as_u64().expect("an id")
+}
+
+async fn until_event(double: &Double, action: &str, status: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let events = call(double, "GET", "/account/events", Value::Null).await;
+        let events = events.json()["data"].as_array().cloned().expect("a list");
+        let is_it = |it: &Value| it["action"] == action && it["status"] == status;
+        if events.iter().any(is_it) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "no {action} {status}: {events:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_slow_fail_or_end_badly() {
+    let double = start();
+    let id = made_with(&double, Kind::JobSlow { virtual_s: 86_400 }).await;
+    double.advance(Duration::from_secs(80_000));
+    let path = format!("/linode/instances/{id}");
+    let stuck = call(&double, "GET", &path, Value::Null).await.json();
+    assert_eq!(stuck["status"], "provisioning");
+    double.advance(Duration::from_secs(10_000));
+    until_status(&double, id, "running").await;
+
+    let double = start();
+    let id = made_with(&double, Kind::BootFails).await;
+    until_event(&double, "linode_boot", "failed").await;
+    until_status(&double, id, "offline").await;
+
+    let double = start();
+    let id = made_with(&double, Kind::BootDies { virtual_s: 600 }).await;
+    until_event(&double, "linode_boot", "finished").await;
+    until_event(&double, "lassie_reboot", "finished").await;
+    until_status(&double, id, "running").await;
+}
+
+#[tokio::test]
+async fn lists_shift_and_show_what_is_gone() {
+    let double = start();
+    let all = "/linode/instances";
+    for name in ["web-1", "web-2"] {
+        call(&double, "POST", all, machine(name)).await;
+    }
+    let labels = |answer: Answer| -> Vec<String> {
+        let data = answer.json()["data"].as_array().cloned().expect("a list");
+        let label = |it: &Value| it["label"].as_str().expect("a label").to_owned();
+        data.iter().map(label).collect()
+    };
+    let list = || call(&double, "GET", all, Value::Null);
+    double.fault(Fault::once("GET", all, Kind::PageShift { by: 1 }));
+    assert_eq!(labels(list().await), ["web-1", "web-1", "web-2"]);
+    double.fault(Fault::once("GET", all, Kind::PageShift { by: -1 }));
+    assert_eq!(labels(list().await), ["web-2"]);
+    let id = double.instances()[0]["id"].as_u64().expect("an id");
+    double.meddle(id, None).expect("deleted");
+    double.advance(Duration::from_secs(60));
+    assert_eq!(labels(list().await), ["web-2"]);
+    double.fault(Fault::once(
+        "GET",
+        all,
+        Kind::ListGhosts { virtual_s: 86_400 },
+    ));
+    assert_eq!(labels(list().await), ["web-2", "web-1"]);
+}
+
+#[tokio::test]
+async fn an_account_has_limits_and_its_tokens_end() {
+    let double = start();
+    double.set_instances_max(Some(1));
+    let all = "/linode/instances";
+    call(&double, "POST", all, machine("web-1")).await;
+    let over = call(&double, "POST", all, machine("web-2")).await;
+    assert!(
+        over.reason().starts_with("Account Limit reached"),
+        "{}",
+        over.body
+    );
+    let full = Kind::Refuse {
+        field: Some("region".into()),
+        reason: "Region is full".into(),
+    };
+    double.fault(Fault::once("POST", all, full));
+    let full = call(&double, "POST", all, machine("web-2")).await;
+    assert_eq!(full.json()["errors"][0]["field"], "region");
+    double.fault(Fault::once("GET", all, Kind::TokenEnds));
+    for _ in 0..2 {
+        let ended = call(&double, "GET", all, Value::Null).await;
+        assert_eq!(
+            (ended.status, ended.reason().as_str()),
+            (401, "Invalid Token")
+        );
+    }
+    double.set_token("double", Some("*"));
+    assert_eq!(call(&double, "GET", all, Value::Null).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_api_that_is_down_refuses_connections_and_comes_back() {
+    let double = start();
+    let address = double.url().replace("http://", "").replace("/v4", "");
+    double.go_down(Duration::from_secs(200));
+    let deadline = Instant::now() + PATIENCE;
+    // The listener ends a moment after it is told to.
+    while TcpStream::connect(&address).await.is_ok() {
+        assert!(Instant::now() < deadline, "it never goes down");
+    }
+    while TcpStream::connect(&address).await.is_err() {
+        assert!(Instant::now() < deadline, "it never comes back");
+    }
+    assert_eq!(
+        call(&double, "GET", "/profile", Value::Null).await.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_slow_body_is_whole_in_the_end() {
+    let double = start();
+    let slow = Kind::SlowBody { virtual_s: 100 };
+    double.fault(Fault::once("GET", "/linode/types", slow));
+    let begun = Instant::now();
+    let types = call(&double, "GET", "/linode/types", Value::Null).await;
+    assert!(
+        begun.elapsed() >= Duration::from_millis(90),
+        "it did not trickle"
+    );
+    assert_eq!(types.json()["page"], 1);
+}
+
+#[tokio::test]
+async fn a_metadata_service_has_faults_of_its_own() {
+    let double = start();
+    let made = call(&double, "POST", "/linode/instances", machine("web-1")).await;
+    let id = made.json()["id"].as_u64().expect("an id");
+    let url = double.metadata_url(id).expect("it listens");
+    let token = || async {
+        let expiry = "Metadata-Token-Expiry-Seconds: 3600\r\n";
+        ask("PUT", &format!("{url}/token"), expiry, "").await
+    };
+    let down = Kind::Before {
+        status: 503,
+        html: false,
+    };
+    double.fault(Fault::once("PUT", "/v1/token", down));
+    assert_eq!(token().await.status, 503);
+    double.fault(Fault::once("PUT", "/v1/token", Kind::ResetBefore));
+    assert_eq!(token().await.status, 0);
+    let token = token().await.body;
+    let header = format!("Metadata-Token: {token}\r\n");
+    let path = format!("{url}/user-data");
+    let data = || ask("GET", &path, &header, "");
+    let expired = Kind::Before {
+        status: 401,
+        html: false,
+    };
+    for (kind, body) in [(Kind::Empty, ""), (Kind::Twice, "aGVsbG8=aGVsbG8=")] {
+        double.fault(Fault::once("GET", "/v1/user-data", kind));
+        assert_eq!(data().await.body, body);
+    }
+    double.fault(Fault::once("GET", "/v1/user-data", expired));
+    assert_eq!(data().await.status, 401);
+    assert_eq!(data().await.body, "aGVsbG8=");
+}
+
+#[tokio::test]
+async fn a_witness_sees_what_is_about_to_be_done() {
+    let witness: gobs_linode_double::Witness = std::sync::Arc::new(|path, body| {
+        let is_marked = body["label"] != "web-1";
+        is_marked
+            .then_some(())
+            .ok_or_else(|| format!("{path} is not to be"))
+    });
+    let options = Options {
+        witness: Some(witness),
+        ..Options::default()
+    };
+    let double = Double::start(options).expect("listens");
+    let all = "/linode/instances";
+    let refused = call(&double, "POST", all, machine("web-1")).await;
+    assert_eq!(refused.reason(), "/linode/instances is not to be");
+    assert_eq!(
+        call(&double, "POST", all, machine("web-2")).await.status,
+        200
+    );
+    assert_eq!((double.stats().unwitnessed, double.stats().created), (1, 1));
+}
+
+#[tokio::test]
+async fn a_guest_lives_while_its_instance_runs() {
+    let directory = std::env::temp_dir().join(format!("gobs-guests-{}", std::process::id()));
+    let guest = Guest {
+        command: "echo $GUEST_LABEL $GUEST_METADATA_URL >>boots; echo $$ >pid; exec sleep 600"
+            .into(),
+        directory: directory.clone(),
+    };
+    let options = Options {
+        seed: Some(7),
+        guest: Some(guest),
+        ..Options::default()
+    };
+    let double = Double::start(options).expect("listens");
+    let made = call(&double, "POST", "/linode/instances", machine("web-1")).await;
+    let id = made.json()["id"].as_u64().expect("an id");
+    let disk = directory.join(id.to_string());
+    let expected = format!("web-1 {}\n", double.metadata_url(id).expect("it listens"));
+    let until_booted = async |times: usize| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let boots = std::fs::read_to_string(disk.join("boots")).unwrap_or_default();
+            let pid = std::fs::read_to_string(disk.join("pid")).unwrap_or_default();
+            if boots == expected.repeat(times) && !pid.is_empty() {
+                return format!("/proc/{}", pid.trim());
+            }
+            assert!(Instant::now() < deadline, "{times} boots: {boots:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let process = until_booted(1).await;
+    assert!(std::fs::exists(&process).expect("/proc"), "{process}");
+    let path = format!("/linode/instances/{id}");
+    call(&double, "POST", &format!("{path}/reboot"), json!({})).await;
+    until_status(&double, id, "running").await;
+    let second = until_booted(2).await;
+    assert!(
+        !std::fs::exists(&process).expect("/proc"),
+        "{process} lives on"
+    );
+    let rebuild = json!({"image": "linode/debian12", "authorized_keys": ["ssh-ed25519 AAAA"]});
+    call(&double, "POST", &format!("{path}/rebuild"), rebuild).await;
+    // Its disk is written anew.
+    until_status(&double, id, "running").await;
+    let third = until_booted(1).await;
+    assert_ne!(second, third);
+    call(&double, "DELETE", &path, Value::Null).await;
+    let deadline = Instant::now() + PATIENCE;
+    while std::fs::exists(&disk).expect("a directory") || std::fs::exists(&third).expect("/proc") {
+        assert!(Instant::now() < deadline, "it is never gone");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Nothing is left in it.
+    std::fs::remove_dir(directory).expect("removed");
 }

@@ -31,9 +31,10 @@ use crate::process::start_time;
 use crate::programs::{Programs, Wanted, environment};
 use crate::protocol::{
     BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply,
-    UserData, host_and_port, method, to_passable,
+    host_and_port, method, to_passable,
 };
-use crate::store::{Store, StoreError, swissnum_hash, sync_dir};
+use crate::store::{Store, StoreError, swissnum_hash};
+use crate::user_data;
 
 /// Pauses between tries to reach the boss grow between these; each is cut by full jitter.
 const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -44,9 +45,6 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Byte connections that wait for the task that serves them.
 const INCOMING_MAX: usize = 64;
-
-/// The largest user data that is read: clouds allow 64 KiB.
-const USER_DATA_BYTES_MAX: u64 = 64 << 10;
 
 /// What the client presence's durable name is derived for.
 const CLIENT_PURPOSE: &str = "client presence";
@@ -88,14 +86,22 @@ pub(crate) enum AgentError {
 }
 
 /// Runs the agent of the machine in a directory, until it is told to end.
-pub(crate) async fn run(layout: Layout) -> Result<(), AgentError> {
+///
+/// `services` are where the user data comes from when the directory has none.
+pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), AgentError> {
+    if !services.is_empty() {
+        user_data::describe(&layout)?;
+    }
     let machine = layout.read_machine()?;
     // Before the lock names this process to those who may send it signals.
-    let signals = Signals::new()?;
+    let mut signals = Signals::new()?;
     let _lock = lock(&layout)?;
     make_runtime(&machine.runtime)?;
     let store = Arc::new(Store::open(&layout)?);
-    take_user_data(&layout, &store)?;
+    tokio::select! {
+        taken = user_data::take(&layout, &store, services) => taken?,
+        () = signals.end() => return Ok(()),
+    }
     let files_max = raise_files_max();
 
     let listen = store.contents().listen.clone();
@@ -171,6 +177,14 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for SIGTERM or SIGINT.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 
     /// Waits for SIGTERM or SIGINT. SIGHUP: reads `machine.json` again.
@@ -338,7 +352,7 @@ impl Hob {
                 contents.registered = true;
             })
             .await?;
-        erase_user_data(layout);
+        user_data::erase(layout);
         self.want();
         Ok(machine)
     }
@@ -476,47 +490,6 @@ fn make_runtime(path: &Path) -> Result<(), AgentError> {
         return Err(AgentError::Runtime(path.to_owned()));
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
-}
-
-/// Takes the user data over into the store, unless that was done before.
-fn take_user_data(layout: &Layout, store: &Store) -> Result<(), AgentError> {
-    if store.contents().registered {
-        // The last hob was killed between the claim and the erasure.
-        erase_user_data(layout);
-        return Ok(());
-    }
-    if store.contents().presence.is_some() {
-        return Ok(());
-    }
-    let path = layout.user_data();
-    let mut text = zeroize::Zeroizing::new(String::new());
-    let read =
-        File::open(&path).and_then(|file| file.take(USER_DATA_BYTES_MAX).read_to_string(&mut text));
-    match read {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(AgentError::NoUserData(path));
-        }
-        Err(source) => return Err(AgentError::Io { path, source }),
-    }
-    let data = UserData::decode(&text)?;
-    store.update(|contents| {
-        contents.listen = data.listen;
-        contents.advertise = data.advertise;
-        contents.presence = Some(data.sturdyref);
-    })?;
-    Ok(())
-}
-
-fn erase_user_data(layout: &Layout) {
-    let path = layout.user_data();
-    let erased = fs::remove_file(&path).and_then(|()| sync_dir(&path));
-    match erased {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, "user data not erased");
-        }
-        _ => {}
-    }
 }
 
 /// Binds the port, and keeps the one that was chosen.

@@ -12,6 +12,7 @@ mod expose;
 mod grant;
 pub mod layout;
 mod local;
+mod metadata;
 mod process;
 mod programs;
 pub mod protocol;
@@ -19,6 +20,7 @@ pub mod server;
 mod service;
 mod splice;
 pub mod store;
+mod user_data;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -48,19 +50,24 @@ const THREADS_MAX: usize = 4;
 const USAGE: &str = "\
 The agent of a machine, and what it knows.
 
-Usage: hob [--dir DIR] [--session]    runs the agent
+Usage: hob [--dir DIR] [--session] [--metadata URL]...    runs the agent
        hob [--dir DIR] status         everything, as JSON
        hob [--dir DIR] list           the bindings: name, address, directory
        hob [--dir DIR] get NAME       a binding's address
 
-  --dir DIR    the machine's directory [env: GOBS_MACHINE_DIR] [default: /var/lib/gobs]
-  --session    leave the terminal's session first
-  --version    the version
+  --dir DIR         the machine's directory [env: GOBS_MACHINE_DIR] [default: /var/lib/gobs]
+  --session         leave the terminal's session first
+  --metadata URL    where the cloud serves the user data, for a directory that has none:
+                    http://169.254.169.254; more than one are asked in turn, until one has it
+  --version         the version
 ";
 
 /// What the command line asks for.
 enum Command {
-    Agent { session: bool },
+    Agent {
+        session: bool,
+        metadata: Vec<String>,
+    },
     Ask(Question),
     Help,
     Version,
@@ -74,7 +81,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok((_, Command::Help)) => print(USAGE),
         Ok((_, Command::Version)) => print(&format!("hob {}\n", env!("CARGO_PKG_VERSION"))),
         Ok((layout, Command::Ask(question))) => ask(&layout, &question),
-        Ok((layout, Command::Agent { session })) => run_agent(layout, session),
+        Ok((layout, Command::Agent { session, metadata })) => run_agent(layout, session, &metadata),
         Err(wrong) => {
             complain(&format!("{wrong}\n\n{USAGE}"));
             return EXIT_USAGE;
@@ -94,6 +101,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
     let dir = std::env::var_os(DIR_VARIABLE).unwrap_or_else(|| DIR_DEFAULT.into());
     let mut dir = PathBuf::from(dir);
     let mut session = false;
+    let mut metadata = Vec::new();
     let mut command = None;
     while let Some(arg) = args.next() {
         let mut value = |what: &str| args.next().ok_or_else(|| format!("{what} is missing"));
@@ -105,6 +113,11 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
             }
             "--session" => {
                 session = true;
+                continue;
+            }
+            "--metadata" => {
+                let url = value("the address of --metadata")?;
+                metadata.push(url.into_string().map_err(|_| "an argument is not UTF-8")?);
                 continue;
             }
             "--help" | "-h" | "help" => Command::Help,
@@ -130,11 +143,11 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
     }
     Ok((
         Layout::new(dir),
-        command.unwrap_or(Command::Agent { session }),
+        command.unwrap_or(Command::Agent { session, metadata }),
     ))
 }
 
-fn run_agent(layout: Layout, session: bool) -> Result<(), String> {
+fn run_agent(layout: Layout, session: bool, metadata: &[String]) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GOBS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // A host that has its own subscriber keeps it.
@@ -153,7 +166,7 @@ fn run_agent(layout: Layout, session: bool) -> Result<(), String> {
         .build()
         .map_err(|error| error.to_string())?;
     runtime
-        .block_on(agent::run(layout))
+        .block_on(agent::run(layout, metadata))
         .map_err(|error| grant::Chain(&error).to_string())
 }
 

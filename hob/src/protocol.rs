@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use convert::{Args, from_passable, to_passable};
 pub(crate) use convert::{sturdyref_text, text};
-pub use user_data::{USER_DATA_FORMAT, UserData, host_and_port};
+pub use user_data::{USER_DATA_FORMAT, USER_DATA_HEADER, UserData, host_and_port};
 
 /// The version of these messages. A presence and a hob that differ refuse `register`.
 pub const PROTOCOL: u32 = 1;

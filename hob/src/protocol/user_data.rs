@@ -1,5 +1,6 @@
 //! The document that a machine starts with.
 
+use data_encoding::BASE64;
 use ocapn::Sturdyref;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -27,6 +28,10 @@ pub struct UserData {
 /// The version of [`UserData`].
 pub const USER_DATA_FORMAT: u32 = 1;
 
+/// The header under which the document stands, in base64 on one line, in user data that is a MIME
+/// message with parts for others.
+pub const USER_DATA_HEADER: &str = "X-Gobs-Hob";
+
 impl UserData {
     /// Returns the document as text; it holds a secret.
     pub fn encode(&self) -> Zeroizing<String> {
@@ -34,8 +39,42 @@ impl UserData {
         Zeroizing::new(serde_json::to_string(self).unwrap_or_default())
     }
 
-    /// Reads the document. The error tells no part of the text.
+    /// Returns the document as a line of a MIME message's head; it holds a secret.
+    pub fn to_header(&self) -> Zeroizing<String> {
+        let value = Zeroizing::new(BASE64.encode(self.encode().as_bytes()));
+        Zeroizing::new(format!("{USER_DATA_HEADER}: {}", *value))
+    }
+
+    /// Returns the text that must be erased from copies of a MIME message; nothing where the text
+    /// is none.
+    pub fn sealed_in(text: &str) -> Option<&str> {
+        let head = text.lines().take_while(|line| !line.trim_end().is_empty());
+        let mut values = head.filter_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case(USER_DATA_HEADER)
+                .then(|| value.trim())
+        });
+        values.next().filter(|value| !value.is_empty())
+    }
+
+    /// Reads the document, by itself or from the head of a MIME message. The error tells no part
+    /// of the text.
     pub fn decode(text: &str) -> Result<Self, Malformed> {
+        let Some(value) = Self::sealed_in(text) else {
+            return Self::decode_document(text);
+        };
+        let document = BASE64.decode(value.as_bytes()).ok();
+        let document = document.and_then(|bytes| String::from_utf8(bytes).ok());
+        match document.map(Zeroizing::new) {
+            Some(document) => Self::decode_document(&document),
+            None => Err(Malformed {
+                what: "user data",
+                why: format!("its header {USER_DATA_HEADER} cannot be read"),
+            }),
+        }
+    }
+
+    fn decode_document(text: &str) -> Result<Self, Malformed> {
         let malformed = |why: String| Malformed {
             what: "user data",
             why,
@@ -101,6 +140,21 @@ mod tests {
             (data.listen.clone(), data.advertise.clone())
         );
         assert!(!format!("{data:?}").contains("c2VjcmV0"));
+
+        let header = data.to_header();
+        let message = format!(
+            "Content-Type: multipart/mixed; boundary=\"b\"\r\n{}\r\n\r\n--b",
+            *header
+        );
+        let back = UserData::decode(&message).unwrap();
+        assert_eq!(back.sturdyref, data.sturdyref);
+        let secret = UserData::sealed_in(&message).unwrap();
+        assert!(header.ends_with(secret));
+        let cut = message.replace(secret, &secret[1..]);
+        let error = UserData::decode(&cut).unwrap_err().to_string();
+        assert!(!error.contains(&secret[1..9]), "{error}");
+        let in_the_body = format!("Content-Type: text/plain\n\n{}", *header);
+        assert_eq!(UserData::sealed_in(&in_the_body), None);
 
         let newer = data.encode().replace("\"gobs\":1", "\"gobs\":2");
         assert!(

@@ -2,6 +2,7 @@
 
 mod bindings;
 mod enrollment;
+mod metadata;
 mod programs;
 mod revocation;
 mod support;

@@ -9,10 +9,12 @@ use std::io;
 use std::sync::Arc;
 
 use data_encoding::{BASE32_NOPAD, BASE32_NOPAD_NOCASE};
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{Signer, SigningKey};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
+
+use crate::certificate;
 
 /// The bytes before the seed in the PKCS #8 form of an Ed25519 private key (RFC 8410, section 7).
 const PKCS8_PREFIX: [u8; 16] = [
@@ -66,16 +68,33 @@ impl Identity {
         designator_of(&self.public_key())
     }
 
+    /// Returns the `SubjectPublicKeyInfo` of the public key, in DER: what programs that know
+    /// certificates pin, commonly by its SHA-256.
+    pub fn subject_public_key_info(&self) -> Vec<u8> {
+        spki_of(&self.public_key())
+    }
+
     /// Returns the key as rustls wants it for raw public keys (RFC 7250): the private half, and the
     /// `SubjectPublicKeyInfo` where a certificate chain would stand.
     pub(crate) fn raw_certified_key(&self) -> Result<CertifiedKey, rustls::Error> {
+        self.certified(self.subject_public_key_info())
+    }
+
+    /// Returns the key with a certificate that it has signed for itself, for programs that know
+    /// no raw public keys. It says nothing but the key, which is what they are to pin.
+    pub(crate) fn self_signed_key(&self) -> Result<CertifiedKey, rustls::Error> {
+        let signed = certificate::unsigned(&self.subject_public_key_info());
+        let signature = self.key.sign(&signed).to_bytes();
+        self.certified(certificate::signed(&signed, &signature))
+    }
+
+    fn certified(&self, public: Vec<u8>) -> Result<CertifiedKey, rustls::Error> {
         let mut pkcs8 = Zeroizing::new([0; PKCS8_PREFIX.len() + 32]);
         pkcs8[..PKCS8_PREFIX.len()].copy_from_slice(&PKCS8_PREFIX);
         pkcs8[PKCS8_PREFIX.len()..].copy_from_slice(self.seed().as_slice());
         let key =
             rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(&pkcs8[..]))?;
-        let public = CertificateDer::from(spki_of(&self.public_key()));
-        Ok(CertifiedKey::new(vec![public], key))
+        Ok(CertifiedKey::new(vec![CertificateDer::from(public)], key))
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod captp;
 mod caretaker;
+mod certificate;
 #[expect(clippy::disallowed_methods, reason = "keys are generated here")]
 mod identity;
 mod locator;
@@ -34,7 +35,7 @@ pub use captp::promise::{Promise, Reference, Resolver};
 pub use caretaker::Caretaker;
 pub use identity::Identity;
 pub use locator::{LocatorError, PeerId, PeerLocator, Sturdyref, Swissnum};
-pub use netlayer::tls_rpk::{IncomingStream, StreamDialer, TlsRpk, TlsRpkOptions};
+pub use netlayer::tls_rpk::{IncomingStream, PublicStream, StreamDialer, TlsRpk, TlsRpkOptions};
 pub use netlayer::{DialError, Netlayer};
 pub use passable::{ErrorValue, Integer, Opaque, Passable, Struct, Symbol, Tagged};
 pub use peer::{

@@ -34,7 +34,7 @@ use self::core::{Core, Settings};
 use crate::captp::broken::Broken;
 use crate::captp::promise::Reference;
 use crate::locator::{PeerId, PeerLocator, Sturdyref};
-use crate::netlayer::{DialError, Netlayer};
+use crate::netlayer::{Connection, DialError, Netlayer};
 use crate::syrup::Mode;
 use crate::vat::{Dialect, Inspection, Limits, Object, Retained, Vat};
 pub use keep::Kept;
@@ -302,6 +302,19 @@ impl Peer {
     /// When there is no session and none can be made.
     pub async fn connect(&self, to: &PeerLocator) -> Result<PeerId, ConnectError> {
         self.core().connect(to).await
+    }
+
+    /// Takes up a connection that was opened elsewhere, as one that we dialled, and waits until its
+    /// session stands. Where there is a session with that peer already, the connection is dropped.
+    ///
+    /// # Errors
+    /// When no session comes of it.
+    pub async fn take_up(
+        &self,
+        to: &PeerLocator,
+        connection: Connection,
+    ) -> Result<PeerId, ConnectError> {
+        self.core().take_up(to, connection).await
     }
 
     /// Returns the peers there is a session with.

@@ -285,3 +285,96 @@ async fn a_closed_listener_lets_its_port_go() {
     idle.close();
     assert!(idle.accept().await.is_none());
 }
+
+/// Runs curl, which knows certificates only, and returns its exit code and what it printed.
+async fn curl(url: String, pin: &[u8]) -> (Option<i32>, String) {
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(pin);
+    let pin = format!("sha256//{}", data_encoding::BASE64.encode(&digest));
+    let run = tokio::task::spawn_blocking(move || {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sSk", "--noproxy", "*", "--pinnedpubkey", &pin, &url]);
+        curl.output().unwrap()
+    });
+    let output = run.await.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[tokio::test]
+async fn programs_that_know_certificates_get_the_key_in_one() {
+    let identity = Identity::generate().unwrap();
+    let (sender, mut streams) = mpsc::channel(4);
+    let options = TlsRpkOptions {
+        public_protocol: Some((b"http/1.1".to_vec(), sender)),
+        ..TlsRpkOptions::default()
+    };
+    let listener = TlsRpk::bind(identity.clone(), ANY_PORT, options)
+        .await
+        .unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let served = tokio::spawn(async move {
+        let mut served = 0;
+        while let Some(mut public) = streams.recv().await {
+            let mut head = [0; 4096];
+            let n = public.stream.read(&mut head).await.unwrap_or(0);
+            if n == 0 {
+                continue;
+            }
+            assert!(head.starts_with(b"GET / HTTP/1.1\r\n"));
+            let answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello";
+            public.stream.write_all(answer).await.unwrap();
+            public.stream.shutdown().await.unwrap();
+            served += 1;
+        }
+        served
+    });
+    let spki = identity.subject_public_key_info();
+    assert_eq!(curl(url.clone(), &spki).await, (Some(0), "hello".into()));
+    let other = Identity::generate().unwrap().subject_public_key_info();
+    let (code, said) = curl(url, &other).await;
+    assert_eq!(code, Some(90), "{said}");
+    // Those with keys of their own come through the same port, as ever.
+    serves(&listener).await;
+    drop(listener);
+    assert_eq!(
+        served.await.unwrap(),
+        1,
+        "nothing was asked with a wrong pin"
+    );
+}
+
+#[tokio::test]
+async fn without_a_public_protocol_such_programs_get_nothing() {
+    let listener = listener(TlsRpkOptions::default()).await;
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let (code, said) = curl(url, b"").await;
+    assert_eq!(code, Some(35), "{said}");
+    serves(&listener).await;
+}
+
+#[tokio::test]
+async fn whoever_answers_is_met_and_proves_its_key() {
+    let listener = listener(TlsRpkOptions::default()).await;
+    let address = listener.local_addr().unwrap();
+    let dialler = dialler();
+    let nowhere = ("127.0.0.1".to_owned(), 1);
+    let addresses = [nowhere.clone(), (address.ip().to_string(), address.port())];
+    let meets = dialler.stream_dialer();
+    let (meeting, far) = tokio::join!(meets.meet(&addresses), async {
+        listener.accept().await.unwrap()
+    });
+    let (locator, near) = meeting.unwrap();
+    assert_eq!(near.proven, Some(listener.locator().designator));
+    assert!(locator.same_peer(&listener.locator()));
+    assert_eq!(far.proven, Some(dialler.locator().designator));
+    let refused = dialler
+        .stream_dialer()
+        .meet(&[nowhere])
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        matches!(refused, DialError::Unreachable { .. }),
+        "{refused}"
+    );
+}

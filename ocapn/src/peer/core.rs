@@ -459,6 +459,15 @@ impl Core {
             }
             _ = closing.wait_for(|closing| *closing) => return Err(ConnectError::Closed),
         };
+        self.take_up(to, connection).await
+    }
+
+    /// Makes a session of a connection that we opened.
+    pub(super) async fn take_up(
+        self: &Arc<Self>,
+        to: &PeerLocator,
+        connection: Connection,
+    ) -> Result<PeerId, ConnectError> {
         // The peer was quicker; a second session of ours would only replace the one that stands.
         if self.session_with(to).is_some() {
             let told = timeout(CROSSING_GRACE, self.wait_for_peer(to)).await;

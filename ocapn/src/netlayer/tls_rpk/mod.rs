@@ -7,7 +7,9 @@
 //!
 //! One port serves several protocols, told apart by ALPN: [`CAPTP_ALPN`] for CapTP, whose messages
 //! travel in frames with a big-endian 32-bit length (a frame of length 0 is the keepalive), and one
-//! more of the owner's choice for plain byte streams (see [`StreamDialer`]).
+//! more of the owner's choice for plain byte streams (see [`StreamDialer`]). A third may be for
+//! programs that know nothing of raw keys: they show none, and get ours in a certificate that it
+//! has signed for itself (see [`TlsRpkOptions::public_protocol`]).
 //!
 //! A refusal by the listener reaches the dialler only at its first read: a connection that was
 //! dialled is good once something has been read from it, not before.
@@ -22,10 +24,11 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use rustls::pki_types::ServerName;
+use rustls::server::{Acceptor, ClientHello};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
 use super::framing::{FrameLimits, FramedIncoming, FramedOutgoing, Framing};
 use super::quota::{Place, Quota};
@@ -55,6 +58,12 @@ pub struct TlsRpkOptions {
     /// The ALPN of plain byte streams, and where those that others open go. Default: none. A
     /// stream that finds the channel full waits for the rest of its handshake's time.
     pub stream_protocol: Option<(Vec<u8>, mpsc::Sender<IncomingStream>)>,
+    /// The ALPN of streams from programs that show no key, such as `http/1.1`, and where those go.
+    /// They get our key in a self-signed certificate, to be pinned
+    /// ([`Identity::subject_public_key_info`]). A program that names no ALPN at all is taken for
+    /// one of them. Default: none. A stream that finds the channel full waits for the rest of its
+    /// handshake's time.
+    pub public_protocol: Option<(Vec<u8>, mpsc::Sender<PublicStream>)>,
     /// How many connections may be in their handshake. Default 512, about 10 MiB. More are closed
     /// at once.
     pub handshakes_max: usize,
@@ -78,6 +87,7 @@ impl Default for TlsRpkOptions {
         Self {
             advertise: Vec::new(),
             stream_protocol: None,
+            public_protocol: None,
             handshakes_max: 512,
             handshakes_per_address_max: 128,
             handshake_timeout: Duration::from_secs(10),
@@ -94,6 +104,15 @@ impl Default for TlsRpkOptions {
 pub struct IncomingStream {
     /// Who opened it; always authenticated.
     pub peer: PeerId,
+    /// The stream itself.
+    pub stream: TlsStream<TcpStream>,
+}
+
+/// A byte stream from a program that showed no key.
+#[derive(Debug)]
+pub struct PublicStream {
+    /// From where it came.
+    pub address: SocketAddr,
     /// The stream itself.
     pub stream: TlsStream<TcpStream>,
 }
@@ -161,8 +180,19 @@ impl TlsRpk {
             .collect();
         let config =
             verify::server_config(&netlayer.dialer.identity, alpns).map_err(io::Error::other)?;
+        let public = options.public_protocol.map(|(alpn, streams)| {
+            let config = verify::public_config(&netlayer.dialer.identity, &alpn)?;
+            Ok(Public {
+                config: Arc::new(config),
+                alpn,
+                streams,
+            })
+        });
         let door = Arc::new(Door {
-            acceptor: TlsAcceptor::from(Arc::new(config)),
+            config: Arc::new(config),
+            public: public
+                .transpose()
+                .map_err(io::Error::other::<rustls::Error>)?,
             quota: Arc::new(Quota::new(
                 options.handshakes_max,
                 options.handshakes_per_address_max,
@@ -195,22 +225,24 @@ impl TlsRpk {
         let captp = verify::client_config(&identity, CAPTP_ALPN).map_err(io::Error::other)?;
         let locator = PeerLocator::new(TRANSPORT, identity.designator())
             .with_addresses(advertise.iter().cloned());
+        let limits = FrameLimits {
+            frame_bytes_max: options.frame_bytes_max,
+            keepalive: Some(options.keepalive),
+            dead_after: Some(options.dead_after),
+        };
         Ok(Self {
             dialer: StreamDialer {
                 identity,
                 connect_timeout: options.connect_timeout,
                 handshake_timeout: options.handshake_timeout,
+                limits,
             },
             captp: Arc::new(captp),
             locator,
             local_address,
             accepted: Mutex::new(accepted),
             closed: watch::Sender::new(false),
-            limits: FrameLimits {
-                frame_bytes_max: options.frame_bytes_max,
-                keepalive: Some(options.keepalive),
-                dead_after: Some(options.dead_after),
-            },
+            limits,
         })
     }
 
@@ -295,6 +327,7 @@ pub struct StreamDialer {
     identity: Identity,
     connect_timeout: Duration,
     handshake_timeout: Duration,
+    limits: FrameLimits,
 }
 
 impl StreamDialer {
@@ -317,6 +350,35 @@ impl StreamDialer {
         self.dial_with(to, &Arc::new(config)).await
     }
 
+    /// Opens a connection for CapTP to whoever answers at one of these addresses, and returns it
+    /// with the locator of the key that was proved there: for a first meeting with a peer whose
+    /// key is not known yet. It proves nothing about the address: what is given to the peer must
+    /// rest on more, such as a secret that only it can know.
+    ///
+    /// # Errors
+    /// When nobody answers who holds an Ed25519 key.
+    pub async fn meet(
+        &self,
+        addresses: &[(String, u16)],
+    ) -> Result<(PeerLocator, Connection), DialError> {
+        let own = self.identity.designator();
+        let failed = |source| DialError::Unreachable {
+            address: own.clone(),
+            source,
+        };
+        let config = verify::stranger_config(&self.identity, CAPTP_ALPN);
+        let config = config.map_err(|error| failed(io::Error::other(error)))?;
+        // Asked for nowhere, and never sent: the name has to be some name.
+        let name = ServerName::try_from(own.clone());
+        let name = name.map_err(|error| failed(io::Error::other(error)))?;
+        let config = Arc::new(config);
+        let stream = self.dial_first(addresses.to_vec(), &name, &config).await?;
+        let designator = shown(&stream).ok_or_else(|| failed(no_key()))?;
+        let locator = PeerLocator::new(TRANSPORT, designator.clone())
+            .with_addresses(addresses.iter().cloned());
+        Ok((locator, connection(stream, &designator, self.limits)))
+    }
+
     async fn dial_with(
         &self,
         to: &PeerLocator,
@@ -328,7 +390,16 @@ impl StreamDialer {
         let pin = key_of_designator(&to.designator)
             .and_then(|_| ServerName::try_from(to.designator.clone()).ok())
             .ok_or_else(|| DialError::Designator(to.designator.clone()))?;
-        first_success(to.addresses(), |host, port| {
+        self.dial_first(to.addresses(), &pin, config).await
+    }
+
+    async fn dial_first(
+        &self,
+        addresses: Vec<(String, u16)>,
+        pin: &ServerName<'static>,
+        config: &Arc<rustls::ClientConfig>,
+    ) -> Result<TlsStream<TcpStream>, DialError> {
+        first_success(addresses, |host, port| {
             let connector = TlsConnector::from(Arc::clone(config));
             let pin = pin.clone();
             async move {
@@ -356,12 +427,30 @@ impl StreamDialer {
 
 /// What stands behind the port.
 struct Door {
-    acceptor: TlsAcceptor,
+    config: Arc<rustls::ServerConfig>,
+    public: Option<Public>,
     quota: Arc<Quota>,
     handshake_timeout: Duration,
     limits: FrameLimits,
     sessions: mpsc::Sender<Connection>,
     streams: Option<(Vec<u8>, mpsc::Sender<IncomingStream>)>,
+}
+
+/// What programs that show no key are given.
+struct Public {
+    config: Arc<rustls::ServerConfig>,
+    alpn: Vec<u8>,
+    streams: mpsc::Sender<PublicStream>,
+}
+
+impl Public {
+    /// Returns whether a greeting is from such a program.
+    fn is_for(&self, hello: &ClientHello<'_>) -> bool {
+        match hello.alpn() {
+            Some(mut offered) => offered.any(|alpn| alpn == self.alpn),
+            None => true,
+        }
+    }
 }
 
 impl Door {
@@ -396,8 +485,21 @@ impl Door {
         let deadline = Instant::now() + self.handshake_timeout;
         let admitted = timeout_at(deadline, async {
             tcp.set_nodelay(true)?;
-            let stream = self.acceptor.accept(tcp).await?;
-            self.route(stream.into(), address).await
+            let greeted = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+            match &self.public {
+                Some(public) if public.is_for(&greeted.client_hello()) => {
+                    let stream = greeted.into_stream(Arc::clone(&public.config)).await?;
+                    let stream = PublicStream {
+                        address,
+                        stream: stream.into(),
+                    };
+                    public.streams.send(stream).await.map_err(|_| gone())
+                }
+                _ => {
+                    let stream = greeted.into_stream(Arc::clone(&self.config)).await?;
+                    self.route(stream.into(), address).await
+                }
+            }
         });
         let admitted = tokio::select! {
             admitted = admitted => admitted,
@@ -413,14 +515,8 @@ impl Door {
     }
 
     async fn route(&self, stream: TlsStream<TcpStream>, address: SocketAddr) -> io::Result<()> {
-        let gone = || io::Error::other("nobody takes connections any more");
-        let (_, tls) = stream.get_ref();
-        let designator = tls
-            .peer_certificates()
-            .and_then(|keys| key_of_spki(keys.first()?))
-            .map(|key| designator_of(&key))
-            .ok_or_else(|| io::Error::other("no key was shown"))?;
-        match (tls.alpn_protocol(), &self.streams) {
+        let designator = shown(&stream).ok_or_else(no_key)?;
+        match (stream.get_ref().1.alpn_protocol(), &self.streams) {
             (Some(CAPTP_ALPN), _) => {
                 let connection = connection(stream, &designator, self.limits);
                 self.sessions.send(connection).await.map_err(|_| gone())
@@ -440,6 +536,20 @@ impl Door {
             _ => Err(io::Error::other("no protocol was chosen")),
         }
     }
+}
+
+/// Returns the designator of the key that the other end has proved.
+fn shown(stream: &TlsStream<TcpStream>) -> Option<String> {
+    let keys = stream.get_ref().1.peer_certificates()?;
+    key_of_spki(keys.first()?).map(|key| designator_of(&key))
+}
+
+fn no_key() -> io::Error {
+    io::Error::other("no key was shown")
+}
+
+fn gone() -> io::Error {
+    io::Error::other("nobody takes connections any more")
 }
 
 fn connection(stream: TlsStream<TcpStream>, designator: &str, limits: FrameLimits) -> Connection {

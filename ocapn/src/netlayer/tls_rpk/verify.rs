@@ -10,6 +10,7 @@ use rustls::crypto::{
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
+use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
@@ -18,10 +19,33 @@ use rustls::{
 
 use crate::identity::{Identity, key_of_designator, key_of_spki};
 
+/// Returns what whoever dials somebody unknown is configured with: any Ed25519 key will do.
+pub(super) fn stranger_config(identity: &Identity, alpn: &[u8]) -> Result<ClientConfig, Error> {
+    let (provider, keys) = provider();
+    client_config_with(
+        identity,
+        alpn,
+        provider,
+        RawKeys {
+            pins: false,
+            ..keys
+        },
+    )
+}
+
 /// Returns what the dialler is configured with. The server name of a connection is the designator
 /// that is pinned: it is checked here and, with SNI off, never sent.
 pub(super) fn client_config(identity: &Identity, alpn: &[u8]) -> Result<ClientConfig, Error> {
     let (provider, keys) = provider();
+    client_config_with(identity, alpn, provider, keys)
+}
+
+fn client_config_with(
+    identity: &Identity,
+    alpn: &[u8],
+    provider: Arc<CryptoProvider>,
+    keys: RawKeys,
+) -> Result<ClientConfig, Error> {
     let key = Arc::new(identity.raw_certified_key()?);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
@@ -53,19 +77,38 @@ pub(super) fn server_config(
     Ok(config)
 }
 
+/// Returns what the listener is configured with for programs that know certificates: they show no
+/// key, and get ours in a certificate.
+pub(super) fn public_config(identity: &Identity, alpn: &[u8]) -> Result<ServerConfig, Error> {
+    let (provider, _) = provider();
+    let key = identity.self_signed_key()?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
 fn provider() -> (Arc<CryptoProvider>, RawKeys) {
     let provider = rustls::crypto::ring::default_provider();
     let keys = RawKeys {
         algorithms: provider.signature_verification_algorithms,
+        pins: true,
     };
     (Arc::new(provider), keys)
 }
 
 /// Verifies that the other end holds the Ed25519 key that it shows; the dialler also that it is the
-/// key asked for.
+/// key asked for, where it asks for one.
 #[derive(Debug)]
 struct RawKeys {
     algorithms: WebPkiSupportedAlgorithms,
+    /// Whether the dialler knows whom it dials.
+    pins: bool,
 }
 
 impl RawKeys {
@@ -96,6 +139,10 @@ impl ServerCertVerifier for RawKeys {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        if !self.pins {
+            let shown = key_of_spki(end_entity).ok_or(REFUSED);
+            return shown.map(|_| ServerCertVerified::assertion());
+        }
         let ServerName::DnsName(designator) = server_name else {
             return Err(REFUSED);
         };

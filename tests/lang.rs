@@ -501,11 +501,7 @@ fn rich_schemas() -> Schemas {
         ("volume", Nesting::Labelled),
     ] {
         let size = Attribute::optional(Type::Number, Change::InPlace, "").with_default(1);
-        let nested = NestedBlock {
-            nesting,
-            block: Block::of([("size", size)]),
-            change: Change::InPlace,
-        };
+        let nested = NestedBlock::new(nesting, Change::InPlace, Block::of([("size", size)]));
         machine.blocks.insert(name.into(), nested);
     }
     schemas

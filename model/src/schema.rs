@@ -40,7 +40,26 @@ pub enum Role {
     OptionalComputed,
     /// The provider alone.
     Computed,
+    /// gobs alone, in a nested block with a flag `derived`: where that is `true`, who must reach
+    /// the machine's hob, as [`ADMITS`] says.
+    Admits,
 }
+
+/// The type of an attribute of [`Role::Admits`]: whose TCP connections to which port of the
+/// machine are to be let in, as far as gobs knows.
+pub static ADMITS: std::sync::LazyLock<Type> = std::sync::LazyLock::new(|| {
+    let field = |name: &str, ty| {
+        let (optional, default) = (false, None);
+        let field = crate::ObjectField {
+            ty,
+            optional,
+            default,
+        };
+        (name.to_owned(), field)
+    };
+    let fields = [field("address", Type::String), field("port", Type::Number)];
+    Type::set(Type::Object(fields.into()))
+});
 
 /// One attribute of a block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +105,10 @@ pub struct NestedBlock {
     /// What adding or removing the block costs.
     #[serde(default)]
     pub change: Change,
+    /// Whether it stands for data that outlives the block and the machine: it is destroyed with
+    /// them only where its attribute `delete` is `true`.
+    #[serde(default)]
+    pub outlives: bool,
 }
 
 /// What a block may hold.
@@ -156,6 +179,25 @@ impl Attribute {
             default: None,
             description,
         }
+    }
+}
+
+impl NestedBlock {
+    /// Returns a nested block that goes with its machine.
+    pub fn new(nesting: Nesting, change: Change, block: Block) -> Self {
+        Self {
+            nesting,
+            block,
+            change,
+            outlives: false,
+        }
+    }
+
+    /// Returns this block as one that stands for data, which outlives it.
+    #[must_use]
+    pub fn outlives(mut self) -> Self {
+        self.outlives = true;
+        self
     }
 }
 

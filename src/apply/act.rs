@@ -9,6 +9,7 @@ use gobs_state::{Phase, Row, RowChange, RowKind, Started, SwissnumHash};
 use tokio::sync::watch;
 
 use crate::boss::{BindRequest, Boss, BossError, UnbindRequest, Unbound};
+use crate::plan::without_additions;
 
 use super::prepare::{set_enrolled, with_bound, with_observed};
 use super::{Event, Events};
@@ -299,8 +300,9 @@ impl BindWork {
 }
 
 impl MachineWork {
-    async fn create(self, request: CreateRequest, row: Row) -> Ended {
+    async fn create(self, request: CreateRequest, mut row: Row) -> Ended {
         let mut lost = 0;
+        let bare = only_made(&*self.provider, row.wanted.clone());
         loop {
             let answer = self
                 .unless_busy(|| {
@@ -321,13 +323,33 @@ impl MachineWork {
             lost += 1;
             // Never repeated blindly: it may exist.
             match self.look_for(&request.token).await {
-                Ok(Some(observed)) => {
+                Ok(Some(observed)) if bare == row.wanted => {
                     self.accepted();
                     return created(row, observed);
+                }
+                // It is there, but perhaps not all that comes after it: a repeat makes only that.
+                Ok(Some(_)) if lost < LOST_TRIES_MAX => {}
+                Ok(Some(observed)) => {
+                    self.accepted();
+                    row.wanted = bare;
+                    return self.incomplete(&error, with_observed(row, observed));
                 }
                 Ok(None) if lost < LOST_TRIES_MAX => {}
                 Ok(None) | Err(_) => return self.failed("Creation in doubt", &error),
             }
+        }
+    }
+
+    /// Keeps a machine that was made, though not all that belongs to it.
+    fn incomplete(&self, error: &Error, row: Row) -> Ended {
+        let address = &self.teller.address;
+        let detail = format!("{address} was made, but not all of its blocks: {error}.");
+        let diagnostic = Diagnostic::error("Creation incomplete", detail)
+            .about(address.clone(), Path::default())
+            .hint("The next apply makes what is missing.");
+        Ended::Failed {
+            diagnostic: Box::new(diagnostic),
+            changes: vec![RowChange::PutRow(Box::new(row))],
         }
     }
 
@@ -462,6 +484,13 @@ fn after_lost(lost: u32, error: Error) -> Error {
         _ if lost == 0 => error,
         _ => Error::InDoubt(format!("an answer was lost, and then: {error}")),
     }
+}
+
+/// Returns what was asked of a machine of which only is known that it was made.
+pub(super) fn only_made(provider: &dyn Provider, wanted: Known) -> Known {
+    let bare = without_additions(&provider.schema().machine, wanted.value());
+    // A part of what is known is known.
+    Known::try_from(bare).unwrap_or(wanted)
 }
 
 /// Looks for a machine by its token until its absence means something.

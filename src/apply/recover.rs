@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use gobs_model::{Address, Diagnostic, Known, Value};
+use gobs_model::{Address, Diagnostic, Kind, Known, Value};
 use gobs_provider::{Provider, Token};
 use gobs_state::{
     Doubt, Finished, Outcome, Phase, Row, RowChange, RowKind, Snapshot, Store, StoreError,
@@ -12,7 +12,7 @@ use gobs_state::{
 
 use crate::boss::{Boss, UnbindRequest, Unbound};
 
-use super::act::look_for;
+use super::act::{look_for, only_made};
 use super::prepare::{Detail, observed_of, provider_wanted, with_observed};
 use super::{Event, Events, Providers};
 
@@ -214,6 +214,8 @@ async fn settle(
                     {
                         tracing::warn!(%error, machine = %address, "an acceptance was not noted");
                     }
+                    // What comes after the machine may be missing: the next plan asks for it.
+                    let wanted = only_made(provider, wanted);
                     let row = Row {
                         address: address.clone(),
                         wanted,
@@ -361,7 +363,25 @@ fn shows(observed: &Value, wanted: &Known) -> bool {
     };
     let asked = wanted.iter().filter(|(_, value)| !value.is_null());
     let mut shown = asked.filter_map(|(name, value)| Some((observed.get(name)?, value)));
-    shown.all(|(observed, wanted)| observed.same(wanted))
+    shown.all(|(observed, wanted)| covers(observed, wanted))
+}
+
+/// Returns whether a value is what was asked for, or that with more that was not asked for.
+fn covers(observed: &Value, wanted: &Value) -> bool {
+    if let (Kind::Object(wanted), Some(_)) = (&wanted.kind, observed.as_entries()) {
+        let mut asked = wanted.iter().filter(|(_, value)| !value.is_null());
+        return asked.all(|(name, it)| observed.get(name).is_some_and(|seen| covers(seen, it)));
+    }
+    if let (Kind::List(seen), Kind::List(wanted)) = (&observed.kind, &wanted.kind) {
+        let mut pairs = seen.iter().zip(wanted.iter());
+        return seen.len() == wanted.len() && pairs.all(|(seen, it)| covers(seen, it));
+    }
+    if let (Kind::Map(seen), Kind::Map(wanted)) = (&observed.kind, &wanted.kind) {
+        let mut asked = wanted.iter();
+        return seen.len() == wanted.len()
+            && asked.all(|(label, it)| seen.get(label).is_some_and(|seen| covers(seen, it)));
+    }
+    observed.same(wanted)
 }
 
 /// Ends the claim and the presence of a hob that is gone.

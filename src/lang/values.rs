@@ -69,6 +69,7 @@ pub(super) fn block(
                 continue;
             }
             None if schema.role == Role::Computed => continue,
+            None if schema.role == Role::Admits => Value::NULL,
             None => schema.default.clone().unwrap_or(Value::NULL),
         };
         entries.insert(name.as_str().into(), value.sensitive_if(schema.sensitive));
@@ -85,8 +86,12 @@ fn sentence(text: &str) -> String {
 }
 
 fn set(eval: &mut Eval<'_>, name: &str, schema: &AttributeSchema, attribute: &Attribute) -> Value {
-    if schema.role == Role::Computed {
-        let detail = format!("\"{name}\" is decided by the provider and cannot be set.");
+    if matches!(schema.role, Role::Computed | Role::Admits) {
+        let who = match schema.role {
+            Role::Admits => "gobs",
+            _ => "the provider",
+        };
+        let detail = format!("\"{name}\" is decided by {who} and cannot be set.");
         let summary = "Value for computed attribute";
         eval.fail_at(attribute.name.span, summary, detail, None);
     }

@@ -2,10 +2,11 @@
 //! against what it said.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gobs_model::{
-    Attribute, Block, Change, Kind, Known, NestedBlock, Nesting, Path, ProviderSchema, Role, Type,
-    Value,
+    Attribute, Block, Change, Kind, Known, NestedBlock, Nesting, Path, ProviderSchema, Role,
+    Segment, Type, Value,
 };
 use gobs_state::{Row, RowKind};
 
@@ -85,7 +86,8 @@ pub fn drift(schema: &ProviderSchema, row: &Row, now: Option<&Known>) -> Option<
         Some(now) => {
             let mut drifted = Vec::new();
             let (was, now) = (row.observed.value(), now.value());
-            drift_in(&schema.machine, row.wanted.value(), was, now, &mut drifted);
+            let (wanted, at) = (row.wanted.value(), Path::default());
+            drift_in(&schema.machine, wanted, was, now, &at, &mut drifted);
             if drifted.is_empty() {
                 return None;
             }
@@ -104,7 +106,9 @@ pub fn machine_object(schema: &ProviderSchema, row: &Row) -> Value {
         RowKind::Service { .. } | RowKind::Binding { .. } => None,
     };
     let (wanted, observed) = (row.wanted.value(), Some(row.observed.value()));
-    planned_machine(&schema.machine, wanted, observed, enrolled)
+    let mut entries = planned_block(&schema.machine, wanted, observed, true);
+    entries.insert(HOB.into(), hob_object(wanted, enrolled));
+    Value::object(entries)
 }
 
 /// Returns what a reference to a machine will show; what the provider has not said is unknown.
@@ -114,27 +118,72 @@ pub(crate) fn planned_machine(
     observed: Option<&Value>,
     enrolled: Option<&str>,
 ) -> Value {
+    let mut entries = planned_block(block, wanted, observed, false);
+    entries.insert(HOB.into(), hob_object(wanted, enrolled));
+    Value::object(entries)
+}
+
+/// Returns what a block will show. Where all is `settled`, what was never said is `null`; else
+/// the provider has yet to say it.
+fn planned_block(
+    block: &Block,
+    wanted: &Value,
+    observed: Option<&Value>,
+    settled: bool,
+) -> BTreeMap<Arc<str>, Value> {
     let attribute = |(name, attribute): (&String, &Attribute)| {
         let asked = wanted.get(name).filter(|value| !value.is_null());
         let said = observed.and_then(|observed| observed.get(name));
         let value = match (attribute.role, asked, observed) {
-            (Role::Required | Role::Optional, asked, _) => asked.cloned().unwrap_or(Value::NULL),
+            (Role::Required | Role::Optional | Role::Admits, asked, _) => {
+                asked.cloned().unwrap_or(Value::NULL)
+            }
             (Role::OptionalComputed, Some(asked), _) => asked.clone(),
-            (_, _, None) => Value::unknown(attribute.ty.clone()),
-            (_, _, Some(_)) => said.cloned().unwrap_or(Value::NULL),
+            (_, _, None) if !settled => Value::unknown(attribute.ty.clone()),
+            (_, _, _) => said.cloned().unwrap_or(Value::NULL),
         };
         (
             name.as_str().into(),
             value.sensitive_if(attribute.sensitive),
         )
     };
-    let blocks = block.blocks.keys().map(|name| {
-        let value = wanted.get(name).cloned().unwrap_or(Value::NULL);
+    let blocks = block.blocks.iter().map(|(name, nested)| {
+        let said = observed.and_then(|observed| observed.get(name));
+        let value = planned_nested(nested, field(wanted, name), said, settled);
         (name.as_str().into(), value)
     });
     let attributes = block.attributes.iter().map(attribute);
-    let hob = std::iter::once((HOB.into(), hob_object(wanted, enrolled)));
-    Value::object::<std::sync::Arc<str>>(attributes.chain(blocks).chain(hob))
+    attributes.chain(blocks).collect()
+}
+
+fn planned_nested(
+    nested: &NestedBlock,
+    wanted: &Value,
+    observed: Option<&Value>,
+    settled: bool,
+) -> Value {
+    let one = |wanted: &Value, observed: Option<&Value>| {
+        let Kind::Object(_) = wanted.kind else {
+            return wanted.clone();
+        };
+        let observed = observed.filter(|it| it.as_entries().is_some());
+        let entries = planned_block(&nested.block, wanted, observed, settled);
+        Value::object(entries).sensitive_if(wanted.sensitive)
+    };
+    let value = match (&wanted.kind, nested.nesting) {
+        (Kind::List(elements), Nesting::List) => {
+            let said = observed.and_then(Value::as_elements).unwrap_or_default();
+            let each = elements.iter().enumerate();
+            Value::list(each.map(|(at, wanted)| one(wanted, said.get(at))))
+        }
+        (Kind::Map(entries), Nesting::Labelled) => {
+            let each = entries.iter();
+            let said = |label: &str| observed.and_then(|it| it.get(label));
+            Value::map(each.map(|(label, it)| (label.clone(), one(it, said(label)))))
+        }
+        _ => return one(wanted, observed),
+    };
+    value.sensitive_if(wanted.sensitive)
 }
 
 fn hob_object(wanted: &Value, enrolled: Option<&str>) -> Value {
@@ -176,7 +225,9 @@ fn compare_block(
     for (name, attribute) in &block.attributes {
         let (was, wanted) = (field(was, name), field(wanted, name));
         let kept = attribute.role == Role::OptionalComputed && wanted.is_null();
-        if attribute.role == Role::Computed || kept || was.same(wanted) {
+        // Who is let in has steps of its own.
+        let is_ours = matches!(attribute.role, Role::Computed | Role::Admits);
+        if is_ours || kept || was.same(wanted) {
             continue;
         }
         let (path, change) = (at.join(name), attribute.change);
@@ -254,39 +305,122 @@ fn drift_in(
     wanted: &Value,
     was: &Value,
     now: &Value,
+    at: &Path,
     drifted: &mut Vec<DriftedAttribute>,
 ) {
-    let set = |name: &str| !field(wanted, name).is_null();
     let names = block
         .attributes
         .iter()
-        .filter(|(_, it)| it.role != Role::Computed);
-    let attributes = names.map(|(name, attribute)| (name, attribute.sensitive));
-    let blocks = block.blocks.keys().map(|name| (name, false));
-    for (name, sensitive) in attributes.chain(blocks).filter(|(name, _)| set(name)) {
+        .filter(|(name, it)| it.role != Role::Computed && !field(wanted, name).is_null());
+    for (name, attribute) in names {
         // What the provider never shows (a password) cannot be seen to drift.
         let (Some(was), Some(now)) = (was.get(name), now.get(name)) else {
             continue;
         };
-        let sensitive = sensitive || field(wanted, name).contains_sensitive();
-        if !was.same(now) {
-            drifted.push(DriftedAttribute {
-                path: Path::attribute(name),
-                was: was.clone().sensitive_if(sensitive),
-                now: now.clone().sensitive_if(sensitive),
-            });
+        let sensitive = attribute.sensitive || field(wanted, name).contains_sensitive();
+        note_drift(at.join(name), was, now, sensitive, drifted);
+    }
+    for (name, nested) in &block.blocks {
+        let (Some(was), Some(now)) = (was.get(name), now.get(name)) else {
+            continue;
+        };
+        let wanted = field(wanted, name);
+        drift_of_nested(nested, wanted, was, now, &at.join(name), drifted);
+    }
+}
+
+fn drift_of_nested(
+    nested: &NestedBlock,
+    wanted: &Value,
+    was: &Value,
+    now: &Value,
+    at: &Path,
+    drifted: &mut Vec<DriftedAttribute>,
+) {
+    let mut one = |wanted: &Value, was: &Value, now: &Value, at: Path| {
+        let inside = [wanted, was, now]
+            .iter()
+            .all(|it| it.as_entries().is_some());
+        if inside {
+            drift_in(&nested.block, wanted, was, now, &at, drifted);
+        } else if !wanted.is_null() {
+            note_drift(at, was, now, wanted.contains_sensitive(), drifted);
         }
+    };
+    match nested.nesting {
+        Nesting::Single => one(wanted, was, now, at.clone()),
+        Nesting::List => {
+            let [wanted, was, now] = [wanted, was, now].map(|it| it.as_elements());
+            let (wanted, was) = (wanted.unwrap_or_default(), was.unwrap_or_default());
+            let now = now.unwrap_or_default();
+            for (index, wanted) in wanted.iter().enumerate() {
+                let [was, now] = [was, now].map(|it| it.get(index).unwrap_or(&Value::NULL));
+                one(wanted, was, now, at.index(index));
+            }
+        }
+        Nesting::Labelled => {
+            for (label, wanted) in wanted.as_entries().into_iter().flatten() {
+                one(wanted, field(was, label), field(now, label), at.join(label));
+            }
+        }
+    }
+}
+
+fn note_drift(
+    path: Path,
+    was: &Value,
+    now: &Value,
+    sensitive: bool,
+    drifted: &mut Vec<DriftedAttribute>,
+) {
+    if !was.same(now) {
+        drifted.push(DriftedAttribute {
+            path,
+            was: was.clone().sensitive_if(sensitive),
+            now: now.clone().sensitive_if(sensitive),
+        });
     }
 }
 
 /// Returns what changing the attribute or block at this path costs.
 pub(crate) fn cost_of(block: &Block, path: &Path) -> Change {
-    let Some(gobs_model::Segment::Attribute(name)) = path.0.first() else {
-        return Change::default();
+    let mut segments = path.0.iter();
+    let (mut block, mut cost) = (block, Change::default());
+    while let Some(Segment::Attribute(name)) = segments.next() {
+        if let Some(attribute) = block.attributes.get(name) {
+            return attribute.change;
+        }
+        let Some(nested) = block.blocks.get(name) else {
+            return cost;
+        };
+        (block, cost) = (&nested.block, nested.change);
+        if nested.nesting != Nesting::Single {
+            // Which of them it is: an index or a label.
+            segments.next();
+        }
+    }
+    cost
+}
+
+/// Returns what was asked of a machine without what is added to it once it is there: of a machine
+/// that was only just made, nobody knows how much of that has come about.
+pub(crate) fn without_additions(block: &Block, wanted: &Value) -> Value {
+    let Some(entries) = wanted.as_entries() else {
+        return wanted.clone();
     };
-    let attribute = block.attributes.get(name).map(|it| it.change);
-    let nested = block.blocks.get(name).map(|it| it.change);
-    attribute.or(nested).unwrap_or_default()
+    let bare = entries.iter().map(|(name, value)| {
+        let added = block.blocks.get(&**name);
+        let value = match added.filter(|it| it.change == Change::InPlace) {
+            None => value.clone(),
+            Some(nested) => match nested.nesting {
+                Nesting::Single => Value::NULL,
+                Nesting::List => Value::list([]),
+                Nesting::Labelled => Value::map::<Arc<str>>([]),
+            },
+        };
+        (name.clone(), value)
+    });
+    Value::object::<Arc<str>>(bare).sensitive_if(wanted.sensitive)
 }
 
 fn field<'a>(object: &'a Value, name: &str) -> &'a Value {
@@ -331,11 +465,7 @@ mod tests {
             ("ipv4", Attribute::computed(text.clone(), "")),
         ]);
         let disk = Block::of([("gb", Attribute::required(Type::Number, Change::Resize, ""))]);
-        let nested = |nesting| NestedBlock {
-            nesting,
-            block: disk.clone(),
-            change: Change::Rebuild,
-        };
+        let nested = |nesting| NestedBlock::new(nesting, Change::Rebuild, disk.clone());
         let blocks = [
             ("disk".to_owned(), nested(Nesting::List)),
             ("boot".to_owned(), nested(Nesting::Single)),

@@ -29,10 +29,11 @@ pub use diff::{HOB, change_of, drift, fingerprint, machine_object};
 pub use file::{PlanFile, PlanFileError, RecordedFile, RecordedFiles, RecordedInputs};
 pub use review::{ImpossiblePlan, review};
 pub use step::{
-    Action, Because, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Options,
+    Action, Because, BlockShape, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Options,
     OutputChange, Plan, Step, StepId,
 };
 
+pub(crate) use diff::without_additions;
 pub(crate) use machines::wanted_of;
 
 use draft::{Draft, Node};
@@ -253,6 +254,7 @@ impl Planner<'_> {
             reads.entry(step.address.clone()).or_insert(0);
         }
         Ok(Plan {
+            blocks: shapes(self.schemas, &steps),
             destroy: self.options.destroy,
             serial: self.snapshot.serial,
             reads: reads.into_iter().collect(),
@@ -443,6 +445,22 @@ fn block_order(config: &Config) -> BlockOrder {
             }
         }
     }
+}
+
+/// Returns how the nested blocks of the machines in these steps are written.
+fn shapes(schemas: &Schemas, steps: &[Step]) -> BTreeMap<String, BTreeMap<String, BlockShape>> {
+    let providers = steps.iter().filter_map(|step| match &step.action {
+        Action::Create { provider, .. }
+        | Action::Update { provider, .. }
+        | Action::Delete { provider, .. } => Some(machines::provider_name(provider)),
+        _ => None,
+    });
+    let shapes = |kind: &str| {
+        let shapes = BlockShape::of(&schemas.get(kind)?.machine);
+        (!shapes.is_empty()).then(|| (kind.to_owned(), shapes))
+    };
+    let kinds: BTreeSet<&str> = providers.collect();
+    kinds.into_iter().filter_map(shapes).collect()
 }
 
 /// Returns what `depends_on` names.

@@ -1,8 +1,9 @@
 //! What a plan is made of. Nothing here is left open for apply to decide.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use gobs_model::{Address, Change, Diagnostic, Known, Name, Path, Value};
+use gobs_model::{Address, Block, Change, Diagnostic, Known, Name, Nesting, Path, Value};
 use serde::{Deserialize, Serialize};
 
 /// What an apply is going to do, and what it rests on.
@@ -23,9 +24,39 @@ pub struct Plan {
     pub drift: Vec<Drift>,
     /// The outputs that change, by name.
     pub outputs: Vec<OutputChange>,
+    /// The nested blocks of the machines of each provider, for the reader.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub blocks: BTreeMap<String, BTreeMap<String, BlockShape>>,
     /// What somebody should look at; no errors. Said when it was planned, and not kept in a file.
     #[serde(skip)]
     pub warnings: Vec<Diagnostic>,
+}
+
+/// How a nested block is written, and whether what it stands for outlives it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockShape {
+    /// How often it may stand.
+    pub nesting: Nesting,
+    /// Whether it stands for data that is kept unless its `delete` says otherwise.
+    pub outlives: bool,
+    /// The blocks within it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub blocks: BTreeMap<String, Self>,
+}
+
+impl BlockShape {
+    /// Returns the shapes of the blocks within a block.
+    pub fn of(block: &Block) -> BTreeMap<String, Self> {
+        let shapes = block.blocks.iter().map(|(name, nested)| {
+            let shape = Self {
+                nesting: nested.nesting,
+                outlives: nested.outlives,
+                blocks: Self::of(&nested.block),
+            };
+            (name.clone(), shape)
+        });
+        shapes.collect()
+    }
 }
 
 /// A step's place in [`Plan::steps`].
@@ -327,6 +358,12 @@ impl Plan {
     /// Returns whether there is nothing to do, not even to an output.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty() && self.outputs.is_empty()
+    }
+
+    /// Returns the nested blocks of a provider's machines.
+    pub fn blocks_of(&self, provider: &str) -> Option<&BTreeMap<String, BlockShape>> {
+        let kind = provider.split('.').next().unwrap_or_default();
+        self.blocks.get(kind)
     }
 
     /// Returns a step by its id.

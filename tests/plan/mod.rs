@@ -253,12 +253,21 @@ fn cloud() -> ProviderSchema {
     let disk = Block::of([("gb", Attribute::required(Type::Number, Change::Resize, ""))]);
     machine.blocks.insert(
         "disk".into(),
-        NestedBlock {
-            nesting: Nesting::List,
-            block: disk,
-            change: Change::Replace,
-        },
+        NestedBlock::new(Nesting::List, Change::Replace, disk),
     );
+    let volume = Block::of([
+        (
+            "size",
+            Attribute::required(Type::Number, Change::InPlace, ""),
+        ),
+        (
+            "delete",
+            Attribute::optional(Type::Bool, Change::InPlace, "").with_default(false),
+        ),
+        ("id", Attribute::computed(text(), "")),
+    ]);
+    let volume = NestedBlock::new(Nesting::Labelled, Change::InPlace, volume).outlives();
+    machine.blocks.insert("volume".into(), volume);
     ProviderSchema {
         name: "cloud".into(),
         settings: Block::default(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gobs::lang::{Config, Evaluator, Inputs, Schemas};
 use gobs::plan::machine_object;
 use gobs::plan::{Action, Drift, Grant, HOB, Options, Plan, Step, StepId, binding_object};
-use gobs_model::{Address, Change, Known, ProviderSchema, Role, Value};
+use gobs_model::{Address, Block, Change, Kind, Known, ProviderSchema, Role, Value};
 use gobs_state::{Phase, Row, RowKind, Snapshot};
 
 /// All that a plan depends on, beside the configuration.
@@ -274,17 +274,37 @@ impl Apply<'_> {
 
 /// What a provider says: what was asked, in its own spelling, and what it chose.
 fn observe(schema: &ProviderSchema, address: &Address, incarnation: u64, asked: &Value) -> Known {
-    let attributes = schema.machine.attributes.iter().map(|(name, attribute)| {
+    known(observe_block(
+        &schema.machine,
+        &format!("{address}-{incarnation}"),
+        asked,
+    ))
+}
+
+fn observe_block(block: &Block, suffix: &str, asked: &Value) -> Value {
+    let attributes = block.attributes.iter().map(|(name, attribute)| {
         let value = asked.get(name).filter(|value| !value.is_null()).cloned();
         let chosen = || match attribute.role {
-            Role::Computed | Role::OptionalComputed => {
-                format!("{name}-{address}-{incarnation}").into()
-            }
-            Role::Required | Role::Optional => Value::NULL,
+            Role::Computed | Role::OptionalComputed => format!("{name}-{suffix}").into(),
+            Role::Required | Role::Optional | Role::Admits => Value::NULL,
         };
         (name.as_str(), value.unwrap_or_else(chosen))
     });
-    known(Value::object(attributes))
+    let blocks = block.blocks.iter().filter_map(|(name, nested)| {
+        let one = |suffix: &str, asked: &Value| observe_block(&nested.block, suffix, asked);
+        let value = match &asked.get(name)?.kind {
+            Kind::List(elements) => Value::list(elements.iter().map(|it| one(suffix, it))),
+            Kind::Map(entries) => Value::map(
+                entries
+                    .iter()
+                    .map(|(label, it)| (label.clone(), one(&format!("{label}-{suffix}"), it))),
+            ),
+            Kind::Object(_) => one(suffix, asked.get(name)?),
+            _ => Value::NULL,
+        };
+        Some((name.as_str(), value))
+    });
+    Value::object(attributes.chain(blocks))
 }
 
 fn known(value: Value) -> Known {

@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod diagnostic;
+mod nested;
 pub mod plan;
 pub mod state;
 pub mod status;

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use gobs_model::{Address, Change, Instance, Key, Name, Value};
+use gobs_model::{Address, Change, Instance, Key, Name, Path, Value};
 
-use crate::plan::{Action, Because, Drift, DriftKind, Grant, Held, OutputChange, Plan, Step};
+use crate::plan::{
+    Action, Because, BlockShape, Drift, DriftKind, Grant, Held, OutputChange, Plan, Step,
+};
 
+use super::nested::{self, End};
 use super::text::{BOLD, CYAN, GREEN, RED, YELLOW, printable_line, styled};
 use super::value::{Field, Layout, Mark, Names, block, fields, hidden_line, line};
 
@@ -120,14 +123,34 @@ fn items(plan: &Plan) -> Vec<Item> {
             Address::Output(_) => {}
         }
     }
-    let machines = machines.iter().map(|(it, steps)| machine(it, steps));
+    let shapes = |steps: &MachineSteps<'_>| {
+        let mut providers = steps.own.iter().filter_map(|step| match &step.action {
+            Action::Create { provider, .. }
+            | Action::Update { provider, .. }
+            | Action::Delete { provider, .. } => Some(provider),
+            _ => None,
+        });
+        providers
+            .find_map(|it| plan.blocks_of(it))
+            .unwrap_or(&NO_BLOCKS)
+    };
+    let machines = machines
+        .iter()
+        .map(|(it, steps)| machine(it, steps, shapes(steps)));
     let bindings = bindings
         .iter()
         .flat_map(|(it, steps)| steps.iter().map(|step| binding(it, step)));
     machines.chain(bindings).collect()
 }
 
-fn machine(instance: &Instance, steps: &MachineSteps<'_>) -> Item {
+/// What most machines have of nested blocks.
+static NO_BLOCKS: BTreeMap<String, BlockShape> = BTreeMap::new();
+
+fn machine(
+    instance: &Instance,
+    steps: &MachineSteps<'_>,
+    shapes: &BTreeMap<String, BlockShape>,
+) -> Item {
     let find = |wanted: fn(&Action) -> bool| {
         let own = steps.own.iter().enumerate();
         own.clone()
@@ -181,7 +204,15 @@ fn machine(instance: &Instance, steps: &MachineSteps<'_>) -> Item {
     if let Some(step) = step
         && symbol == Symbol::Update
     {
-        text += &unseen(&because, before, &step.planned);
+        text += &unseen(&because, before, &step.planned, shapes);
+    }
+    if let Some(step) = step {
+        let end = match symbol {
+            Symbol::Delete => End::Deleted,
+            Symbol::DeleteThenCreate | Symbol::CreateThenDelete => End::Replaced,
+            Symbol::Create | Symbol::Update => End::None,
+        };
+        text += &nested::data(before, &step.planned, shapes, end);
     }
     if step.is_some_and(|step| step.action.is_simulated()) {
         text += "  # (simulated: a row only, no machine)\n";
@@ -189,7 +220,7 @@ fn machine(instance: &Instance, steps: &MachineSteps<'_>) -> Item {
     text += &opening(symbol, "machine", &instance.name);
     let step_shown = step.is_some();
     if let Some(step) = step {
-        text += &machine_fields(symbol, before, &step.planned, &because);
+        text += &machine_fields(symbol, before, &step.planned, &because, shapes);
     }
     // A service of a machine that ends goes with it, unsaid.
     if symbol != Symbol::Delete {
@@ -227,15 +258,16 @@ fn only_hob(steps: &MachineSteps<'_>) -> &'static str {
     }
 }
 
-/// Returns the machine's attributes; its services are shown apart.
-fn machine_fields(symbol: Symbol, before: &Value, after: &Value, because: &[&Because]) -> String {
+/// Returns the machine's attributes and nested blocks; its services are shown apart.
+fn machine_fields(
+    symbol: Symbol,
+    before: &Value,
+    after: &Value,
+    because: &[&Because],
+    shapes: &BTreeMap<String, BlockShape>,
+) -> String {
     let before = before.as_entries().filter(|_| symbol != Symbol::Create);
     let after = after.as_entries().filter(|_| symbol != Symbol::Delete);
-    let mut fields = fields(before, after);
-    fields.retain(|field| field.name != "service");
-    for field in &mut fields {
-        field.note = because.iter().find_map(|because| cost(because, field.name));
-    }
     let layout = Layout {
         indent: 4,
         always: &["id"],
@@ -243,56 +275,39 @@ fn machine_fields(symbol: Symbol, before: &Value, after: &Value, because: &[&Bec
         arrow_null: symbol == Symbol::Delete || before.is_some(),
         noun: "attribute",
     };
-    block(&fields, layout)
+    nested::body(before, after, shapes, because, &Path::default(), layout)
 }
 
 /// Returns what changes although no attribute shows it: the settings of the `hob` block.
-fn unseen(because: &[&Because], before: &Value, after: &Value) -> String {
+fn unseen(
+    because: &[&Because],
+    before: &Value,
+    after: &Value,
+    shapes: &BTreeMap<String, BlockShape>,
+) -> String {
     let mut out = String::new();
     for because in because {
-        let Because::Changed { path, change } = because else {
+        let Because::Changed { path, .. } = because else {
             continue;
         };
         let Some(gobs_model::Segment::Attribute(name)) = path.0.first() else {
             continue;
         };
+        if nested::is_within(path, shapes) {
+            continue;
+        }
         let null = Value::NULL;
         let (was, is) = (
             before.get(name).unwrap_or(&null),
             after.get(name).unwrap_or(&null),
         );
         if was.same(is) {
-            let cost = cost(
-                &Because::Changed {
-                    path: path.clone(),
-                    change: *change,
-                },
-                name,
-            );
+            let cost = nested::cost(because, &Path::attribute(name));
             let cost = cost.map_or(String::new(), |cost| format!(", which {cost}"));
             let _ = writeln!(out, "  # ({path} changes{cost})");
         }
     }
     out
-}
-
-/// Returns what a change of this attribute costs, where that is more than nothing.
-fn cost(because: &Because, name: &str) -> Option<String> {
-    let (Because::Changed { path, change } | Because::Drifted { path, change }) = because else {
-        return None;
-    };
-    let about = match path.0.first()? {
-        gobs_model::Segment::Attribute(attribute) => attribute == name,
-        gobs_model::Segment::Index(_) => false,
-    };
-    let cost = match change {
-        Change::InPlace => return None,
-        Change::PowerCycle => "forces a restart",
-        Change::Resize => "forces a resize",
-        Change::Rebuild => "forces a rebuild",
-        Change::Replace => "forces replacement",
-    };
-    about.then(|| cost.to_owned())
 }
 
 /// Returns a service as a block within its machine.

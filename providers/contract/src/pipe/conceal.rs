@@ -82,11 +82,8 @@ mod tests {
             ("many", Nesting::List),
             ("named", Nesting::Labelled),
         ] {
-            let nested = NestedBlock {
-                nesting,
-                block: Block::of([("key", text().secret())]),
-                change: Change::InPlace,
-            };
+            let block = Block::of([("key", text().secret())]);
+            let nested = NestedBlock::new(nesting, Change::InPlace, block);
             schema.blocks.insert(name.into(), nested);
         }
         let machine = Observed {

@@ -1,6 +1,6 @@
 //! Whole plans, as they are shown.
 
-use gobs_model::{Diagnostic, Known, Path, Type};
+use gobs_model::{Diagnostic, Known, Nesting, Path, Type};
 
 use super::*;
 use crate::plan::{DriftedAttribute, StepId};
@@ -509,4 +509,179 @@ last "gobs apply":
 These output values can be saved without changing any machine or binding.
 "#,
     );
+}
+
+fn with_blocks(steps: impl IntoIterator<Item = Step>) -> Plan {
+    let shape = |nesting, outlives, blocks: BTreeMap<String, BlockShape>| BlockShape {
+        nesting,
+        outlives,
+        blocks,
+    };
+    let rule = (
+        "rule".to_owned(),
+        shape(Nesting::List, false, BTreeMap::new()),
+    );
+    let shapes = [
+        (
+            "wall".to_owned(),
+            shape(Nesting::Single, false, [rule].into()),
+        ),
+        (
+            "volume".to_owned(),
+            shape(Nesting::Labelled, true, BTreeMap::new()),
+        ),
+    ];
+    Plan {
+        blocks: [("dummy".to_owned(), shapes.into())].into(),
+        ..of(steps)
+    }
+}
+
+fn volume(size: i64, delete: bool) -> Value {
+    object([
+        ("delete", delete.into()),
+        ("label", "gobs-m-data".into()),
+        ("size", size.into()),
+    ])
+}
+
+#[test]
+fn nested_blocks_read_as_they_are_written() {
+    let rule = |ports: &str| object([("ports", ports.into())]);
+    let planned = object([
+        ("id", Value::unknown(Type::String)),
+        ("volume", Value::map([("data", volume(10, false))])),
+        ("wall", object([("rule", Value::list([rule("22")]))])),
+    ]);
+    check(
+        &with_blocks([create("machine.m", planned, false)]),
+        r#"gobs used the selected providers to generate the following execution
+plan. Resource actions are indicated with the following symbols:
+  + create
+
+gobs will perform the following actions:
+
+  # machine.m will be created
+  + machine "m" {
+      + id = (known after apply)
+
+      + volume "data" {
+          + delete = false
+          + label  = "gobs-m-data"
+          + size   = 10
+        }
+
+      + wall {
+          + rule {
+              + ports = "22"
+            }
+        }
+    }
+
+Plan: 1 to add, 0 to change, 0 to destroy.
+"#,
+    );
+    let before = object([
+        ("id", "1".into()),
+        (
+            "volume",
+            Value::map([
+                ("data", volume(10, false)),
+                ("logs", volume(10, false)),
+                ("temp", volume(10, true)),
+            ]),
+        ),
+        (
+            "wall",
+            object([("rule", Value::list([rule("22"), rule("80")]))]),
+        ),
+    ]);
+    let after = object([
+        ("id", "1".into()),
+        ("volume", Value::map([("data", volume(20, false))])),
+        (
+            "wall",
+            object([("rule", Value::list([rule("22"), rule("81")]))]),
+        ),
+    ]);
+    let path = Path::attribute("volume").join("data").join("size");
+    let change = Change::PowerCycle;
+    let mut step = update(
+        "machine.m",
+        change,
+        changed("x", Change::InPlace),
+        before,
+        after,
+    );
+    step.because = vec![Because::Changed { path, change }];
+    check(
+        &with_blocks([step]),
+        r#"gobs used the selected providers to generate the following execution
+plan. Resource actions are indicated with the following symbols:
+  ~ update in-place (current -> planned)
+
+gobs will perform the following actions:
+
+  # machine.m will be updated (downtime: it is shut down and started)
+  # (volume "logs", gobs-m-data: is kept; nothing manages it then)
+  # (volume "temp", gobs-m-data: data will be lost)
+  ~ machine "m" {
+        id = "1"
+
+      ~ volume "data" {
+          ~ size = 10 -> 20 # forces a restart
+            # (2 unchanged attributes hidden)
+        }
+
+      - volume "logs" {
+          - delete = false -> null
+          - label  = "gobs-m-data" -> null
+          - size   = 10 -> null
+        }
+
+      - volume "temp" {
+          - delete = true -> null
+          - label  = "gobs-m-data" -> null
+          - size   = 10 -> null
+        }
+
+      ~ wall {
+          ~ rule {
+              ~ ports = "80" -> "81"
+            }
+
+            # (1 unchanged block hidden)
+        }
+    }
+
+Plan: 0 to add, 1 to change, 0 to destroy.
+"#,
+    );
+}
+
+#[test]
+fn data_that_outlives_a_machine_is_named() {
+    let with = |delete| {
+        object([
+            ("id", "1".into()),
+            ("volume", Value::map([("data", volume(10, delete))])),
+        ])
+    };
+    let told = |end: End| {
+        let shapes = with_blocks([]).blocks.remove("dummy").expect("its blocks");
+        [false, true].map(|delete| {
+            let text = nested::data(&with(delete), &with(delete), &shapes, end);
+            anstream::adapter::strip_str(&text).to_string()
+        })
+    };
+    let line = |what: &str| format!("  # (volume \"data\", gobs-m-data: {what})\n");
+    let lost = line("data will be lost");
+    assert_eq!(told(End::None), [String::new(), String::new()]);
+    assert_eq!(
+        told(End::Replaced),
+        [line("is kept, for the new machine"), lost]
+    );
+    let shapes = with_blocks([]).blocks.remove("dummy").expect("its blocks");
+    let text = nested::data(&with(false), &Value::NULL, &shapes, End::Deleted);
+    assert_eq!(text, line("is kept; nothing manages it then"));
 }

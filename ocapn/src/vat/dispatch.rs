@@ -56,6 +56,8 @@ enum Work {
     Deliver(Reference, Delivery),
     Settle(Reference, Result<Passable, Broken>),
     Listen(Reference, Listener),
+    /// Tells a listener of a peer how a promise settled.
+    Tell(Reference, Result<Passable, Broken>),
 }
 
 /// Where a message goes from here.
@@ -191,6 +193,7 @@ impl Inner {
                 Work::Deliver(to, delivery) => self.do_deliver(&to, delivery),
                 Work::Settle(promise, result) => self.do_settle(&promise, result),
                 Work::Listen(promise, listener) => self.do_listen(&promise, listener),
+                Work::Tell(resolver, result) => self.do_tell(&resolver, result),
             }
         }
     }
@@ -368,19 +371,7 @@ impl Inner {
         match listener {
             Listener::Wire(resolver, charge) => {
                 drop(charge);
-                let args = match result {
-                    Ok(value) => vec![Passable::symbol("fulfill"), value],
-                    Err(broken) => vec![Passable::symbol("break"), broken.reason()],
-                };
-                self.next(Work::Deliver(
-                    resolver,
-                    Delivery {
-                        args,
-                        answer: None,
-                        from: None,
-                        charge: None,
-                    },
-                ));
+                self.next(Work::Tell(resolver, result));
             }
             Listener::Part(promise, part, charge) => {
                 drop(charge);
@@ -388,6 +379,25 @@ impl Inner {
                 self.next(Work::Settle(promise, part));
             }
         }
+    }
+
+    fn do_tell(&mut self, resolver: &Reference, result: Result<Passable, Broken>) {
+        let mut args = settlement(result);
+        if let Destination::Wire(desc, place) = self.destination(resolver) {
+            // What cannot be said in this session must not leave the peer waiting for ever. The
+            // reason of this break is plain text, which can always be said.
+            let Err(broken) = self.write_deliver(desc, place, args, false) else {
+                return;
+            };
+            args = settlement(Err(broken));
+        }
+        let told = Delivery {
+            args,
+            answer: None,
+            from: None,
+            charge: None,
+        };
+        self.next(Work::Deliver(resolver.clone(), told));
     }
 
     /// Asks the peer how its promise resolves, unless that was asked.
@@ -433,6 +443,14 @@ impl Inner {
                 self.settle(promise, Err(broken));
             }
         }
+    }
+}
+
+/// What a resolver is told.
+fn settlement(result: Result<Passable, Broken>) -> Vec<Passable> {
+    match result {
+        Ok(value) => vec![Passable::symbol("fulfill"), value],
+        Err(broken) => vec![Passable::symbol("break"), broken.reason()],
     }
 }
 

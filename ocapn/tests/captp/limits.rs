@@ -40,6 +40,46 @@ fn at_the_limit_of_exports_one_call_breaks() {
     assert_eq!(world.downs, []);
 }
 
+/// An answer that finds no room for what it mentions breaks: the peer would wait for ever.
+#[test]
+fn at_the_limit_of_exports_an_answer_breaks() {
+    let limits = Limits {
+        exports_max: 3,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(2, limits);
+    world.connect(0, 1);
+    world.publish(
+        1,
+        "make",
+        Behavior(|turn: &Turn, _| Answer::value(turn.vat().export(echo()))),
+    );
+    let make = |position: u64| {
+        format!("<10'op:deliver<11'desc:answer0+>[]{position}+<18'desc:import-object{position}+>>")
+    };
+    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch4:make]0+<18'desc:import-object1+>>";
+    let back = send(&mut world, fetch).expect("it is up");
+    assert!(back.contains("7'fulfill"), "{back}");
+    let back = send(&mut world, make(2)).expect("it is up");
+    assert!(
+        back.contains("<11'desc:export2+>[7'fulfill<18'desc:import-object2+>]"),
+        "{back}"
+    );
+    let back = send(&mut world, make(3)).expect("it is up");
+    assert!(
+        back.contains("<11'desc:export3+>[5'break") && back.contains("not-sendable"),
+        "{back}"
+    );
+    // Who listens later is told the same, and with room again the answer can be had.
+    let listen = "<9'op:listen<11'desc:answer3+><18'desc:import-object4+>f>";
+    let back = send(&mut world, listen).expect("it is up");
+    assert!(back.contains("<11'desc:export4+>[5'break"), "{back}");
+    let collect = "<13'op:gc-exports[2+][1+]>";
+    let back = send(&mut world, [collect, listen].concat()).expect("it is up");
+    assert!(back.contains("<11'desc:export4+>[7'fulfill"), "{back}");
+    assert_eq!(world.downs, []);
+}
+
 /// Bytes to vat 1 as its peer, vat 0, would send them; `None` once the session is over.
 fn send(world: &mut World, bytes: impl AsRef<[u8]>) -> Option<String> {
     let End { vat, session } = world.links[0].ends[1];

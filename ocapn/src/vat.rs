@@ -550,6 +550,11 @@ impl Vat {
         self.0.with(|inner| inner.settled(session));
     }
 
+    /// Returns whether the session is up.
+    pub(crate) fn is_up(&self, session: SessionId) -> bool {
+        self.0.with(|inner| inner.is_up(session))
+    }
+
     /// Returns the session that is up with this peer.
     pub fn session_with(&self, transport: &str, designator: &str) -> Option<SessionId> {
         self.0

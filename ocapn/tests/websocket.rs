@@ -282,14 +282,17 @@ async fn nothing_else_is_signed_and_hostile_bytes_disturb_nobody() {
         let _ = soon(tcp.read_to_end(&mut Vec::new())).await;
     }
 
-    // A frame that announces more than is accepted, once the session could begin.
-    let mut huge = upgrade(&peer).await;
-    let challenge = [&b"<14'init:peer-auth32:"[..], &[7; 32], b">"].concat();
-    huge.send(Message::Binary(challenge.into())).await.unwrap();
-    assert!(soon(huge.next()).await.unwrap().is_ok());
-    let header = [0x82, 0xff, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    huge.get_mut().write_all(&header).await.unwrap();
-    frames(&mut huge).await;
+    // A frame that announces more than is accepted, once the session could begin; or just more
+    // than a greeting has.
+    for length in [[0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0x50, 0]] {
+        let mut huge = upgrade(&peer).await;
+        let challenge = [&b"<14'init:peer-auth32:"[..], &[7; 32], b">"].concat();
+        huge.send(Message::Binary(challenge.into())).await.unwrap();
+        assert!(soon(huge.next()).await.unwrap().is_ok());
+        let header = [&[0x82, 0xff][..], &length, &[0; 4]].concat();
+        huge.get_mut().write_all(&header).await.unwrap();
+        frames(&mut huge).await;
+    }
     serves(&sturdyref).await;
 }
 

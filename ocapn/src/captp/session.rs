@@ -16,7 +16,7 @@ use crate::vat::{Dialect, Direction, Greet, Limits, Opening, Output, Shared};
 
 /// Bytes of a start-session: ten times what one with a long locator has. Until it came, anybody
 /// may be at the other end of each of many connections.
-const GREETING_SIZE_MAX: usize = 16 << 10;
+pub const GREETING_SIZE_MAX: usize = 16 << 10;
 
 /// Bytes kept of what follows a start-session that has to wait for the end of another session:
 /// room for some hundred calls of a peer that came back.

@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::{Incoming, Outgoing};
+use super::{GREETING_SIZE_MAX, Incoming, Outgoing};
 
 /// The room that an idle connection keeps for what comes next. Small, since a peer may hold
 /// thousands of sessions that are silent most of the time.
@@ -55,6 +55,10 @@ pub(super) struct FramedIncoming<R> {
     buffer: BytesMut,
     /// How much room the next read gets; follows how much the last ones found.
     room: usize,
+    /// Whether the session stands. Before, no frame is gathered that is larger than a greeting.
+    opened: bool,
+    /// Whether there was a frame.
+    begun: bool,
 }
 
 impl<R: AsyncRead + Send + Unpin> FramedIncoming<R> {
@@ -65,7 +69,16 @@ impl<R: AsyncRead + Send + Unpin> FramedIncoming<R> {
             limits,
             buffer: BytesMut::new(),
             room: READ_BYTES_MIN,
+            opened: false,
+            begun: false,
         }
+    }
+
+    /// Returns whether the next frame must wait until the session stands.
+    fn must_wait(&self) -> io::Result<bool> {
+        let header = self.next_header()?;
+        let large = header.is_some_and(|(_, length)| length > GREETING_SIZE_MAX);
+        Ok(large && self.begun && !self.opened)
     }
 
     /// Moves whole messages from the buffer to `into`; true if there were any.
@@ -81,12 +94,20 @@ impl<R: AsyncRead + Send + Unpin> FramedIncoming<R> {
             if length > self.limits.frame_bytes_max {
                 return Err(invalid("a frame is larger than is accepted"));
             }
+            if !self.opened && length > GREETING_SIZE_MAX {
+                // What came before it may be the greeting by which the session comes up.
+                match self.begun {
+                    true => break,
+                    false => return Err(invalid("the first frame is larger than is accepted")),
+                }
+            }
             if self.buffer.len() < header + length {
                 break;
             }
             self.buffer.advance(header);
             if length > 0 {
                 into.push(self.buffer.split_to(length).freeze());
+                self.begun = true;
             }
         }
         Ok(into.len() > before)
@@ -154,6 +175,10 @@ impl<R: AsyncRead + Send + Unpin> Incoming for FramedIncoming<R> {
                 if self.take_frames(into)? {
                     return Ok(true);
                 }
+                if self.must_wait()? {
+                    // Whoever reads tells that the session stands, and reads anew.
+                    return std::future::pending().await;
+                }
                 if !self.fill().await? {
                     return match self.buffer.is_empty() {
                         true => Ok(false),
@@ -163,6 +188,10 @@ impl<R: AsyncRead + Send + Unpin> Incoming for FramedIncoming<R> {
             }
         }
         .boxed()
+    }
+
+    fn session_up(&mut self) {
+        self.opened = true;
     }
 }
 
@@ -282,6 +311,7 @@ mod tests {
         };
         let receive = async move {
             let mut incoming = FramedIncoming::new(far, framing, LIMITS);
+            incoming.session_up();
             let mut received = Vec::new();
             while incoming.read(&mut received).await.unwrap() {}
             received
@@ -291,6 +321,7 @@ mod tests {
 
     async fn reject(framing: Framing, bytes: &[u8]) -> io::ErrorKind {
         let mut incoming = FramedIncoming::new(bytes, framing, LIMITS);
+        incoming.session_up();
         let mut received = Vec::new();
         loop {
             match incoming.read(&mut received).await {
@@ -336,6 +367,39 @@ mod tests {
             InvalidData
         );
         assert_eq!(reject(Framing::Netstring, b"5:abc").await, UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn before_the_session_stands_no_large_frame_is_gathered() {
+        for (framing, large) in [
+            (Framing::Length32, &b"\0\0\x80\0"[..]),
+            (Framing::Netstring, b"32768:"),
+        ] {
+            let (mut near, far) = tokio::io::duplex(1 << 20);
+            let mut outgoing = FramedOutgoing::new(&mut near, framing, LIMITS);
+            let hello = Bytes::from_static(b"hello");
+            outgoing.write(&mut vec![hello.clone()]).await.unwrap();
+            near.write_all(large).await.unwrap();
+            near.write_all(&[7; 0x8000]).await.unwrap();
+            let mut incoming = FramedIncoming::new(far, framing, LIMITS);
+            let mut received = Vec::new();
+            assert!(incoming.read(&mut received).await.unwrap());
+            assert_eq!(received, [hello]);
+            for _ in 0..100 {
+                assert!(incoming.read(&mut received).now_or_never().is_none());
+            }
+            assert!(
+                incoming.buffer.len() < 2 * READ_BYTES_MIN,
+                "the rest stays outside"
+            );
+            incoming.session_up();
+            assert!(incoming.read(&mut received).await.unwrap());
+            assert_eq!(received[1].len(), 0x8000);
+
+            let mut incoming = FramedIncoming::new(large, framing, LIMITS);
+            let error = incoming.read(&mut received).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
     }
 
     #[tokio::test(start_paused = true)]

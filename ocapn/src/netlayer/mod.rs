@@ -31,6 +31,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
+pub use crate::captp::session::GREETING_SIZE_MAX;
 use crate::locator::PeerLocator;
 
 /// How many addresses of one locator are tried. A locator may come from a stranger, and must not
@@ -104,6 +105,11 @@ pub trait Incoming: Send {
     /// When the connection is broken, the framing is wrong, or the other end is taken for dead; the
     /// half is of no use afterwards.
     fn read<'a>(&'a mut self, into: &'a mut Vec<Bytes>) -> BoxFuture<'a, io::Result<bool>>;
+
+    /// Tells that the session stands. Until then anybody may be at the other end, and what comes
+    /// is a greeting, for which [`GREETING_SIZE_MAX`] bytes are enough: a netlayer that gathers
+    /// whole messages should gather no larger ones, but let them wait. Default: does nothing.
+    fn session_up(&mut self) {}
 }
 
 /// The sending half of a connection.

@@ -181,6 +181,10 @@ impl Incoming for TappedIncoming {
         }
         .boxed()
     }
+
+    fn session_up(&mut self) {
+        self.0.session_up();
+    }
 }
 
 struct TappedOutgoing(Box<dyn Outgoing>, Tap);

@@ -22,10 +22,13 @@
 //! Listening is by `ws://`: for `wss://` a reverse proxy stands in front, and
 //! [`WebSocketOptions::url`] says how it is reached.
 
+mod gate;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +46,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, accept_async_with_config, client_async_with_config};
 
+use self::gate::Gate;
 use super::quota::{Place, Quota};
 use super::{
     ACCEPT_PAUSE, CONNECT_TIMEOUT, Connection, DialError, Incoming, Netlayer, Outgoing, connect_tcp,
@@ -65,6 +69,9 @@ const CHALLENGE_BYTES: usize = 32;
 /// The largest frame before the challenge is answered, in bytes; a challenge has about 60, a signed
 /// one about 200.
 const HANDSHAKE_BYTES_MAX: usize = 1024;
+
+/// What is read at a time, in bytes. Every connection keeps as much, however silent it is.
+const READ_BYTES: usize = 8 << 10;
 
 /// Connections that have ended their handshake and wait to be taken up; more wait in it.
 const ACCEPTED_MAX: usize = 64;
@@ -235,6 +242,8 @@ impl WebSocket {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let config = Some(config(self.options.frame_bytes_max));
+        let opened = Arc::new(AtomicBool::new(false));
+        let stream = Gate::new(stream, Arc::clone(&opened));
         let upgraded = client_async_with_config(url, stream, config).await;
         let (mut socket, _) = upgraded.map_err(io_error)?;
         let mut random = [0; CHALLENGE_BYTES];
@@ -254,7 +263,7 @@ impl WebSocket {
         if envelope.signed != challenge || !envelope.is_by(key) {
             return Ok(None);
         }
-        Ok(Some(connection(socket, address, &self.options)))
+        Ok(Some(connection(socket, opened, address, &self.options)))
     }
 }
 
@@ -407,7 +416,9 @@ impl Door {
     async fn answer(&self, tcp: TcpStream, address: SocketAddr) -> io::Result<()> {
         tcp.set_nodelay(true)?;
         let config = Some(config(self.options.frame_bytes_max));
-        let upgraded = accept_async_with_config(tcp, config).await;
+        let opened = Arc::new(AtomicBool::new(false));
+        let stream = Gate::new(tcp, Arc::clone(&opened));
+        let upgraded = accept_async_with_config(stream, config).await;
         let mut socket = upgraded.map_err(io_error)?;
         let challenge = next_binary(&mut socket).await?;
         let challenge = challenge.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -419,7 +430,7 @@ impl Door {
             .send(Message::Binary(answer))
             .await
             .map_err(io_error)?;
-        let connection = connection(socket, Some(address), &self.options);
+        let connection = connection(socket, opened, Some(address), &self.options);
         let gone = |_| io::Error::other("nobody takes connections any more");
         self.sessions.send(connection).await.map_err(gone)
     }
@@ -440,12 +451,14 @@ fn check_challenge(challenge: &Bytes) -> Result<(), SyrupError> {
 
 fn config(frame_bytes_max: usize) -> WebSocketConfig {
     WebSocketConfig::default()
+        .read_buffer_size(READ_BYTES)
         .max_message_size(Some(frame_bytes_max))
         .max_frame_size(Some(frame_bytes_max))
 }
 
 fn connection<S>(
-    socket: WebSocketStream<S>,
+    socket: WebSocketStream<Gate<S>>,
+    opened: Arc<AtomicBool>,
     address: Option<SocketAddr>,
     options: &WebSocketOptions,
 ) -> Connection
@@ -459,6 +472,7 @@ where
         address,
         incoming: Box::new(Frames {
             socket: read,
+            opened,
             dead_after: options.dead_after,
         }),
         outgoing: Box::new(Sending {
@@ -492,6 +506,7 @@ where
 
 struct Frames<S> {
     socket: SplitStream<WebSocketStream<S>>,
+    opened: Arc<AtomicBool>,
     dead_after: Option<Duration>,
 }
 
@@ -521,6 +536,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Incoming for Frames<S> {
             }
         }
         .boxed()
+    }
+
+    fn session_up(&mut self) {
+        self.opened.store(true, Ordering::Release);
     }
 }
 

@@ -1,11 +1,13 @@
 //! One connection: bytes from the netlayer to the vat, and back.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -67,8 +69,26 @@ async fn receive(
     sent: &Notify,
 ) -> String {
     let mut chunks = Vec::new();
+    let mut up = false;
     loop {
-        let ended = match incoming.read(&mut chunks).await {
+        let read = {
+            let mut read = incoming.read(&mut chunks);
+            poll_fn(|cx| {
+                // The session may also come up when another one ends. Its coming up wakes this
+                // task to write, if to nothing else.
+                if !up && vat.is_up(session) {
+                    return Poll::Ready(None);
+                }
+                read.poll_unpin(cx).map(Some)
+            })
+            .await
+        };
+        let Some(read) = read else {
+            up = true;
+            incoming.session_up();
+            continue;
+        };
+        let ended = match read {
             Ok(true) => None,
             Ok(false) => Some("the peer closed the connection".to_owned()),
             Err(error) => Some(error.to_string()),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{ANY_PORT, ByHand, TestPeer, echoes, service, severed, soon};
+use ocapn::netlayer::tcp_testing::{TcpFraming, TcpTesting};
 use ocapn::{Identity, Netlayer, Peer, PeerLocator, TlsRpk, TlsRpkOptions};
 
 /// `op:deliver` of `fetch` to the bootstrap object, for the swissnum `service`.
@@ -100,6 +101,62 @@ async fn c4_a_connection_that_never_begins_is_closed() {
     let mut connection = soon(netlayer().dial(&server.peer.locator())).await.unwrap();
     while let Ok(true) = soon(connection.incoming.read(&mut answer)).await {}
     echoes(&remote, "still here").await;
+}
+
+/// Who has not greeted cannot make us gather a large message; who has may send one at once.
+#[tokio::test]
+async fn c4_before_a_session_stands_little_is_gathered() {
+    let identity = Identity::generate().unwrap();
+    let tls = TlsRpk::bind(identity, ANY_PORT, TlsRpkOptions::default());
+    let tls = TestPeer::with(hasty(tls.await.unwrap()));
+    little_is_gathered(&tls, |_| netlayer()).await;
+    let tcp = async |name: &str| {
+        TcpTesting::bind(name, ANY_PORT, TcpFraming::Netstring)
+            .await
+            .unwrap()
+    };
+    let server = TestPeer::with(hasty(tcp("server").await));
+    let mut diallers = vec![tcp("first").await, tcp("second").await, tcp("third").await];
+    little_is_gathered(&server, |n| diallers.remove(n)).await;
+}
+
+fn hasty<N: Netlayer>(netlayer: N) -> ocapn::PeerBuilder<N> {
+    let builder = Peer::builder().netlayer(netlayer);
+    builder.setup_timeout(Duration::from_secs(1))
+}
+
+async fn little_is_gathered<N: Netlayer>(server: &TestPeer, mut dialler: impl FnMut(usize) -> N) {
+    let to = server.offer("service", service()).peer;
+    // More than the buffers of two sockets hold.
+    let large = bytes::Bytes::from(vec![b'x'; 15 << 20]);
+    let netlayer = dialler(0);
+    let mut first = soon(netlayer.dial(&to)).await.unwrap();
+    let written = soon(first.outgoing.write(&mut vec![large.clone()])).await;
+    assert!(written.is_err(), "the first message is large");
+    let netlayer = dialler(0);
+    let mut second = soon(netlayer.dial(&to)).await.unwrap();
+    let start = bytes::Bytes::from_static(b"<16'op:start-session3\"1.0");
+    let written = soon(second.outgoing.write(&mut vec![start, large])).await;
+    assert!(written.is_err(), "the second message is large");
+
+    let netlayer = dialler(0);
+    let mut third = ByHand::dial(&netlayer, &to, netlayer.locator()).await;
+    let args = "x".repeat(1 << 20);
+    let call = format!(
+        "<10'op:deliver<11'desc:answer0+>[4'echo{}\"{args}]1+f>",
+        args.len()
+    );
+    let listen = "<9'op:listen<11'desc:answer1+><18'desc:import-object2+>f>";
+    let calls = [FETCH, call.as_bytes(), listen.as_bytes()].concat();
+    third.send(calls).await;
+    let (mut answer, mut came) = (Vec::new(), 0);
+    while came < args.len() {
+        let more = soon(third.connection.incoming.read(&mut answer));
+        assert!(more.await.unwrap(), "the session stands");
+        came += answer.drain(..).map(|part| part.len()).sum::<usize>();
+        // The greeting came first.
+        third.connection.incoming.session_up();
+    }
 }
 
 #[tokio::test]

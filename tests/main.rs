@@ -1,5 +1,6 @@
 //! The tests of the whole, in one binary: it links once. A file that is not listed fails `tidy`.
 
+mod account;
 mod apply;
 mod binding;
 mod boss;
@@ -8,6 +9,8 @@ mod crash;
 mod docs;
 mod lang;
 mod linode;
+mod linode_crash;
+mod linode_faults;
 mod plan;
 mod plugins;
 mod secrecy;

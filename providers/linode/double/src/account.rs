@@ -78,6 +78,8 @@ pub(crate) struct Account {
     pub(crate) stats: Stats,
     /// Instances that came into being, until their metadata listener stands.
     pub(crate) born: Vec<u64>,
+    /// For how long the API is about to go down.
+    pub(crate) goes_down_s: Option<u64>,
     next_id: u64,
     next_event: u64,
 }
@@ -99,6 +101,7 @@ impl Account {
             events: Vec::new(),
             stats: Stats::default(),
             born: Vec::new(),
+            goes_down_s: None,
             next_id: 60_303_116,
             next_event: 746_174_533,
         }

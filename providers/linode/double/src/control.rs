@@ -114,9 +114,13 @@ fn with_faults(account: &mut Account, request: &Request, parts: &[&str]) -> Repl
     let label = request.body["label"].as_str();
     let (faults, chance) = (&mut account.faults, &mut account.chance);
     let met = fault::next(faults, chance, &request.method, &request.path, label);
-    if met == Some(Kind::TokenEnds) {
-        let token = request.token.as_deref().unwrap_or_default();
-        account.tokens.remove(token);
+    match met {
+        Some(Kind::TokenEnds) => {
+            let token = request.token.as_deref().unwrap_or_default();
+            account.tokens.remove(token);
+        }
+        Some(Kind::Down { virtual_s }) => account.goes_down_s = Some(virtual_s),
+        _ => {}
     }
     let clock = account.clock.clone();
     fault::met(met.as_ref(), &clock, || {

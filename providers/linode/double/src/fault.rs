@@ -60,6 +60,11 @@ pub enum Kind {
     },
     /// From this request on, its token is no token any more.
     TokenEnds,
+    /// The connection is reset before any effect, and the API refuses others for this long.
+    Down {
+        /// How long, on the virtual clock.
+        virtual_s: u64,
+    },
     /// A list does not yet show what is younger than this.
     ListLag {
         /// How long, on the virtual clock.
@@ -223,7 +228,9 @@ pub(crate) fn met(kind: Option<&Kind>, clock: &Clock, done: impl FnOnce() -> Rep
             reply
         }
         Some(Kind::Busy) => Refusal::busy().into(),
-        Some(Kind::ResetBefore) => fated(Reply::text(500, "text/plain", ""), Fate::Reset),
+        Some(Kind::ResetBefore | Kind::Down { .. }) => {
+            fated(Reply::text(500, "text/plain", ""), Fate::Reset)
+        }
         Some(Kind::ResetAfter) => fated(done(), Fate::Reset),
         Some(Kind::Truncate) => fated(done(), Fate::Truncated),
         Some(Kind::After { status }) => {

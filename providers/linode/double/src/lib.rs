@@ -334,7 +334,11 @@ impl World {
         let reply = control::answer(&mut account, &asked.request);
         let born = std::mem::take(&mut account.born);
         let living: Vec<u64> = account.instances.keys().copied().collect();
+        let goes_down_s = account.goes_down_s.take();
         drop(account);
+        if let Some(virtual_s) = goes_down_s {
+            self.go_down(Duration::from_secs(virtual_s));
+        }
         let mut listeners = self.metadata.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.retain(|id, _| living.binary_search(id).is_ok());
         for id in born {

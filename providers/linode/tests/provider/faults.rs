@@ -58,6 +58,8 @@ fn kinds() -> Vec<Kind> {
         // Longer than an answer is waited for.
         Kind::Hang { virtual_s: 2_500 },
         Kind::Truncate,
+        Kind::SlowBody { virtual_s: 100 },
+        Kind::Down { virtual_s: 20 },
     ]
 }
 
@@ -218,6 +220,20 @@ async fn a3_a_list_that_shows_twice_is_read_once() {
         .expect("made");
     double.fault(Fault::once("GET", "/linode/instances", Kind::Duplicates));
     assert_eq!(linode.list().await.expect("listed").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a3_a_list_that_shifts_between_its_pages_is_read_again() {
+    let (double, linode) = start(1).await;
+    for name in ["one", "two"] {
+        let made = linode.create(create(name, wanted([])), quiet()).await;
+        made.expect("made");
+    }
+    // The first page says that there are two, and by the second they are gone.
+    let shift = Kind::PageShift { by: 600 };
+    double.fault(Fault::once("GET", "/linode/instances", shift));
+    assert_eq!(linode.list().await.expect("listed").len(), 2);
+    assert_eq!(double.unused_faults(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -146,6 +146,8 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
     let programs = Arc::clone(&hob.programs);
     let tasks = [
         tokio::spawn(Arc::clone(&hob.grants).serve(incoming)),
+        tokio::spawn(Arc::clone(&hob.grants).clear()),
+        tokio::spawn(Arc::clone(&hob.grants).expire()),
         tokio::spawn(programs.keep(hob.wanted.subscribe())),
         tokio::spawn(local::serve(listener, Arc::clone(&hob))),
         tokio::spawn(Arc::clone(&hob).follow_changes()),
@@ -229,7 +231,7 @@ impl Hob {
             offers: offers
                 .map(|(service, spec)| Offer {
                     service: service.clone(),
-                    spec: spec.clone(),
+                    spec: spec.shown(),
                 })
                 .collect(),
             grants: self.grants.status(),
@@ -238,6 +240,11 @@ impl Hob {
                     binding: binding.clone(),
                     generation: *last,
                 })
+                .collect(),
+            leaving: contents
+                .leaving
+                .iter()
+                .map(|row| row.generation.clone())
                 .collect(),
             bindings: self.bindings.status(),
             programs: self.programs.status(),

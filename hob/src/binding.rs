@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::expose::{self, Socket};
+use crate::front;
 use crate::grant::Chain;
 use crate::protocol::{
     BYTES_ALPN, BYTES_VERSION, BindingStatus, Check, Described, Expose, Generation, Held,
@@ -35,6 +36,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(12);
 /// Pauses between tries to reach an exporter: it may be restarting, and on the same host.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a program may take to be told why there is no stream for it.
+const DECLINE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Streams of one binding that are open or wait to be; more are closed at once.
 const STREAMS_MAX: usize = 16_384;
@@ -67,6 +71,8 @@ struct Slot {
 struct Link {
     generation: Generation,
     sturdyref: Sturdyref,
+    /// Of the service: how programs are spoken to.
+    kind: String,
     live: Mutex<Option<Reference>>,
     /// Held by one attempt to make it live, so that a crowd makes one.
     enlivening: tokio::sync::Mutex<()>,
@@ -152,7 +158,7 @@ impl Bindings {
             registration,
             grant: sturdyref,
             bound: Vec::new(),
-            r#type: described.r#type,
+            service: described,
         };
 
         let _changing = self.changing.lock().await;
@@ -199,7 +205,7 @@ impl Bindings {
         }
         drop(kept);
         slot.replace(link);
-        let result = slot.write_files(row.r#type.as_deref()).await;
+        let result = slot.write_files(row.service.r#type.as_deref()).await;
         let held = slot.held();
         self.slots().insert(name, slot);
         self.changed.send_replace(());
@@ -272,7 +278,7 @@ impl Bindings {
             .ok_or_else(|| Broken::new(code::UNKNOWN, "this generation is not held here"))?;
         let opened = timeout(CHECK_TIMEOUT, async {
             let mut stream = self.open(&found).await?;
-            stream.shutdown().await?;
+            front::check(&found.kind, &mut stream).await?;
             Ok::<_, OpenError>(())
         });
         let opened = opened
@@ -353,7 +359,7 @@ impl Bindings {
             }
         };
         *lock(&slot.sockets) = sockets;
-        slot.write_files(row.r#type.as_deref()).await
+        slot.write_files(row.service.r#type.as_deref()).await
     }
 
     /// Returns the sockets that a row asks for: those in `kept` first, then new ones. After an
@@ -431,8 +437,20 @@ impl Bindings {
     }
 
     async fn join(&self, link: &Link, local: &mut Local) -> Result<(), OpenError> {
+        let first = front::greet(&link.kind, local).await?;
         let opened = timeout(CONNECT_DEADLINE, self.open(link)).await;
-        let mut stream = opened.unwrap_or(Err(OpenError::TimedOut(CONNECT_DEADLINE)))?;
+        let mut stream = match opened.unwrap_or(Err(OpenError::TimedOut(CONNECT_DEADLINE))) {
+            Ok(stream) => stream,
+            Err(error) => {
+                let why = Chain(&error).to_string();
+                let told = front::decline(&link.kind, local, &why);
+                return match timeout(DECLINE_TIMEOUT, told).await {
+                    Ok(Ok(true)) => Ok(()),
+                    _ => Err(error),
+                };
+            }
+        };
+        stream.write_all(&first).await?;
         let joined = splice(local, &mut stream).await;
         if joined.is_err() {
             service::cut(stream.get_ref().0);
@@ -591,6 +609,7 @@ impl Link {
         Arc::new(Self {
             generation: row.registration.generation(),
             sturdyref: row.grant.clone(),
+            kind: row.service.kind.clone(),
             live: Mutex::new(live),
             enlivening: tokio::sync::Mutex::default(),
             closed: watch::Sender::new(false),

@@ -6,12 +6,9 @@ use ocapn::{Answer, Broken, Object, Passable, PeerId, Turn};
 
 use crate::agent::Hob;
 use crate::protocol::{
-    Args, Generation, Grant, Granted, Malformed, Offer, Registration, Withdraw, code, method,
-    to_passable,
+    Args, Generation, Grant, Granted, Malformed, Offer, Probe, Registration, Withdraw, code,
+    method, to_passable,
 };
-
-/// Services that one machine offers; more are refused.
-const OFFERS_MAX: usize = 1_000;
 
 /// The object that the hob registers. It answers the boss that its presence is of, nobody else.
 pub(crate) struct ClientPresence {
@@ -35,22 +32,15 @@ impl ClientPresence {
         let hob = Arc::clone(&self.hob);
         Ok(match args.method() {
             method::OFFER => {
-                let Offer { service, spec } = args.data("offer")?;
+                let offer: Offer = args.data("offer")?;
                 Answer::later(async move {
-                    let full = hob.store.write(move |contents| {
-                        let known = contents.offers.contains_key(&service);
-                        let full = !known && contents.offers.len() >= OFFERS_MAX;
-                        if !full {
-                            contents.offers.insert(service, spec);
-                        }
-                        full
-                    });
-                    if full.await? {
-                        let message = "this machine offers no more services";
-                        return Err(Broken::new(code::BUSY, message));
-                    }
+                    hob.grants.offer(offer).await?;
                     Ok(Passable::Null)
                 })
+            }
+            method::PROBE => {
+                let asked: Probe = args.data("probe")?;
+                Answer::later(async move { Ok(to_passable(&hob.grants.probe(asked).await?)) })
             }
             method::WITHDRAW => {
                 let Withdraw { service } = args.data("withdraw")?;

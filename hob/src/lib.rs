@@ -9,6 +9,7 @@ mod agent;
 mod binding;
 mod client;
 mod expose;
+mod front;
 mod grant;
 pub mod layout;
 mod local;

@@ -12,8 +12,9 @@
 //! | server presence | `register` | [`Register`], client presence, its sturdyref | [`Registered`], sturdyref of the presence: [`RegisterReply`] |
 //! | client presence | `offer` | [`Offer`] | null |
 //! | | `withdraw` | [`Withdraw`] | null |
+//! | | `probe` | [`Probe`] | [`Check`] |
 //! | | `grant` | [`Grant`] | [`Granted`] |
-//! | | `revoke` | [`Generation`] | null, once nothing flows any more |
+//! | | `revoke` | [`Generation`] | null, once nothing flows any more and nothing is left of it |
 //! | | `register-binding` | [`Registration`], the grant, its sturdyref | [`Held`] |
 //! | | `unregister-binding` | [`Generation`] | null |
 //! | | `check-binding` | [`Generation`] | [`Check`] |
@@ -24,6 +25,7 @@
 //! | | `open` | | a one-time ticket of [`TICKET_SIZE`] bytes |
 
 mod convert;
+mod service;
 mod user_data;
 
 use std::path::PathBuf;
@@ -34,6 +36,10 @@ use serde::{Deserialize, Serialize};
 
 pub use convert::{Args, from_passable, to_passable};
 pub(crate) use convert::{sturdyref_text, text};
+pub use service::{
+    Access, Attenuate, Http, Postgres, Redis, Secret, ServiceKind, ServiceSpec, Unenforceable,
+    Wider, enforced_by,
+};
 pub use user_data::{USER_DATA_FORMAT, USER_DATA_HEADER, UserData, host_and_port};
 
 /// The version of these messages. A presence and a hob that differ refuse `register`.
@@ -47,6 +53,8 @@ pub mod method {
     pub const OFFER: &str = "offer";
     /// On the client presence: the opposite of [`OFFER`].
     pub const WITHDRAW: &str = "withdraw";
+    /// On the client presence of the exporter: whether a service answers its protocol.
+    pub const PROBE: &str = "probe";
     /// On the client presence of the exporter: makes a grant.
     pub const GRANT: &str = "grant";
     /// On the client presence of the exporter: ends a generation and all before it.
@@ -91,6 +99,13 @@ pub mod code {
     pub const UNREACHABLE: &str = "unreachable";
     /// A limit is reached, such as `connections_max`. Worth another try.
     pub const BUSY: &str = "busy";
+    /// The service refuses what a grant needs of it: something must be set right there.
+    pub const SERVICE: &str = "service";
+    /// A limit cannot be enforced, or asks for more than there is to give.
+    pub const RIGHTS: &str = "rights";
+    /// The grant is cut off, and its role or user is still to be taken away at the server. The hob
+    /// goes on trying.
+    pub const PENDING: &str = "pending";
     /// The machine could not write its state: nothing was changed.
     pub const STORE: &str = "store";
 }
@@ -166,79 +181,11 @@ pub struct Withdraw {
     pub service: String,
 }
 
-/// What a service is: as in the language, `{tcp = "127.0.0.1:5432"}` or `{unix = "/path"}`.
+/// Asks whether a service answers its protocol: `probe`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "RawService", into = "RawService")]
-pub struct ServiceSpec {
-    /// How it is reached from its machine.
-    pub kind: ServiceKind,
-    /// What programs are told it is (the file `type`).
-    pub r#type: Option<String>,
-}
-
-/// How a service is reached from its machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServiceKind {
-    /// By TCP at `host:port`.
-    Tcp(String),
-    /// By a unix socket at this path.
-    Unix(PathBuf),
-}
-
-/// As [`ServiceSpec`] is written. What is not known here is refused: it may be a condition.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawService {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tcp: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    unix: Option<PathBuf>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    r#type: Option<String>,
-}
-
-impl TryFrom<RawService> for ServiceSpec {
-    type Error = &'static str;
-
-    fn try_from(raw: RawService) -> Result<Self, Self::Error> {
-        let kind = match (raw.tcp, raw.unix) {
-            (Some(address), None) => ServiceKind::Tcp(address),
-            (None, Some(path)) => ServiceKind::Unix(path),
-            _ => return Err("a service has exactly one of tcp and unix"),
-        };
-        Ok(Self {
-            kind,
-            r#type: raw.r#type,
-        })
-    }
-}
-
-impl From<ServiceSpec> for RawService {
-    fn from(spec: ServiceSpec) -> Self {
-        let raw = Self {
-            r#type: spec.r#type,
-            ..Self::default()
-        };
-        match spec.kind {
-            ServiceKind::Tcp(address) => Self {
-                tcp: Some(address),
-                ..raw
-            },
-            ServiceKind::Unix(path) => Self {
-                unix: Some(path),
-                ..raw
-            },
-        }
-    }
-}
-
-impl std::fmt::Display for ServiceKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp(address) => f.write_str(address),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
+pub struct Probe {
+    /// Its name on the machine.
+    pub service: String,
 }
 
 /// A capability to be made: `grant`. Granting the same again gives the same capability.
@@ -252,18 +199,12 @@ pub struct Grant {
     pub generation: u64,
     /// The designator of the hob that may use it.
     pub receiver: String,
-    /// How it is narrowed.
+    /// How it is narrowed; where it is made from another grant, beyond that one's limits.
     #[serde(default)]
     pub attenuate: Attenuate,
-}
-
-/// How a grant is narrower than its service. What cannot be enforced is refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Attenuate {
-    /// Streams at one time. Default: no limit but the machine's own.
+    /// The grant of the same service that it is made from, and ends with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub connections_max: Option<u32>,
+    pub parent: Option<Generation>,
 }
 
 /// The answer to [`Grant`].
@@ -356,10 +297,10 @@ pub struct Held {
     pub directory: String,
 }
 
-/// The answer to `check-binding`: a whole stream was opened, or why not.
+/// The answer to `check-binding` and `probe`: the service answered, or why not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// Whether the service took the connection.
+    /// Whether the service answered.
     pub answers: bool,
     /// Why not, for people.
     #[serde(default)]
@@ -373,9 +314,17 @@ pub struct Described {
     pub binding: String,
     /// Which grant of it.
     pub generation: u64,
+    /// The kind of the service, such as `postgres`: how the importer speaks to programs.
+    pub kind: String,
     /// The service's type, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
+    /// The database that programs land in, where the kind has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// Whom the server takes programs for, where the kind has users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
 }
 
 // ---- status ----------------------------------------------------------------------------------
@@ -400,6 +349,9 @@ pub struct HobStatus {
     /// The last revoked generation of each binding that has one.
     #[serde(default)]
     pub revoked: Vec<Generation>,
+    /// The revoked grants of which something is left at the server: a role, a user.
+    #[serde(default)]
+    pub leaving: Vec<Generation>,
     /// The bindings held.
     #[serde(default)]
     pub bindings: Vec<BindingStatus>,
@@ -421,6 +373,15 @@ pub struct GrantStatus {
     pub receiver: String,
     /// Streams open now.
     pub streams: u64,
+    /// What limits hold, its parents' among them.
+    #[serde(default)]
+    pub rights: Attenuate,
+    /// The grant that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Generation>,
+    /// When it was granted, in seconds since 1970.
+    #[serde(default)]
+    pub since: u64,
 }
 
 /// A binding held.
@@ -547,7 +508,12 @@ mod tests {
             receiver: "abc".into(),
             attenuate: Attenuate {
                 connections_max: Some(20),
+                ..Attenuate::default()
             },
+            parent: Some(Generation {
+                binding: "binding.all".into(),
+                generation: 3,
+            }),
         });
         round_trip(&Registration {
             name: "db".into(),
@@ -592,12 +558,13 @@ mod tests {
             "{}",
             r#"{"tcp":"h:1","unix":"/x"}"#,
             r#"{"postgres":{}}"#,
+            r#"{"smtp":{}}"#,
             "[]",
             "7",
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
-        let wider = Passable::Struct(Struct::new().with("access", "read"));
+        let wider = Passable::Struct(Struct::new().with("tables", "orders"));
         assert!(from_passable::<Attenuate>("attenuate", &wider).is_err());
     }
 

@@ -157,6 +157,11 @@ impl Args {
         sturdyref(what, &self.next(what)?)
     }
 
+    /// Returns the arguments that were not read.
+    pub fn rest(self) -> Vec<Passable> {
+        self.rest.collect()
+    }
+
     fn next(&mut self, what: &'static str) -> Result<Passable, Malformed> {
         self.rest.next().ok_or_else(|| Malformed {
             what,

@@ -1,116 +1,254 @@
-//! Existing services of the machine, reached as their clients reach them.
+//! Existing services of the machine, used as their clients use them, and narrowed to what a grant
+//! allows.
+//!
+//! [`Services`] is where the kinds come together: each operation is one `match` over the kind, and
+//! a kind's own work is in its module. All of it runs at the exporter, since the receiver of a
+//! grant is not trusted.
 
+mod local;
 mod tcp;
 mod unix;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use futures_util::future::BoxFuture;
+use ocapn::{Broken, Passable};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
-use crate::protocol::ServiceKind;
+use crate::protocol::{Attenuate, Generation, ServiceKind, ServiceSpec, StreamReply, code};
+use crate::splice::splice;
+
+pub(crate) use local::{Dialled, Local, cut, tune};
+
+/// Kinds that the protocol knows and this hob does not serve. A kind is enabled by leaving here.
+const NOT_YET: &[&str] = &["postgres", "redis", "http", "secret", "sturdyref"];
 
 /// How long a service may take to accept: it is on this machine or one hop behind it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may be silent before the kernel asks whether the other end is there.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// How long one exchange of a service's protocol may take when it is asked whether it answers; its
+/// caller asks again.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection to a service, or from a program.
-#[derive(Debug)]
-pub(crate) enum Local {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+/// The services of the machine, with what their kinds keep in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Services {}
+
+/// A grant as the kinds see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    /// The service.
+    pub(crate) spec: ServiceSpec,
+    /// Which grant it is. Names of roles and users are made from it.
+    pub(crate) generation: Generation,
+    /// The limits that hold: its own, within those of the grants that it was made from.
+    #[expect(dead_code, reason = "no kind of this hob narrows yet")]
+    pub(crate) rights: Attenuate,
+    /// The same each time for this generation of this binding.
+    #[expect(dead_code, reason = "no kind of this hob mints yet")]
+    pub(crate) secret: GrantSecret,
 }
 
-/// Connects to a service.
-pub(crate) async fn dial(kind: &ServiceKind) -> io::Result<Local> {
+/// What a kind makes the password of a role or user from. It never leaves the exporter, and no
+/// file has it: it is derived from the machine's key.
+#[derive(Clone)]
+pub(crate) struct GrantSecret(
+    #[expect(dead_code, reason = "no kind of this hob mints yet")] pub(crate) Zeroizing<[u8; 32]>,
+);
+
+impl std::fmt::Debug for GrantSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GrantSecret(…)")
+    }
+}
+
+/// Why a service does not do what a grant needs. The text is for people: what was tried, what the
+/// service said, what to do.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ServiceError {
+    /// It does not answer, is full, or is slow: worth another try.
+    #[error("{0}")]
+    Away(String),
+    /// It answers, and something must be set right first.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<ServiceError> for Broken {
+    fn from(error: ServiceError) -> Self {
+        let code = match &error {
+            ServiceError::Away(_) => code::UNREACHABLE,
+            ServiceError::Refused(_) => code::SERVICE,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// How carrying a stream failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// The service did not take it; nothing was said on it.
+    #[error(transparent)]
+    NotOpened(#[from] ServiceError),
+    /// It broke.
+    #[error(transparent)]
+    Broke(#[from] io::Error),
+}
+
+/// A stream whose importer waits to hear whether the service takes it.
+pub(crate) struct Opening<'a, S>(pub(crate) &'a mut S);
+
+impl<'a, S: AsyncWrite + Unpin> Opening<'a, S> {
+    /// Says that the service took it: every byte from here on is the stream's own.
+    pub(crate) async fn open(self) -> io::Result<&'a mut S> {
+        self.0.write_all(&[StreamReply::Open.to_byte()]).await?;
+        self.0.flush().await?;
+        Ok(self.0)
+    }
+}
+
+/// What programs may know of the service behind their binding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// The database that they land in.
+    pub(crate) database: Option<String>,
+    /// Whom the server takes them for.
+    pub(crate) username: Option<String>,
+}
+
+impl Services {
+    /// Checks that this hob serves such services.
+    pub(crate) fn check(&self, spec: &ServiceSpec) -> Result<(), ServiceError> {
+        let kind = spec.kind.name();
+        if NOT_YET.contains(&kind) {
+            let text = format!("this hob cannot serve {kind} yet");
+            return Err(ServiceError::Refused(text));
+        }
+        Ok(())
+    }
+
+    /// Makes one real exchange of the service's protocol.
+    pub(crate) async fn probe(&self, spec: &ServiceSpec) -> Result<(), ServiceError> {
+        let exchange = async {
+            match &spec.kind {
+                ServiceKind::Tcp(_) | ServiceKind::Unix(_) => {
+                    dial(&spec.kind).await.map(Dialled::end)
+                }
+                other => Err(not_served(other)),
+            }
+        };
+        timeout(PROBE_TIMEOUT, exchange).await.unwrap_or_else(|_| {
+            let seconds = PROBE_TIMEOUT.as_secs();
+            let text = format!("{} gave no answer in {seconds} s", spec.kind);
+            Err(ServiceError::Away(text))
+        })
+    }
+
+    /// Makes what the grant needs at the server: a role, a user. Called for kinds that
+    /// [`ServiceKind::mints`], after the grant is on disk, again when it is asked for again, and
+    /// never beside an [`Services::unmint`] of the same binding.
+    ///
+    /// It bounds its own waits, and is not dropped on the way: what was sent may still be done.
+    pub(crate) async fn mint(&self, lease: &Lease) -> Result<(), ServiceError> {
+        match &lease.spec.kind {
+            ServiceKind::Tcp(_) | ServiceKind::Unix(_) => Ok(()),
+            other => Err(not_served(other)),
+        }
+    }
+
+    /// Takes away what [`Services::mint`] made, or has begun to make: nothing is left when this
+    /// returns, and it is a success if nothing was there. `spec` is what it was made on. Called
+    /// after every stream of the grant is cut, and again until it succeeds.
+    ///
+    /// It bounds its own waits, and is not dropped on the way.
+    pub(crate) async fn unmint(
+        &self,
+        spec: &ServiceSpec,
+        gone: &Generation,
+    ) -> Result<(), ServiceError> {
+        tracing::debug!(?gone, "taking away");
+        match &spec.kind {
+            ServiceKind::Tcp(_) | ServiceKind::Unix(_) => Ok(()),
+            other => Err(not_served(other)),
+        }
+    }
+
+    /// Carries one stream from its first byte to its end, held to the rights of the grant. Dropped
+    /// when the grant is revoked: what it holds must then be cut, not closed ([`Dialled`]).
+    pub(crate) async fn serve<S>(
+        &self,
+        lease: &Lease,
+        opening: Opening<'_, S>,
+    ) -> Result<(), ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        match &lease.spec.kind {
+            ServiceKind::Tcp(_) | ServiceKind::Unix(_) => {
+                let mut service = dial(&lease.spec.kind).await?;
+                let stream = opening.open().await?;
+                splice(stream, &mut *service).await?;
+                service.end();
+                Ok(())
+            }
+            other => Err(not_served(other).into()),
+        }
+    }
+
+    /// Answers a call of the grant's object, of a method that not every grant has; `None` where
+    /// the kind has no such method. The answer is dropped at revocation, and `revoked` becomes
+    /// true then for what outlives it.
+    pub(crate) fn call(
+        &self,
+        lease: &Lease,
+        method: &str,
+        args: Vec<Passable>,
+        revoked: watch::Receiver<bool>,
+    ) -> Option<BoxFuture<'static, Result<Passable, Broken>>> {
+        tracing::trace!(
+            kind = lease.spec.kind.name(),
+            method,
+            args = args.len(),
+            "call"
+        );
+        drop(revoked);
+        None
+    }
+
+    /// Returns what programs may know of the service: nothing secret.
+    pub(crate) fn facts(&self, lease: &Lease) -> Facts {
+        match &lease.spec.kind {
+            ServiceKind::Postgres(postgres) => Facts {
+                database: Some(postgres.database.clone()),
+                username: None,
+            },
+            _ => Facts::default(),
+        }
+    }
+}
+
+fn not_served(kind: &ServiceKind) -> ServiceError {
+    let text = format!("this hob cannot serve {} yet", kind.name());
+    ServiceError::Refused(text)
+}
+
+/// Connects to a service that speaks bytes.
+async fn dial(kind: &ServiceKind) -> Result<Dialled, ServiceError> {
     let connect = async {
         match kind {
-            ServiceKind::Tcp(address) => tcp::dial(address).await.map(Local::Tcp),
-            ServiceKind::Unix(path) => unix::dial(path).await.map(Local::Unix),
+            ServiceKind::Tcp(address) => tcp::dial(address).await,
+            ServiceKind::Unix(path) => unix::dial(path).await,
+            _ => Err(io::ErrorKind::Unsupported.into()),
         }
     };
-    timeout(DIAL_TIMEOUT, connect)
+    let dialled = timeout(DIAL_TIMEOUT, connect)
         .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
-/// Makes a TCP connection fit to carry a stream: no waiting for more bytes, and a silent death of
-/// the other end is noticed.
-pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
-    rustix::net::sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
-    Ok(())
-}
-
-/// Ends a TCP connection so that the other end takes it for cut, not for done, and nothing that
-/// waits in the kernel is sent any more. To be dropped afterwards.
-pub(crate) fn cut(stream: impl AsFd) {
-    // A socket that is gone already is cut enough.
-    let _ = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
-}
-
-impl Local {
-    /// Ends the connection as [`cut`] does; a unix socket has no such end and is just closed.
-    pub(crate) fn cut(&self) {
-        if let Self::Tcp(stream) = self {
-            cut(stream);
-        }
-    }
-}
-
-impl AsFd for Local {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl AsyncRead for Local {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Local {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    dialled
+        .map(Dialled::new)
+        .map_err(|error| ServiceError::Away(format!("connecting to {kind} failed: {error}")))
 }

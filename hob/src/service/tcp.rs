@@ -4,9 +4,11 @@ use std::io;
 
 use tokio::net::TcpStream;
 
+use super::local::{Local, tune};
+
 /// Connects to `host:port`.
-pub(super) async fn dial(address: &str) -> io::Result<TcpStream> {
+pub(super) async fn dial(address: &str) -> io::Result<Local> {
     let stream = TcpStream::connect(address).await?;
-    super::tune(&stream)?;
-    Ok(stream)
+    tune(&stream)?;
+    Ok(Local::Tcp(stream))
 }

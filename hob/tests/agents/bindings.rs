@@ -180,6 +180,7 @@ async fn connections_max_holds_at_the_exporter() {
     let pair = Pair::start(&orders).await;
     let attenuate = Attenuate {
         connections_max: Some(2),
+        ..Attenuate::default()
     };
     let narrow = Grant {
         attenuate,

@@ -331,6 +331,7 @@ pub(crate) fn grant(number: u64, receiver: &str) -> Grant {
         generation,
         receiver: receiver.into(),
         attenuate,
+        parent: None,
     }
 }
 

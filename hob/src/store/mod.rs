@@ -4,6 +4,8 @@
 //! one, synced, and put in its place. There is no database, since the hob has to stay small, and
 //! what it keeps is small too.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -17,17 +19,15 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::layout::Layout;
-use crate::protocol::{Expose, Generation, Grant, Registration, ServiceSpec, code, sturdyref_text};
+use crate::protocol::ServiceSpec;
+
+pub use rows::{BindingRow, GrantRefused, GrantRow, LeavingRow, ProgramRow};
 
 /// The version of the file.
 const FORMAT: u32 = 1;
 
 /// Bytes of the key file: an Ed25519 seed.
 const SEED_SIZE: usize = 32;
-
-/// Grants that one machine gives out; more are refused. Each is a row of the file, which is
-/// written whole at each change.
-const GRANTS_MAX: usize = 20_000;
 
 /// Everything but the key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,45 +56,13 @@ pub struct Contents {
     pub grants: Vec<GrantRow>,
     /// The last revoked generation of each binding.
     pub revoked: BTreeMap<String, u64>,
+    /// The revoked grants of which something may be left at a server.
+    #[serde(default)]
+    pub leaving: Vec<LeavingRow>,
     /// The bindings held, by name.
     pub bindings: BTreeMap<String, BindingRow>,
     /// The programs that were started last, by the position of their line.
     pub programs: BTreeMap<usize, ProgramRow>,
-}
-
-/// A grant given out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrantRow {
-    /// What was asked.
-    pub grant: Grant,
-    /// [`swissnum_hash`] of its durable name.
-    pub swissnum_hash: String,
-}
-
-/// A binding held.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BindingRow {
-    /// What was asked.
-    pub registration: Registration,
-    /// The grant's durable name, bound to this hob's key.
-    #[serde(with = "sturdyref_text")]
-    pub grant: Sturdyref,
-    /// What is listened on, as asked but with the ports that were chosen.
-    pub bound: Vec<Expose>,
-    /// The service's type, where it has one.
-    pub r#type: Option<String>,
-}
-
-/// A program that was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProgramRow {
-    /// Its process.
-    pub pid: i32,
-    /// When that process started, in the kernel's ticks: a pid alone may come again.
-    pub started: u64,
 }
 
 /// Why a machine's own state cannot be read or written.
@@ -134,35 +102,6 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
-}
-
-/// Why a grant cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GrantRefused {
-    /// The service is not offered.
-    #[error("no such service is offered here")]
-    UnknownService,
-    /// This generation or a later one is revoked, or a later one is granted.
-    #[error("a generation as late was already seen here")]
-    Generation,
-    /// The same generation was granted with other terms.
-    #[error("this generation was already granted on other terms")]
-    Terms,
-    /// `GRANTS_MAX` is reached.
-    #[error("this machine gives out no more grants")]
-    Full,
-}
-
-impl GrantRefused {
-    /// Returns the code on the wire.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::UnknownService => code::UNKNOWN,
-            Self::Generation => code::REVOKED,
-            Self::Terms => code::TAKEN,
-            Self::Full => code::BUSY,
-        }
-    }
 }
 
 /// A machine's own state. One process has it open, which the lock of the layout ensures.
@@ -269,6 +208,7 @@ impl Default for Contents {
             offers: BTreeMap::new(),
             grants: Vec::new(),
             revoked: BTreeMap::new(),
+            leaving: Vec::new(),
             bindings: BTreeMap::new(),
             programs: BTreeMap::new(),
         }
@@ -299,53 +239,6 @@ impl Contents {
             });
         }
         serde_json::from_slice(text).map_err(damaged)
-    }
-
-    /// Enters a grant, or finds it entered already.
-    pub fn admit(&mut self, grant: Grant, swissnum_hash: String) -> Result<(), GrantRefused> {
-        if self
-            .revoked
-            .get(&grant.binding)
-            .is_some_and(|last| *last >= grant.generation)
-        {
-            return Err(GrantRefused::Generation);
-        }
-        let same = self
-            .grants
-            .iter()
-            .filter(|row| row.grant.binding == grant.binding);
-        if let Some(last) = same.max_by_key(|row| row.grant.generation) {
-            if last.grant.generation > grant.generation {
-                return Err(GrantRefused::Generation);
-            }
-            if last.grant.generation == grant.generation {
-                return if last.grant == grant {
-                    Ok(())
-                } else {
-                    Err(GrantRefused::Terms)
-                };
-            }
-        }
-        if !self.offers.contains_key(&grant.service) {
-            return Err(GrantRefused::UnknownService);
-        }
-        if self.grants.len() >= GRANTS_MAX {
-            return Err(GrantRefused::Full);
-        }
-        self.grants.push(GrantRow {
-            grant,
-            swissnum_hash,
-        });
-        Ok(())
-    }
-
-    /// Enters that a generation and all before it are revoked, whether or not they were granted.
-    pub fn revoke(&mut self, revoked: &Generation) {
-        let last = self.revoked.entry(revoked.binding.clone()).or_default();
-        *last = revoked.generation.max(*last);
-        self.grants.retain(|row| {
-            row.grant.binding != revoked.binding || row.grant.generation > revoked.generation
-        });
     }
 }
 
@@ -426,22 +319,21 @@ mod optional_sturdyref {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::protocol::{Attenuate, ServiceKind};
+    use crate::protocol::{Attenuate, Described, Grant, Registration, ServiceKind};
 
-    fn grant(binding: &str, generation: u64) -> Grant {
+    pub(super) fn grant(binding: &str, generation: u64) -> Grant {
         Grant {
             service: "orders".into(),
             binding: binding.into(),
             generation,
             receiver: "abc".into(),
             attenuate: Attenuate::default(),
+            parent: None,
         }
     }
 
-    fn offering() -> Contents {
+    pub(super) fn offering() -> Contents {
         let kind = ServiceKind::Tcp("127.0.0.1:1".into());
         let spec = ServiceSpec { kind, r#type: None };
         let offers = BTreeMap::from([("orders".into(), spec)]);
@@ -469,7 +361,14 @@ mod tests {
             registration,
             grant: name.clone(),
             bound: Vec::new(),
-            r#type: None,
+            service: Described {
+                binding: "binding.db".into(),
+                generation: 2,
+                kind: "tcp".into(),
+                r#type: None,
+                database: None,
+                username: None,
+            },
         };
         store
             .update(|contents| {
@@ -477,7 +376,7 @@ mod tests {
                 contents.presence = Some(name.clone());
                 contents.bindings.insert("db".into(), row.clone());
                 contents
-                    .admit(grant("binding.db", 1), "hash".into())
+                    .admit(grant("binding.db", 1), "hash".into(), 0)
                     .unwrap();
             })
             .unwrap();
@@ -543,52 +442,5 @@ mod tests {
         let result = store.update(|contents| contents.machine = "machine.db".into());
         assert!(matches!(result, Err(StoreError::Io { verb: "write", .. })));
         assert_eq!(store.contents().machine, "");
-    }
-
-    #[test]
-    fn grants_repeat_and_generations_only_rise() {
-        let mut contents = offering();
-        let mut admit = |grant: Grant| contents.admit(grant, "hash".into());
-        assert_eq!(admit(grant("binding.db", 2)), Ok(()));
-        assert_eq!(admit(grant("binding.db", 2)), Ok(()));
-        let other = Grant {
-            receiver: "xyz".into(),
-            ..grant("binding.db", 2)
-        };
-        assert_eq!(admit(other), Err(GrantRefused::Terms));
-        assert_eq!(admit(grant("binding.db", 1)), Err(GrantRefused::Generation));
-        let unknown = Grant {
-            service: "nothing".into(),
-            ..grant("binding.db", 3)
-        };
-        assert_eq!(admit(unknown), Err(GrantRefused::UnknownService));
-        assert_eq!(admit(grant("binding.db", 3)), Ok(()));
-        assert_eq!(contents.grants.len(), 2);
-    }
-
-    proptest! {
-        /// S5: whatever the order, nothing that was revoked is granted, now or later.
-        #[test]
-        fn what_was_revoked_never_comes_back(
-            steps in prop::collection::vec((any::<bool>(), 0..3_u8, 0..6_u64), 0..40),
-        ) {
-            let mut contents = offering();
-            let mut revoked = [None::<u64>; 3];
-            for (grants, which, generation) in steps {
-                let binding = format!("binding.b{which}");
-                let last = &mut revoked[usize::from(which)];
-                if grants {
-                    let result = contents.admit(grant(&binding, generation), String::new());
-                    prop_assert!(result.is_err() || last.is_none_or(|last| generation > last));
-                } else {
-                    contents.revoke(&Generation { binding, generation });
-                    *last = (*last).max(Some(generation));
-                }
-                for row in &contents.grants {
-                    let which: usize = row.grant.binding["binding.b".len()..].parse().unwrap();
-                    prop_assert!(revoked[which].is_none_or(|last| row.grant.generation > last));
-                }
-            }
-        }
     }
 }

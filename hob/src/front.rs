@@ -1,0 +1,39 @@
+//! How a program's connection begins at the importer, for kinds whose protocol begins there.
+//!
+//! A program is unmodified and not trusted: what it says first is read strictly, and bounded in
+//! size and time, before a stream to the other machine is opened for it.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+/// Speaks to a program before its stream is opened. Returns what the stream begins with.
+pub(crate) async fn greet<L>(kind: &str, local: &mut L) -> io::Result<Vec<u8>>
+where
+    L: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    tracing::trace!(kind, "connection");
+    local.flush().await?;
+    Ok(Vec::new())
+}
+
+/// Tells a program, in its own protocol, why there is no stream for it. Returns whether it was
+/// told; otherwise its connection is cut.
+pub(crate) async fn decline<L>(kind: &str, local: &mut L, why: &str) -> io::Result<bool>
+where
+    L: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    tracing::trace!(kind, why, "declined");
+    local.flush().await?;
+    Ok(false)
+}
+
+/// Makes one exchange of the protocol through a stream that is open, and ends it: the service
+/// answers through the binding.
+pub(crate) async fn check<S>(kind: &str, stream: &mut S) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    tracing::trace!(kind, "check");
+    stream.shutdown().await
+}

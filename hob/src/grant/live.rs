@@ -1,0 +1,225 @@
+//! What of the grants is in memory: who may use them, tickets, and places of streams.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use ocapn::{Broken, PeerId};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Grants;
+use crate::protocol::{Generation, GrantStatus, StreamReply, TICKET_LIFETIME, TICKET_SIZE, code};
+use crate::store::{GrantRow, swissnum_hash};
+
+/// Tickets that one grant may have outstanding: a storm of connections takes one each for the
+/// moment of a dial. More are refused as busy.
+pub(super) const TICKETS_MAX: usize = 1_024;
+
+/// Streams that all grants of a machine may have open; the file descriptors are two for each.
+const STREAMS_MAX: usize = 16_384;
+
+#[derive(Default)]
+pub(super) struct Live {
+    pub(super) grants: HashMap<Generation, Arc<Membrane>>,
+    pub(super) by_swissnum: HashMap<String, Arc<Membrane>>,
+    /// By hash, so that a lookup's time tells nothing of a ticket.
+    tickets: HashMap<String, Ticket>,
+}
+
+/// One grant.
+pub(super) struct Membrane {
+    pub(super) row: GrantRow,
+    /// Set once, before anything is cut.
+    pub(super) revoked: watch::Sender<bool>,
+    /// How many streams are open, those of grants made from it among them.
+    pub(super) streams: watch::Sender<usize>,
+    /// How many tickets are outstanding.
+    tickets: AtomicUsize,
+}
+
+struct Ticket {
+    membrane: Arc<Membrane>,
+    expires: Instant,
+}
+
+/// One stream's place under the limits, given back when dropped.
+pub(super) struct Place<'a> {
+    grants: &'a Grants,
+    /// The grant, and those that it was made from.
+    entered: Vec<Arc<Membrane>>,
+}
+
+impl Grants {
+    /// Takes a ticket out, if it is this peer's and still good.
+    pub(super) fn redeem(&self, ticket: &[u8], from: &PeerId) -> Option<Arc<Membrane>> {
+        let hash = swissnum_hash(ticket);
+        let mut live = self.live();
+        // A foreign key must not use up what is not its own.
+        live.tickets
+            .get(&hash)
+            .filter(|ticket| ticket.membrane.answers(Some(from)))?;
+        let ticket = live.tickets.remove(&hash)?;
+        ticket.membrane.tickets.fetch_sub(1, Ordering::Relaxed);
+        (ticket.expires > Instant::now()).then_some(ticket.membrane)
+    }
+
+    /// Takes a place for a stream, or for a call that gives something out.
+    pub(super) fn enter(&self, membrane: &Arc<Membrane>) -> Result<Place<'_>, StreamReply> {
+        if self.streams.fetch_add(1, Ordering::Relaxed) >= STREAMS_MAX {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+            return Err(StreamReply::Busy);
+        }
+        let mut place = Place {
+            grants: self,
+            entered: Vec::new(),
+        };
+        let lineage = self.live().lineage(membrane).ok_or(StreamReply::Refused)?;
+        for membrane in lineage {
+            let max = membrane.row.rights.connections_max;
+            let max = max.map_or(usize::MAX, |max| max as usize);
+            let entered = membrane.streams.send_if_modified(|streams| {
+                let room = *streams < max;
+                *streams += usize::from(room);
+                room
+            });
+            if !entered {
+                return Err(StreamReply::Busy);
+            }
+            place.entered.push(membrane);
+        }
+        // After the count, since a revocation sets the mark before it looks at the count.
+        match place.entered.iter().any(|it| *it.revoked.borrow()) {
+            true => Err(StreamReply::Refused),
+            false => Ok(place),
+        }
+    }
+
+    /// Gives out one more ticket.
+    pub(super) fn ticket(&self, membrane: &Arc<Membrane>) -> Result<Bytes, Broken> {
+        if *membrane.revoked.borrow() {
+            return Err(Broken::new(code::REVOKED, "this grant is revoked"));
+        }
+        let mut live = self.live();
+        if membrane.tickets.load(Ordering::Relaxed) >= TICKETS_MAX {
+            live.forget_expired(Instant::now());
+        }
+        if membrane.tickets.load(Ordering::Relaxed) >= TICKETS_MAX {
+            return Err(Broken::new(
+                code::BUSY,
+                "too many tickets of this grant are unused",
+            ));
+        }
+        let mut ticket = [0; TICKET_SIZE];
+        getrandom::fill(&mut ticket)
+            .map_err(|_| Broken::new(code::BUSY, "the machine has no randomness"))?;
+        membrane.tickets.fetch_add(1, Ordering::Relaxed);
+        let expires = Instant::now() + TICKET_LIFETIME;
+        let entry = Ticket {
+            membrane: Arc::clone(membrane),
+            expires,
+        };
+        live.tickets.insert(swissnum_hash(&ticket), entry);
+        Ok(Bytes::copy_from_slice(&ticket))
+    }
+}
+
+impl Live {
+    /// Takes a grant up, or finds it.
+    pub(super) fn enter(&mut self, row: GrantRow) -> Arc<Membrane> {
+        let generation = row.grant.generation();
+        let membrane = self.grants.entry(generation).or_insert_with(|| {
+            Arc::new(Membrane {
+                row,
+                revoked: watch::Sender::new(false),
+                streams: watch::Sender::new(0),
+                tickets: AtomicUsize::new(0),
+            })
+        });
+        let membrane = Arc::clone(membrane);
+        self.by_swissnum
+            .insert(membrane.row.swissnum_hash.clone(), Arc::clone(&membrane));
+        membrane
+    }
+
+    /// Lets a generation go, and all before it, with what was made from them.
+    pub(super) fn leave(&mut self, revoked: &Generation) -> Vec<Arc<Membrane>> {
+        let mut ended = Vec::new();
+        let mut next = vec![revoked.clone()];
+        while let Some(revoked) = next.pop() {
+            let within = |it: &Generation| {
+                it.binding == revoked.binding && it.generation <= revoked.generation
+            };
+            ended.extend(self.grants.extract_if(|it, _| within(it)).map(|(_, it)| it));
+            let children = self
+                .grants
+                .iter()
+                .filter(|(_, membrane)| membrane.row.grant.parent.as_ref().is_some_and(within));
+            next.extend(children.map(|(generation, _)| generation.clone()));
+        }
+        let ends = |membrane: &Arc<Membrane>| ended.iter().any(|it| Arc::ptr_eq(it, membrane));
+        if !ended.is_empty() {
+            self.by_swissnum.retain(|_, membrane| !ends(membrane));
+            self.tickets.retain(|_, ticket| !ends(&ticket.membrane));
+        }
+        ended
+    }
+
+    /// Returns a grant with those that it was made from; nothing where one of them has ended.
+    fn lineage(&self, membrane: &Arc<Membrane>) -> Option<Vec<Arc<Membrane>>> {
+        let mut lineage = vec![Arc::clone(membrane)];
+        while let Some(parent) = &lineage.last()?.row.grant.parent {
+            let parent = Arc::clone(self.grants.get(parent)?);
+            lineage.push(parent);
+        }
+        Some(lineage)
+    }
+
+    pub(super) fn forget_expired(&mut self, now: Instant) {
+        self.tickets.retain(|_, ticket| {
+            let good = ticket.expires > now;
+            if !good {
+                ticket.membrane.tickets.fetch_sub(1, Ordering::Relaxed);
+            }
+            good
+        });
+    }
+}
+
+impl Membrane {
+    /// Returns whether this is the peer that the grant was made for. An object does not see who
+    /// calls it, so the netlayer's proof is asked each time.
+    pub(super) fn answers(&self, peer: Option<&PeerId>) -> bool {
+        let receiver = &self.row.grant.receiver;
+        peer.is_some_and(|peer| peer.authenticated && peer.designator == *receiver)
+    }
+
+    pub(super) fn status(&self) -> GrantStatus {
+        let GrantRow {
+            grant,
+            rights,
+            since,
+            ..
+        } = &self.row;
+        GrantStatus {
+            binding: grant.binding.clone(),
+            generation: grant.generation,
+            service: grant.service.clone(),
+            receiver: grant.receiver.clone(),
+            streams: *self.streams.borrow() as u64,
+            rights: rights.clone(),
+            parent: grant.parent.clone(),
+            since: *since,
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.grants.streams.fetch_sub(1, Ordering::Relaxed);
+        for membrane in &self.entered {
+            membrane.streams.send_modify(|streams| *streams -= 1);
+        }
+    }
+}

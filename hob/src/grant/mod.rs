@@ -1,0 +1,419 @@
+//! The exporter's side of bindings: a forwarder for each grant, which can be cut off.
+//!
+//! A grant is a membrane: every stream through it is counted here and ends with it. It answers
+//! the receiver's key only, whoever else may hold a reference. Byte streams arrive on connections
+//! of their own and present a ticket that the grant gave out a moment before.
+//!
+//! A grant may be made from another one: it is narrower, its streams count there too, and it ends
+//! with that one.
+
+mod leaving;
+mod live;
+mod object;
+mod stream;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
+
+use ocapn::{Broken, Object, PeerId, PeerLocator, Sturdyref, Swissnum};
+use tokio::sync::Notify;
+
+use crate::protocol::{Check, Generation, Grant, GrantStatus, Offer, Probe, code};
+use crate::service::{GrantSecret, Lease, Services};
+use crate::store::{Store, StoreError, swissnum_hash};
+
+use live::{Live, Membrane};
+
+/// Services that one machine offers; more are refused.
+const OFFERS_MAX: usize = 1_000;
+
+/// All grants of the machine.
+pub(crate) struct Grants {
+    store: Arc<Store>,
+    services: Services,
+    live: Mutex<Live>,
+    /// Held by one grant or revocation at a time, so that what is live follows what is on disk.
+    changing: tokio::sync::Mutex<()>,
+    /// By binding, held while something is made or taken away at a server for it.
+    minting: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    streams: AtomicUsize,
+    /// Told when something was left at a server.
+    left: Notify,
+    /// Told when a grant with an end was made.
+    ending: Notify,
+}
+
+impl Grants {
+    /// Takes up the grants that the store has.
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        let mut live = Live::default();
+        for row in &store.contents().grants {
+            live.enter(row.clone());
+        }
+        Self {
+            store,
+            services: Services::default(),
+            live: Mutex::new(live),
+            changing: tokio::sync::Mutex::default(),
+            minting: Mutex::default(),
+            streams: AtomicUsize::new(0),
+            left: Notify::new(),
+            ending: Notify::new(),
+        }
+    }
+
+    /// Lets a service be granted from now on.
+    pub(crate) async fn offer(&self, Offer { service, spec }: Offer) -> Result<(), Broken> {
+        self.services.check(&spec)?;
+        let full = self.store.write(move |contents| {
+            let known = contents.offers.contains_key(&service);
+            let full = !known && contents.offers.len() >= OFFERS_MAX;
+            if !full {
+                contents.offers.insert(service, spec);
+            }
+            full
+        });
+        match full.await? {
+            true => Err(Broken::new(
+                code::BUSY,
+                "this machine offers no more services",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Asks a service whether it answers its protocol.
+    pub(crate) async fn probe(&self, asked: Probe) -> Result<Check, Broken> {
+        let spec = self.store.contents().offers.get(&asked.service).cloned();
+        let unknown = || Broken::new(code::UNKNOWN, "no such service is offered here");
+        let answer = self.services.probe(&spec.ok_or_else(unknown)?).await;
+        Ok(Check {
+            answers: answer.is_ok(),
+            detail: answer.err().map(|it| it.to_string()).unwrap_or_default(),
+        })
+    }
+
+    /// Makes a grant, or finds it made already; it is on disk, and what it needs at its server is
+    /// there, when this returns.
+    pub(crate) async fn grant(
+        self: &Arc<Self>,
+        own: &PeerLocator,
+        grant: Grant,
+    ) -> Result<(impl Object + use<>, Sturdyref), Broken> {
+        let minting = self.minting(&grant.binding);
+        let minting = minting.lock_owned().await;
+        let generation = grant.generation.to_string();
+        let parts = [&grant.binding, &generation, &grant.receiver].map(String::as_str);
+        let swissnum = self.store.derive("grant", &parts);
+        let hash = swissnum_hash(swissnum.as_slice());
+        let membrane = {
+            let _changing = self.changing.lock().await;
+            let now = now();
+            let admitted = self
+                .store
+                .write(move |contents| contents.admit(grant, hash, now))
+                .await?
+                .map_err(|refused| Broken::new(refused.code(), refused.to_string()))?;
+            self.live().enter(admitted)
+        };
+        if membrane.row.rights.expires.is_some() {
+            self.ending.notify_one();
+        }
+        if membrane.row.minted.is_some() {
+            let lease = self.lease(&membrane)?;
+            let grants = Arc::clone(self);
+            // A task of its own, since it must not be dropped on the way.
+            let minted = tokio::spawn(async move {
+                let minted = grants.services.mint(&lease).await;
+                drop(minting);
+                minted
+            });
+            let failed = || Broken::new(code::SERVICE, "the service's module failed");
+            minted.await.map_err(|_| failed())??;
+        }
+        let swissnum = Swissnum::new(swissnum.as_slice());
+        let sturdyref = Sturdyref {
+            peer: own.clone(),
+            swissnum,
+        };
+        Ok((self.object(membrane), sturdyref))
+    }
+
+    /// Ends a generation and all before it, with what was made from them. When this returns, that
+    /// is on disk, nothing is admitted, no byte flows any more, and nothing is left at the server.
+    ///
+    /// # Errors
+    /// [`code::PENDING`] where only the last is still to come.
+    pub(crate) async fn revoke(self: &Arc<Self>, revoked: Generation) -> Result<(), Broken> {
+        let (written, cut) = {
+            let _changing = self.changing.lock().await;
+            let entry = revoked.clone();
+            let written = self
+                .store
+                .write(move |contents| contents.revoke(&entry))
+                .await;
+            // Even if the disk failed, what can be cut is cut; the error has the caller come again.
+            let cut = self.live().leave(&revoked);
+            for membrane in &cut {
+                membrane.revoked.send_replace(true);
+            }
+            (written, cut)
+        };
+        for membrane in cut {
+            // The sender is ours, so this ends only by the condition.
+            let _ = membrane
+                .streams
+                .subscribe()
+                .wait_for(|streams| *streams == 0)
+                .await;
+        }
+        let ended = written.map_err(Broken::from)?;
+        self.take_away(&revoked, &ended).await
+    }
+
+    /// Returns the grant that a swissnum names for this peer.
+    pub(crate) fn find(self: &Arc<Self>, swissnum: &[u8], from: &PeerId) -> Option<impl Object> {
+        let membrane = self
+            .live()
+            .by_swissnum
+            .get(&swissnum_hash(swissnum))
+            .cloned()?;
+        membrane.answers(Some(from)).then(|| self.object(membrane))
+    }
+
+    /// Returns what an operator may see.
+    pub(crate) fn status(&self) -> Vec<GrantStatus> {
+        let live = self.live();
+        let mut all: Vec<_> = live
+            .grants
+            .values()
+            .map(|membrane| membrane.status())
+            .collect();
+        drop(live);
+        all.sort_by(|a, b| (&a.binding, a.generation).cmp(&(&b.binding, b.generation)));
+        all
+    }
+
+    /// Returns a grant as the kinds see it, while its service is offered.
+    fn lease(&self, membrane: &Membrane) -> Result<Lease, Broken> {
+        let row = &membrane.row;
+        let offers = &self.store.contents().offers;
+        let gone = || Broken::new(code::UNKNOWN, "the service is not offered any more");
+        let offered = offers.get(&row.grant.service).ok_or_else(gone)?;
+        let generation = row.grant.generation();
+        let parts = [&generation.binding, &generation.generation.to_string()];
+        let secret = self.store.derive("service", &parts.map(String::as_str));
+        Ok(Lease {
+            // What was made at one server is of no use at another.
+            spec: row.minted.as_ref().unwrap_or(offered).clone(),
+            generation,
+            rights: row.rights.clone(),
+            secret: GrantSecret(secret),
+        })
+    }
+
+    /// Returns what is held while something is made or taken away for a binding.
+    fn minting(&self, binding: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.minting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = all.get(binding).and_then(Weak::upgrade) {
+            return held;
+        }
+        all.retain(|_, held| held.strong_count() > 0);
+        let held = Arc::default();
+        all.insert(binding.to_owned(), Arc::downgrade(&held));
+        held
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the time in seconds since 1970, by this machine's clock.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+impl Grant {
+    /// Returns which generation of which binding this is.
+    pub fn generation(&self) -> Generation {
+        Generation {
+            binding: self.binding.clone(),
+            generation: self.generation,
+        }
+    }
+
+    /// Returns whether this is that generation of that binding.
+    pub fn is(&self, generation: &Generation) -> bool {
+        self.binding == generation.binding && self.generation == generation.generation
+    }
+}
+
+impl From<StoreError> for Broken {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = %Chain(&error), "state not written");
+        // The path and the reason are in the machine's own log.
+        Self::new(code::STORE, "the machine could not write its state")
+    }
+}
+
+/// An error with its causes, for one line of log.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use tokio::time::Instant;
+
+    use super::live::TICKETS_MAX;
+    use super::*;
+    use crate::layout::Layout;
+    use crate::protocol::{Attenuate, ServiceKind, ServiceSpec, StreamReply, TICKET_LIFETIME};
+
+    fn grant(generation: u64) -> Grant {
+        Grant {
+            service: "orders".into(),
+            binding: "binding.db".into(),
+            generation,
+            receiver: "receiver".into(),
+            attenuate: Attenuate {
+                connections_max: Some(2),
+                ..Attenuate::default()
+            },
+            parent: None,
+        }
+    }
+
+    fn peer(designator: &str, authenticated: bool) -> PeerId {
+        PeerId {
+            transport: "tls-rpk".into(),
+            designator: designator.into(),
+            authenticated,
+            address: None,
+        }
+    }
+
+    fn offering(layout: &Layout) -> Arc<Grants> {
+        let store = Arc::new(Store::open(layout).unwrap());
+        let kind = ServiceKind::Tcp("127.0.0.1:1".into());
+        let spec = ServiceSpec { kind, r#type: None };
+        store
+            .update(|contents| contents.offers.insert("orders".into(), spec))
+            .unwrap();
+        Arc::new(Grants::new(store))
+    }
+
+    async fn made(grants: &Arc<Grants>, generation: u64) -> (Arc<Membrane>, Sturdyref) {
+        let own = PeerLocator::new("tls-rpk", "own");
+        let (object, sturdyref) = grants.grant(&own, grant(generation)).await.unwrap();
+        drop(object);
+        let membrane = Arc::clone(&grants.live().grants[&grant(generation).generation()]);
+        (membrane, sturdyref)
+    }
+
+    #[tokio::test]
+    async fn s4_a_revocation_is_on_disk_before_it_cuts_and_cuts_before_it_is_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let grants = offering(&layout);
+        let (membrane, sturdyref) = made(&grants, 1).await;
+        let (later, _) = made(&grants, 2).await;
+        let ticket = grants.ticket(&membrane).unwrap();
+        let place = grants.enter(&membrane).unwrap();
+
+        let revoking = grants.revoke(grant(1).generation());
+        tokio::pin!(revoking);
+        let mut marked = membrane.revoked.subscribe();
+        tokio::select! {
+            _ = marked.wait_for(|revoked| *revoked) => {}
+            _ = &mut revoking => panic!("acknowledged while a stream is open"),
+        }
+        let on_disk: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(layout.hob().join("state.json")).unwrap())
+                .unwrap();
+        assert_eq!(on_disk["revoked"]["binding.db"], 1);
+        assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
+        assert!(grants.ticket(&membrane).is_err());
+        let receiver = peer("receiver", true);
+        assert!(grants.redeem(&ticket, &receiver).is_none());
+        assert!(
+            grants
+                .find(sturdyref.swissnum.reveal(), &receiver)
+                .is_none()
+        );
+        drop(place);
+        revoking.await.unwrap();
+        assert!(grants.enter(&later).is_ok(), "a later generation goes on");
+        assert_eq!(grants.streams.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_does_not_keep_a_stream_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let grants = offering(&layout);
+        let (membrane, _) = made(&grants, 1).await;
+        std::fs::create_dir(layout.hob().join("state.new")).unwrap();
+        let broken = grants.revoke(grant(1).generation()).await.unwrap_err();
+        assert_eq!(broken.code(), Some(code::STORE));
+        assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
+    }
+
+    #[tokio::test]
+    async fn places_and_tickets_have_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let grants = offering(&Layout::new(dir.path()));
+        let (membrane, sturdyref) = made(&grants, 1).await;
+        let first = grants.enter(&membrane).unwrap();
+        let second = grants.enter(&membrane).unwrap();
+        assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Busy));
+        drop(first);
+        drop((grants.enter(&membrane).unwrap(), second));
+        assert_eq!(*membrane.streams.borrow(), 0);
+
+        let tickets: Vec<_> = (0..TICKETS_MAX)
+            .map(|_| grants.ticket(&membrane).unwrap())
+            .collect();
+        let refused = grants.ticket(&membrane).unwrap_err();
+        assert_eq!(refused.code(), Some(code::BUSY));
+        grants
+            .live()
+            .forget_expired(Instant::now() + TICKET_LIFETIME);
+        assert!(
+            grants
+                .redeem(&tickets[0], &peer("receiver", true))
+                .is_none(),
+            "expired"
+        );
+        let ticket = grants.ticket(&membrane).unwrap();
+        for stranger in [peer("stranger", true), peer("receiver", false)] {
+            assert!(grants.redeem(&ticket, &stranger).is_none());
+            assert!(
+                grants
+                    .find(sturdyref.swissnum.reveal(), &stranger)
+                    .is_none()
+            );
+        }
+        assert!(grants.redeem(&ticket, &peer("receiver", true)).is_some());
+        assert!(
+            grants.redeem(&ticket, &peer("receiver", true)).is_none(),
+            "used"
+        );
+    }
+}

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 use crate::catalog;
 use crate::clock::{Clock, Dice, api_time};
 use crate::fault::{Fault, Kind};
+use crate::firewall::asked_firewalls;
 use crate::instance::{Instance, Work};
 use crate::limit::{Limits, Windows};
 use crate::reply::Refusal;
+use crate::resources::Resources;
 
 /// The largest user data, decoded: what cloud-init's source takes.
 const USER_DATA_BYTES_MAX: usize = 16_384;
@@ -30,6 +32,12 @@ pub struct Stats {
     pub deleted: u64,
     /// Requests that the witness refused.
     pub unwitnessed: u64,
+    /// Volumes that were made.
+    pub volumes_created: u64,
+    /// Firewalls that were made.
+    pub firewalls_created: u64,
+    /// Records of domains that were made.
+    pub records_created: u64,
 }
 
 /// How many that have ended are remembered, for lists that still show them.
@@ -74,6 +82,7 @@ pub(crate) struct Account {
     /// How many instances the account may have.
     pub(crate) instances_max: Option<usize>,
     ghosts: VecDeque<(u64, Value)>,
+    pub(crate) resources: Resources,
     pub(crate) events: Vec<Value>,
     pub(crate) stats: Stats,
     /// Instances that came into being, until their metadata listener stands.
@@ -98,6 +107,7 @@ impl Account {
             instances: BTreeMap::new(),
             instances_max: None,
             ghosts: VecDeque::new(),
+            resources: Resources::default(),
             events: Vec::new(),
             stats: Stats::default(),
             born: Vec::new(),
@@ -141,6 +151,7 @@ impl Account {
             // It is there, so this is never refused.
             let _ = self.queue(id, Work::Revive, false);
         }
+        self.settle_volumes();
     }
 
     /// Returns what ended within this time, as it was last.
@@ -198,10 +209,19 @@ impl Account {
         let tags = check_tags(body, &mut wrong);
         check_image(body, &mut wrong);
         check_user_data(body, &mut wrong);
+        check_interfaces(body, &mut wrong);
+        let known = &self.resources.firewalls;
+        if asked_firewalls(body)
+            .iter()
+            .any(|it| !known.contains_key(it))
+        {
+            wrong.push(("firewall_id", "firewall_id is not valid".into()));
+        }
         Refusal::of_fields(wrong)?;
         let (Some(region), Some(class)) = (region, class) else {
             return Err(Refusal::of(400, None, "region and type are required"));
         };
+        self.check_group(body, region)?;
         if self
             .instances_max
             .is_some_and(|max| self.instances.len() >= max)
@@ -219,7 +239,8 @@ impl Account {
             ipv4.push(address(id, "192.168"));
         }
         let keys = body["authorized_keys"].as_array().into_iter().flatten();
-        let firewall = body["firewall_id"].as_u64();
+        let group = body["placement_group"]["id"].as_u64();
+        let group_shown = group.map_or(Value::Null, |id| self.group_of(id));
         let instance = Instance {
             id,
             label: text("label").unwrap_or_else(|| format!("linode{id}")),
@@ -238,7 +259,12 @@ impl Account {
             maintenance_policy: text("maintenance_policy")
                 .unwrap_or_else(|| "linode/migrate".into()),
             watchdog: true,
-            firewalls: firewall.into_iter().collect(),
+            firewalls: Vec::new(),
+            interface_generation: text("interface_generation")
+                .unwrap_or_else(|| "legacy_config".into()),
+            interfaces: body["interfaces"].as_array().cloned().unwrap_or_default(),
+            group,
+            group_shown,
             jobs: VecDeque::new(),
             boots: 0,
             disk: 0,
@@ -248,6 +274,7 @@ impl Account {
         self.instances.insert(id, instance);
         self.born.push(id);
         self.stats.created += 1;
+        self.first_firewall(id, body)?;
         self.queue(id, Work::Create, job_fails)?;
         if boots {
             self.queue(id, Work::Boot, false)?;
@@ -336,6 +363,16 @@ impl Account {
                     let why = "Cannot migrate linode to the same region";
                     return Err(Refusal::of(400, Some("region"), why));
                 }
+                if self
+                    .resources
+                    .volumes
+                    .values()
+                    .any(|it| it.linode == Some(id))
+                {
+                    // The words are a guess; a volume cannot move between regions.
+                    let why = "Volumes must be detached before a migration between regions";
+                    return Err(Refusal::of(400, None, why));
+                }
                 self.queue(
                     id,
                     Work::Migrate {
@@ -383,9 +420,15 @@ impl Account {
         Ok(json!({}))
     }
 
-    fn queue(&mut self, id: u64, work: Work, fails: bool) -> Result<(), Refusal> {
-        let (now_ms, event) = (self.clock.now_ms(), self.next_event);
+    /// Returns the id of the next event: ids are four apart, as recorded.
+    pub(crate) fn fresh_event(&mut self) -> u64 {
+        let event = self.next_event;
         self.next_event += 4;
+        event
+    }
+
+    fn queue(&mut self, id: u64, work: Work, fails: bool) -> Result<(), Refusal> {
+        let (now_ms, event) = (self.clock.now_ms(), self.fresh_event());
         let label = self.instance(id)?.label.clone();
         self.events.push(json!({
             "id": event, "created": api_time(now_ms), "seen": false, "read": false,
@@ -432,8 +475,46 @@ fn address(id: u64, network: &str) -> String {
     format!("{network}.{}.{}", id / 250 % 250, id % 250 + 1)
 }
 
+fn check_interfaces(body: &Value, wrong: &mut Vec<(&'static str, String)>) {
+    let generation = body["interface_generation"].as_str();
+    if generation.is_some_and(|it| !["legacy_config", "linode"].contains(&it)) {
+        let why = "Must be one of legacy_config, linode";
+        wrong.push(("interface_generation", why.into()));
+    }
+    let is_linode = generation == Some("linode");
+    if is_linode && body["firewall_id"].is_u64() {
+        // The words are a guess: that the firewall is the interface's own then is not.
+        let why = "Must be set on the interfaces of a Linode that uses Linode Interfaces";
+        wrong.push(("firewall_id", why.into()));
+    }
+    for interface in body["interfaces"].as_array().into_iter().flatten() {
+        let purpose = interface["purpose"].as_str();
+        let kinds = ["public", "vpc", "vlan"];
+        let set = kinds
+            .iter()
+            .filter(|it| interface[**it].is_object())
+            .count();
+        let right = match is_linode {
+            true => purpose.is_none() && set == 1,
+            false => set == 0 && purpose.is_some_and(|it| kinds.contains(&it)),
+        };
+        if !right {
+            let why = "Interfaces must be of the Linode's interface generation";
+            wrong.push(("interfaces", why.into()));
+        }
+        let needs_firewall = is_linode && !interface["vlan"].is_object();
+        if needs_firewall && !interface["firewall_id"].is_i64() {
+            let why = "A firewall is required for public and VPC interfaces";
+            wrong.push(("interfaces", why.into()));
+        }
+    }
+}
+
 /// Returns the tags of a request: a set whatever their case, in an order of its own.
-fn check_tags(body: &Value, wrong: &mut Vec<(&'static str, String)>) -> Option<Vec<String>> {
+pub(crate) fn check_tags(
+    body: &Value,
+    wrong: &mut Vec<(&'static str, String)>,
+) -> Option<Vec<String>> {
     let asked = body["tags"].as_array()?;
     let mut tags: Vec<String> = Vec::new();
     for tag in asked.iter().filter_map(Value::as_str) {

@@ -4,11 +4,12 @@ use serde_json::{Value, json};
 
 use crate::account::{Account, Luck};
 use crate::catalog;
-use crate::clock::http_date;
+use crate::clock::{api_time, http_date};
 use crate::fault::{self, Kind};
 use crate::filter::page;
 use crate::limit::Class;
 use crate::reply::{Refusal, Reply};
+use crate::resources::Found;
 
 /// A request, as far as the API looks at it.
 #[derive(Clone, Debug, Default)]
@@ -110,6 +111,24 @@ pub(crate) fn answer(account: &mut Account, request: &Request) -> Reply {
     reply
 }
 
+/// Does a request past limits and faults.
+pub(crate) fn ask(
+    account: &mut Account,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> Result<Value, String> {
+    let request = Request {
+        method: method.into(),
+        path: path.into(),
+        query: "page_size=500".into(),
+        body: body.clone(),
+        ..Request::default()
+    };
+    let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
+    routed(account, &request, &parts, None).map_err(|refusal| refusal.body().to_string())
+}
+
 fn with_faults(account: &mut Account, request: &Request, parts: &[&str]) -> Reply {
     let label = request.body["label"].as_str();
     let (faults, chance) = (&mut account.faults, &mut account.chance);
@@ -181,6 +200,19 @@ fn routed(
     };
     let id = |text: &str| text.parse::<u64>().map_err(|_| Refusal::not_found());
     let body = &request.body;
+    if let Some(found) = account.resource(&request.method, parts, body) {
+        return match found? {
+            Found::One(value) => Ok(value),
+            Found::List(mut items, fields) => {
+                if let Some(Kind::ListLag { virtual_s }) = met {
+                    let now_ms = account.clock.now_ms();
+                    let until = api_time(now_ms.saturating_sub(virtual_s * 1_000));
+                    items.retain(|it| it["created"].as_str().is_none_or(|at| *at < *until));
+                }
+                list(items, fields)
+            }
+        };
+    }
     match (request.method.as_str(), parts) {
         ("GET", ["regions"]) => list(catalog::regions(), &[]),
         ("GET", ["regions", it]) => one(catalog::regions(), it),
@@ -218,16 +250,6 @@ fn routed(
         ("GET", ["linode", "instances", it]) => Ok(account.instance(id(it)?)?.show()),
         ("PUT", ["linode", "instances", it]) => account.update(id(it)?, body),
         ("DELETE", ["linode", "instances", it]) => account.delete(id(it)?, fails),
-        ("GET", ["linode", "instances", it, "firewalls"]) => {
-            let firewalls = account.instance(id(it)?)?.firewalls.clone();
-            list(firewalls.iter().map(|it| json!({"id": it})).collect(), &[])
-        }
-        ("PUT", ["linode", "instances", it, "firewalls"]) => {
-            let asked = body["firewall_ids"].as_array().into_iter().flatten();
-            let firewalls: Vec<u64> = asked.filter_map(Value::as_u64).collect();
-            account.instance(id(it)?)?.firewalls.clone_from(&firewalls);
-            list(firewalls.iter().map(|it| json!({"id": it})).collect(), &[])
-        }
         ("POST", ["linode", "instances", it, "ips"]) => {
             let instance = account.instance(id(it)?)?;
             if body["public"] != false || instance.ipv4.len() > 1 {
@@ -265,9 +287,21 @@ fn class_of(request: &Request, parts: &[&str]) -> Class {
     match (request.method.as_str(), parts) {
         ("POST", ["linode", "instances"]) => Class::Create,
         ("GET", ["images"]) => Class::Images,
+        ("POST", ["volumes"]) => Class::Volumes,
         ("GET", ["linode", "instances"] | ["regions"] | ["linode", "types"] | ["tags"]) => {
             Class::List
         }
+        ("GET", ["volumes"] | ["networking", "firewalls"] | ["domains"]) => Class::List,
+        ("GET", ["domains", _, "records"] | ["placement", "groups"]) => Class::List,
+        (
+            "GET",
+            [
+                "linode",
+                "instances",
+                _,
+                "volumes" | "firewalls" | "configs",
+            ],
+        ) => Class::List,
         _ => Class::Other,
     }
 }
@@ -278,6 +312,14 @@ fn scope_of(method: &str, parts: &[&str]) -> Option<&'static str> {
         ("GET", ["regions" | "images", ..] | ["linode", "types", ..]) => None,
         ("GET", ["profile", ..]) => Some(""),
         ("GET", ["account", "events", ..]) => Some("events:read_only"),
+        ("GET", ["volumes", ..]) => Some("volumes:read_only"),
+        (_, ["volumes", ..]) => Some("volumes:read_write"),
+        ("GET", ["networking", "firewalls", ..]) => Some("firewall:read_only"),
+        (_, ["networking", "firewalls", ..]) => Some("firewall:read_write"),
+        ("GET", ["domains", ..]) => Some("domains:read_only"),
+        (_, ["domains", ..]) => Some("domains:read_write"),
+        ("GET", ["placement", ..]) => Some("linodes:read_only"),
+        (_, ["placement", ..]) => Some("linodes:read_write"),
         ("GET", ["linode", ..]) => Some("linodes:read_only"),
         (_, ["linode", ..]) => Some("linodes:read_write"),
         ("GET", _) => Some("account:read_only"),

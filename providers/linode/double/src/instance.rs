@@ -116,6 +116,12 @@ pub(crate) struct Instance {
     pub(crate) maintenance_policy: String,
     pub(crate) watchdog: bool,
     pub(crate) firewalls: Vec<u64>,
+    pub(crate) interface_generation: String,
+    /// As they were asked for.
+    pub(crate) interfaces: Vec<Value>,
+    /// Its placement group, and how that is shown.
+    pub(crate) group: Option<u64>,
+    pub(crate) group_shown: Value,
     pub(crate) jobs: VecDeque<Job>,
     /// How often it came up, so that a guest is started once for each.
     pub(crate) boots: u64,
@@ -228,7 +234,14 @@ impl Instance {
                 self.disk += 1;
             }
             Work::Resize { class } => self.class = class,
-            Work::Migrate { region } => self.region = region,
+            Work::Migrate { region } => {
+                self.region = region;
+                // Another region has other addresses.
+                let last = self.ipv4.iter_mut().find(|it| it.starts_with("203."));
+                if let Some(address) = last {
+                    *address = address.replacen("203.0", "198.51", 1);
+                }
+            }
             Work::Delete => self.gone = true,
         }
     }
@@ -248,10 +261,10 @@ impl Instance {
                 "schedule": {"day": null, "window": null}, "last_successful": null},
             "hypervisor": "kvm", "watchdog_enabled": self.watchdog, "tags": self.tags,
             "host_uuid": format!("{:040x}", self.id),
-            "has_user_data": self.user_data.is_some(), "placement_group": null,
+            "has_user_data": self.user_data.is_some(), "placement_group": self.group_shown,
             "disk_encryption": self.disk_encryption, "lke_cluster_id": null,
             "capabilities": ["Block Storage Encryption", "SMTP Enabled", "Maintenance Policy"],
-            "interface_generation": "legacy_config",
+            "interface_generation": self.interface_generation,
             "maintenance_policy": self.maintenance_policy, "locks": [],
         })
     }

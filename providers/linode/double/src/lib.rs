@@ -12,14 +12,19 @@ mod admin;
 mod catalog;
 mod clock;
 mod control;
+mod domain;
 mod fault;
 mod filter;
+mod firewall;
 mod guest;
 mod instance;
 mod limit;
 mod metadata;
+mod placement;
 mod reply;
+mod resources;
 mod server;
+mod volume;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -195,6 +200,17 @@ impl Double {
     /// Refuses connections to the API for this long, on the virtual clock. Needs a tokio runtime.
     pub fn go_down(&self, duration: Duration) {
         self.world.go_down(duration);
+    }
+
+    /// Does a request as the account's owner, past limits and faults: for what tests need to be
+    /// there, and to look at what is.
+    ///
+    /// # Errors
+    /// What the API would say.
+    pub fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
+        let mut account = self.world.account();
+        account.settle();
+        control::ask(&mut account, method, path, body)
     }
 
     /// Returns what was asked so far.

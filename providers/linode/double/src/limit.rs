@@ -14,6 +14,8 @@ pub enum Class {
     List,
     /// The list of images.
     Images,
+    /// Creating volumes.
+    Volumes,
     /// All else.
     Other,
 }
@@ -36,6 +38,8 @@ pub struct Limits {
     pub list: Limit,
     /// [`Class::Images`].
     pub images: Limit,
+    /// [`Class::Volumes`].
+    pub volumes: Limit,
     /// [`Class::Other`].
     pub other: Limit,
 }
@@ -48,6 +52,7 @@ impl Default for Limits {
             create: limit(20, 15),
             list: limit(200, 60),
             images: limit(20, 60),
+            volumes: limit(100, 60),
             other: limit(1_600, 60),
         }
     }
@@ -79,6 +84,7 @@ impl Windows {
             Class::Create => limits.create,
             Class::List => limits.list,
             Class::Images => limits.images,
+            Class::Volumes => limits.volumes,
             Class::Other => limits.other,
         };
         let window_s = limit.window_s.max(1);

@@ -1,0 +1,296 @@
+//! Volumes, firewalls, domains and placement groups, asked for past the wire.
+
+use std::time::Duration;
+
+use gobs_linode_double::{Double, Options};
+use serde_json::{Value, json};
+
+fn start() -> Double {
+    let seed = Some(5);
+    let options = Options {
+        seed,
+        // Nothing comes to pass by itself while a test looks.
+        scale: 1,
+        ..Options::default()
+    };
+    Double::start(options).expect("listens")
+}
+
+/// Makes a machine that runs.
+fn machine(double: &Double, more: Value) -> u64 {
+    let mut body = json!({"region": "eu-central", "type": "g6-nanode-1", "image":
+        "linode/debian13", "authorized_keys": ["ssh-ed25519 AAAA"]});
+    for (name, value) in more.as_object().expect("an object") {
+        body[name] = value.clone();
+    }
+    let made = double
+        .ask("POST", "/linode/instances", &body)
+        .expect("made");
+    double.advance(Duration::from_secs(600));
+    made["id"].as_u64().expect("an id")
+}
+
+#[track_caller]
+fn ask(double: &Double, method: &str, path: &str, body: Value) -> Value {
+    double.ask(method, path, &body).expect("done")
+}
+
+#[track_caller]
+fn refused(double: &Double, method: &str, path: &str, body: Value, reason: &str) {
+    let why = double.ask(method, path, &body).expect_err("refused");
+    assert!(why.contains(reason), "{why}");
+}
+
+#[tokio::test]
+async fn a_volume_is_attached_to_one_machine_of_its_region_at_a_time() {
+    let double = start();
+    let id = machine(&double, json!({}));
+    let made = ask(
+        &double,
+        "POST",
+        "/volumes",
+        json!({"label": "v", "region": "eu-central"}),
+    );
+    assert_eq!(
+        (&made["status"], &made["size"]),
+        (&json!("creating"), &json!(20))
+    );
+    let path = format!("/volumes/{}", made["id"]);
+    let attached = ask(
+        &double,
+        "POST",
+        &format!("{path}/attach"),
+        json!({"linode_id": id}),
+    );
+    // As recorded: the answer tells where it goes, and that it is still being made.
+    assert_eq!(attached["status"], "creating");
+    assert_eq!(
+        (&attached["linode_id"], &attached["io_ready"]),
+        (&json!(id), &json!(false))
+    );
+    double.advance(Duration::from_secs(60));
+    let seen = ask(&double, "GET", &path, Value::Null);
+    assert_eq!(
+        (&seen["status"], &seen["io_ready"]),
+        (&json!("active"), &json!(true))
+    );
+    let again = json!({"linode_id": id});
+    refused(
+        &double,
+        "POST",
+        &format!("{path}/attach"),
+        again,
+        "already attached",
+    );
+    let smaller = json!({"size": 15});
+    refused(
+        &double,
+        "POST",
+        &format!("{path}/resize"),
+        smaller,
+        "only be resized up",
+    );
+    let elsewhere = json!({"region": "us-ord"});
+    let migrate = format!("/linode/instances/{id}/migrate");
+    refused(&double, "POST", &migrate, elsewhere, "must be detached");
+    assert_eq!(
+        ask(&double, "POST", &format!("{path}/detach"), json!({})),
+        json!({})
+    );
+    assert_eq!(ask(&double, "GET", &path, Value::Null)["linode_id"], id);
+    double.advance(Duration::from_secs(60));
+    assert_eq!(
+        ask(&double, "GET", &path, Value::Null)["linode_id"],
+        Value::Null
+    );
+    // A machine that goes lets go of what it has.
+    ask(
+        &double,
+        "POST",
+        &format!("{path}/attach"),
+        json!({"linode_id": id}),
+    );
+    ask(
+        &double,
+        "DELETE",
+        &format!("/linode/instances/{id}"),
+        Value::Null,
+    );
+    double.advance(Duration::from_secs(60));
+    assert_eq!(
+        ask(&double, "GET", &path, Value::Null)["linode_id"],
+        Value::Null
+    );
+    let late = json!({"linode_id": id});
+    refused(
+        &double,
+        "POST",
+        &format!("{path}/attach"),
+        late,
+        "Linode is not active",
+    );
+    assert_eq!(double.events("volume_attach"), 2);
+}
+
+fn rules(inbound: Value) -> Value {
+    json!({"inbound": inbound, "inbound_policy": "DROP", "outbound": [],
+        "outbound_policy": "ACCEPT"})
+}
+
+#[tokio::test]
+async fn a_firewall_has_rules_and_machines() {
+    let double = start();
+    let rule = json!({"action": "ACCEPT", "protocol": "TCP", "ports": "22, 8000-8080",
+        "label": "ssh", "addresses": {"ipv4": ["192.0.2.1/32"]}});
+    let body = json!({"label": "wall", "rules": rules(json!([rule])), "tags": ["a-tag"]});
+    let made = ask(&double, "POST", "/networking/firewalls", body.clone());
+    assert_eq!(made["rules"]["version"], 1);
+    refused(
+        &double,
+        "POST",
+        "/networking/firewalls",
+        body,
+        "Label must be unique",
+    );
+    let id = machine(&double, json!({"firewall_id": made["id"]}));
+    let path = format!("/networking/firewalls/{}", made["id"]);
+    let entities = &ask(&double, "GET", &path, Value::Null)["entities"];
+    assert_eq!(
+        (&entities[0]["id"], &entities[0]["type"]),
+        (&json!(id), &json!("linode"))
+    );
+    let wrong = [
+        (
+            json!([{"action": "ACCEPT", "protocol": "TCP", "ports": "22"}]),
+            "must have ipv4",
+        ),
+        (
+            json!([{"action": "ACCEPT", "protocol": "ICMP", "ports": "22",
+                "addresses": {"ipv4": ["0.0.0.0/0"]}}]),
+            "Ports are not allowed for ICMP",
+        ),
+        (
+            json!([{"action": "ACCEPT", "protocol": "TCP", "addresses": {"ipv4": ["192.0.2.1"]}}]),
+            "IP/mask format",
+        ),
+    ];
+    for (inbound, why) in wrong {
+        refused(
+            &double,
+            "PUT",
+            &format!("{path}/rules"),
+            rules(inbound),
+            why,
+        );
+    }
+    let set = ask(&double, "PUT", &format!("{path}/rules"), rules(json!([])));
+    assert_eq!(set["version"], 2);
+    let of = format!("/linode/instances/{id}/firewalls");
+    assert_eq!(ask(&double, "GET", &of, Value::Null)["results"], 1);
+    ask(&double, "PUT", &of, json!({"firewall_ids": []}));
+    assert_eq!(ask(&double, "GET", &of, Value::Null)["results"], 0);
+    assert_eq!(
+        ask(&double, "GET", &path, Value::Null)["entities"],
+        json!([])
+    );
+    let unknown = json!({"label": "web", "region": "eu-central", "type": "g6-nanode-1",
+        "firewall_id": 7});
+    refused(
+        &double,
+        "POST",
+        "/linode/instances",
+        unknown,
+        "firewall_id is not valid",
+    );
+}
+
+#[tokio::test]
+async fn records_round_their_time_to_live() {
+    let double = start();
+    let domain = ask(
+        &double,
+        "POST",
+        "/domains",
+        json!({"domain": "example.net"}),
+    );
+    let path = format!("/domains/{}/records", domain["id"]);
+    let body = json!({"type": "A", "name": "db", "target": "192.0.2.1", "ttl_sec": 31});
+    let made = ask(&double, "POST", &path, body.clone());
+    assert_eq!(made["ttl_sec"], 120);
+    // Nothing makes them unique: a repeat is a second one.
+    ask(&double, "POST", &path, body);
+    assert_eq!(ask(&double, "GET", &path, Value::Null)["results"], 2);
+    let wrong = json!({"type": "AAAA", "name": "db", "target": "192.0.2.1"});
+    refused(&double, "POST", &path, wrong, "valid IP address");
+}
+
+#[tokio::test]
+async fn a_placement_group_is_of_one_region_and_goes_when_empty() {
+    let double = start();
+    let body = json!({"label": "apart", "region": "eu-central", "placement_group_type":
+        "anti_affinity:local", "placement_group_policy": "strict"});
+    let group = ask(&double, "POST", "/placement/groups", body);
+    let id = machine(&double, json!({"placement_group": {"id": group["id"]}}));
+    let path = format!("/placement/groups/{}", group["id"]);
+    let members = &ask(&double, "GET", &path, Value::Null)["members"];
+    assert_eq!(*members, json!([{"linode_id": id, "is_compliant": true}]));
+    refused(&double, "DELETE", &path, Value::Null, "must be empty");
+    let elsewhere = machine(&double, json!({"region": "us-ord"}));
+    let assign = format!("{path}/assign");
+    refused(
+        &double,
+        "POST",
+        &assign,
+        json!({"linodes": [elsewhere]}),
+        "another region",
+    );
+    ask(
+        &double,
+        "POST",
+        &format!("{path}/unassign"),
+        json!({"linodes": [id]}),
+    );
+    let shown = ask(
+        &double,
+        "GET",
+        &format!("/linode/instances/{id}"),
+        Value::Null,
+    );
+    assert_eq!(shown["placement_group"], Value::Null);
+    assert_eq!(ask(&double, "DELETE", &path, Value::Null), json!({}));
+}
+
+#[tokio::test]
+async fn interfaces_are_of_one_generation() {
+    let double = start();
+    let body = |generation: &str, interface: Value| {
+        json!({"region": "eu-central", "type": "g6-nanode-1", "interface_generation": generation,
+            "interfaces": [interface]})
+    };
+    let public = json!({"public": {}, "firewall_id": -1});
+    let made = ask(
+        &double,
+        "POST",
+        "/linode/instances",
+        body("linode", public.clone()),
+    );
+    assert_eq!(made["interface_generation"], "linode");
+    let why = "interface generation";
+    let path = "/linode/instances";
+    refused(&double, "POST", path, body("legacy_config", public), why);
+    refused(
+        &double,
+        "POST",
+        path,
+        body("linode", json!({"purpose": "public"})),
+        why,
+    );
+    let open = json!({"public": {}});
+    refused(
+        &double,
+        "POST",
+        path,
+        body("linode", open),
+        "firewall is required",
+    );
+}

@@ -276,7 +276,9 @@ impl Api {
         if let Some(filter) = ask.filter {
             request = request.header("X-Filter", filter.to_string());
         }
-        if let Some(body) = ask.body {
+        // Where nothing is said, the API's own document has no body at all.
+        let is_said = |body: &&Json| body.as_object().is_none_or(|it| !it.is_empty());
+        if let Some(body) = ask.body.filter(is_said) {
             request = request
                 .header("Content-Type", "application/json")
                 .body(body.to_string());

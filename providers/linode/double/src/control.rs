@@ -22,29 +22,34 @@ pub(crate) struct Request {
     pub(crate) body: Value,
 }
 
-const INSTANCE_FIELDS: [&str; 7] = [
+const INSTANCE_FIELDS: [&str; 9] = [
     "group",
     "id",
+    "image",
+    "interface_generation",
     "ipv4",
     "label",
     "placement_group.label",
     "region",
     "tags",
 ];
-const EVENT_FIELDS: [&str; 6] = [
-    "action",
-    "created",
-    "entity.id",
-    "entity.type",
-    "id",
-    "read",
+const EVENT_FIELDS: [&str; 5] = ["action", "created", "entity.id", "entity.type", "id"];
+const REGION_FIELDS: [&str; 2] = ["country", "site_type"];
+const TYPE_FIELDS: [&str; 9] = [
+    "accelerated_devices",
+    "class",
+    "disk",
+    "gpus",
+    "label",
+    "memory",
+    "network_out",
+    "transfer",
+    "vcpus",
 ];
-const TYPE_FIELDS: [&str; 7] = [
-    "class", "disk", "gpus", "label", "memory", "transfer", "vcpus",
-];
-const IMAGE_FIELDS: [&str; 7] = [
+const IMAGE_FIELDS: [&str; 8] = [
     "deprecated",
     "is_public",
+    "is_shared",
     "label",
     "size",
     "status",
@@ -214,7 +219,7 @@ fn routed(
         };
     }
     match (request.method.as_str(), parts) {
-        ("GET", ["regions"]) => list(catalog::regions(), &[]),
+        ("GET", ["regions"]) => list(catalog::regions(), &REGION_FIELDS),
         ("GET", ["regions", it]) => one(catalog::regions(), it),
         ("GET", ["linode", "types"]) => list(catalog::classes(), &TYPE_FIELDS),
         ("GET", ["linode", "types", it]) => one(catalog::classes(), it),

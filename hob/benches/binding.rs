@@ -52,8 +52,8 @@ fn main() -> std::io::Result<()> {
             let tcp = std::net::TcpListener::bind("127.0.0.1:0")?
                 .local_addr()?
                 .to_string();
-            let unix = Expose::Unix(pair.app.runtime.join("bench"));
-            let held = pair.bind(1, &[unix, Expose::Tcp(tcp.clone())]).await;
+            let unix = Expose::unix(pair.app.runtime.join("bench"));
+            let held = pair.bind(1, &[unix, Expose::tcp(tcp.clone())]).await;
             assert!(pair.importer.check(&generation(1)).await.answers);
 
             let direct = round_trip(&echo).await;

@@ -1,5 +1,6 @@
 //! The agent: claims once, stays registered while there is a boss, and serves bindings always.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
@@ -115,7 +116,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
         .sturdyrefs(table.clone())
         .spawn();
     let root = machine.bindings();
-    let bindings = Bindings::start(store.clone(), peer.clone(), dialer, root).await;
+    let bindings = Bindings::start(store.clone(), peer.clone(), dialer, root, layout.clone()).await;
     let programs = Programs::new(
         Arc::clone(&store),
         machine.token.clone(),
@@ -151,6 +152,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
         tokio::spawn(programs.keep(hob.wanted.subscribe())),
         tokio::spawn(local::serve(listener, Arc::clone(&hob))),
         tokio::spawn(Arc::clone(&hob).follow_changes()),
+        tokio::spawn(Arc::clone(&hob.bindings).stay_whole()),
         tokio::spawn(Arc::clone(&hob).stay(layout.clone())),
     ];
     tracing::info!(locator = %hob.locator, "hob runs");
@@ -254,14 +256,8 @@ impl Hob {
     /// Works out anew what the programs should be.
     fn want(&self) {
         let machine = self.machine.borrow().clone();
-        let contents = self.store.contents();
-        let exposed = self.bindings.exposed();
-        let complete = contents.registered
-            && contents
-                .expects
-                .iter()
-                .all(|name| exposed.contains_key(name));
-        let environment = complete.then(|| environment(&machine.bindings(), &exposed));
+        let variables = self.bindings.variables();
+        let environment = self.is_complete().then(|| self.environment(variables));
         let wanted = Wanted {
             lines: machine.run,
             environment,
@@ -271,6 +267,20 @@ impl Hob {
             *before = wanted;
             changed
         });
+    }
+
+    /// Returns whether every binding that the boss has announced is granted.
+    pub(crate) fn is_complete(&self) -> bool {
+        let contents = self.store.contents();
+        contents.registered && self.bindings.waits_for().is_empty()
+    }
+
+    /// Returns the environment of programs to which bindings add these.
+    pub(crate) fn environment(
+        &self,
+        variables: BTreeMap<String, BTreeMap<String, String>>,
+    ) -> BTreeMap<String, String> {
+        environment(&self.machine.borrow().bindings(), variables)
     }
 
     async fn follow_changes(self: Arc<Self>) {
@@ -354,12 +364,14 @@ impl Hob {
             .write(move |contents| {
                 contents.machine = registered.machine;
                 contents.expects = registered.expects;
+                contents.exposes = registered.exposes;
                 contents.join_sequence = registered.join_sequence;
                 contents.presence = Some(bound);
                 contents.registered = true;
             })
             .await?;
         user_data::erase(layout);
+        self.bindings.expect().await;
         self.want();
         Ok(machine)
     }
@@ -496,7 +508,8 @@ fn make_runtime(path: &Path) -> Result<(), AgentError> {
     if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(AgentError::Runtime(path.to_owned()));
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
+    // Others may pass through to what they are given, and see nothing else.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(failed)
 }
 
 /// Binds the port, and keeps the one that was chosen.

@@ -1,5 +1,8 @@
 //! The importer's side of bindings: names, the grants behind them, and the streams through them.
 
+mod listen;
+mod shown;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -13,14 +16,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::expose::{self, Socket};
+use crate::expose::Socket;
+use crate::files;
 use crate::front;
 use crate::grant::Chain;
+use crate::layout::Layout;
 use crate::protocol::{
-    BYTES_ALPN, BYTES_VERSION, BindingStatus, Check, Described, Expose, Generation, Held,
-    Malformed, Registration, StreamReply, TICKET_SIZE, code, from_passable, method,
+    BYTES_ALPN, BYTES_VERSION, Check, Described, Generation, Held, Malformed, Registration,
+    StreamReply, TICKET_SIZE, code, from_passable, method,
 };
 use crate::service::{self, Local};
+use crate::slot::Slot;
 use crate::splice::splice;
 use crate::store::{BindingRow, Store};
 
@@ -52,23 +58,15 @@ pub(crate) struct Bindings {
     peer: Peer,
     dialer: StreamDialer,
     root: PathBuf,
+    layout: Layout,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     /// Held by one change at a time, so that sockets and files follow what is on disk.
     changing: tokio::sync::Mutex<()>,
     changed: watch::Sender<()>,
 }
 
-/// One name.
-struct Slot {
-    directory: PathBuf,
-    sockets: Mutex<Vec<Socket>>,
-    link: Mutex<Arc<Link>>,
-    /// Generations before, whose streams may still drain.
-    former: Mutex<Vec<Weak<Link>>>,
-}
-
 /// One grant behind a name.
-struct Link {
+pub(crate) struct Link {
     generation: Generation,
     sturdyref: Sturdyref,
     /// Of the service: how programs are spoken to.
@@ -104,30 +102,34 @@ pub(crate) enum OpenError {
 }
 
 impl Bindings {
-    /// Takes up the bindings that the store has: their sockets are there when this returns.
+    /// Takes up the bindings that the store has, and the names that are expected: their sockets
+    /// are there when this returns.
     pub(crate) async fn start(
         store: Arc<Store>,
         peer: Peer,
         dialer: StreamDialer,
         root: PathBuf,
+        layout: Layout,
     ) -> Arc<Self> {
         let bindings = Arc::new(Self {
             store,
             peer,
             dialer,
             root,
+            layout,
             slots: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(()),
         });
+        if let Err(error) = files::make_dir(&bindings.root, true) {
+            tracing::error!(%error, "no directory for bindings");
+        }
         for (name, row) in &bindings.store.contents().bindings {
-            let slot = bindings.slot(name, Link::new(row, None));
-            // One that cannot be exposed must not keep the others from working.
-            if let Err(error) = bindings.expose(&slot, row).await {
-                tracing::error!(%name, error = %Chain(&error), "not exposed");
-            }
+            let slot = bindings.slot(name);
+            slot.replace(Link::new(row, None));
             bindings.slots().insert(name.clone(), slot);
         }
+        bindings.expect().await;
         bindings
     }
 
@@ -163,30 +165,29 @@ impl Bindings {
 
         let _changing = self.changing.lock().await;
         let held = self.slots().get(&name).cloned();
-        let slot = match held {
-            Some(slot) => {
-                let last = &slot.link().generation;
-                if last.binding != generation.binding {
-                    let message = format!("the name is held by {}", last.binding);
-                    return Err(Broken::new(code::TAKEN, message));
-                }
-                if last.generation > generation.generation {
-                    return Err(Broken::new(code::REVOKED, "a later generation is held"));
-                }
-                slot
+        let slot = held.unwrap_or_else(|| self.slot(&name));
+        if let Some(link) = slot.link() {
+            let last = &link.generation;
+            if last.binding != generation.binding {
+                let message = format!("the name is held by {}", last.binding);
+                return Err(Broken::new(code::TAKEN, message));
             }
-            None => self.slot(&name, Link::new(&row, None)),
-        };
+            if last.generation > generation.generation {
+                return Err(Broken::new(code::REVOKED, "a later generation is held"));
+            }
+        }
+        slot.check(&row)?;
         let link = Link::new(&row, Some(live));
         // The sockets that the row asked for before stay as they are.
         let mut kept = std::mem::take(&mut *lock(&slot.sockets));
-        let opened = self.open_sockets(&slot, &row, &mut kept).await;
-        let sockets = match opened {
-            Ok(sockets) => sockets,
-            Err((error, sockets)) => {
+        let exposes = &row.registration.expose;
+        let opened = self.open_sockets(&slot, exposes, &row.bound, &mut kept);
+        let sockets = match opened.await {
+            (sockets, None) => sockets,
+            (sockets, Some(error)) => {
                 // Back to how it was: what was kept is listened on still.
                 kept.extend(sockets);
-                kept.retain(|socket| self.is_stored(&name, &socket.asked));
+                kept.retain(|socket| self.is_stored(&slot, &name, &socket.asked));
                 *lock(&slot.sockets) = kept;
                 return Err(error.into());
             }
@@ -200,12 +201,13 @@ impl Bindings {
                 .await
         };
         if let Err(error) = written {
-            lock(&slot.sockets).retain(|socket| self.is_stored(&name, &socket.asked));
+            let is_stored = |socket: &Socket| self.is_stored(&slot, &name, &socket.asked);
+            lock(&slot.sockets).retain(is_stored);
             return Err(error.into());
         }
         drop(kept);
         slot.replace(link);
-        let result = slot.write_files(row.service.r#type.as_deref()).await;
+        let result = slot.write_files(&row).await;
         let held = slot.held();
         self.slots().insert(name, slot);
         self.changed.send_replace(());
@@ -223,13 +225,13 @@ impl Bindings {
     pub(crate) async fn unregister(&self, given_up: Generation) -> Result<(), Broken> {
         let _changing = self.changing.lock().await;
         let found = self.slots().iter().find_map(|(name, slot)| {
-            let same = slot.link().generation.binding == given_up.binding;
-            same.then(|| (name.clone(), Arc::clone(slot)))
+            let link = slot.link()?;
+            let same = link.generation.binding == given_up.binding;
+            same.then(|| (name.clone(), Arc::clone(slot), link))
         });
-        let Some((name, slot)) = found else {
+        let Some((name, slot, link)) = found else {
             return Ok(());
         };
-        let link = slot.link();
         let goes = link.generation.generation <= given_up.generation;
         let written = if goes {
             self.slots().remove(&name);
@@ -238,6 +240,7 @@ impl Bindings {
             self.store
                 .write(move |contents| {
                     contents.bindings.remove(&name);
+                    contents.exposes.remove(&name);
                     contents.expects.retain(|expected| *expected != name);
                 })
                 .await
@@ -257,10 +260,7 @@ impl Bindings {
             }
         }
         if goes {
-            let directory = slot.directory.clone();
-            let removed =
-                tokio::task::spawn_blocking(move || expose::remove_files(&directory)).await;
-            if let Ok(Err(error)) = removed {
+            if let Err(error) = slot.remove_files().await {
                 tracing::warn!(%name, %error, "binding files not removed");
             }
             self.changed.send_replace(());
@@ -273,7 +273,7 @@ impl Bindings {
         let found = self
             .slots()
             .values()
-            .map(|slot| slot.link())
+            .filter_map(|slot| slot.link())
             .find(|link| link.generation == asked)
             .ok_or_else(|| Broken::new(code::UNKNOWN, "this generation is not held here"))?;
         let opened = timeout(CHECK_TIMEOUT, async {
@@ -297,122 +297,33 @@ impl Bindings {
         let link = self
             .slots()
             .get(&name)
-            .map(|slot| slot.link())
+            .and_then(|slot| slot.link())
             .ok_or_else(unknown)?;
         self.live(&link)
             .await
             .map_err(|error| Broken::new(code::UNREACHABLE, Chain(&error).to_string()))
     }
 
-    /// Returns what an operator may see.
-    pub(crate) fn status(&self) -> Vec<BindingStatus> {
-        self.slots()
-            .iter()
-            .map(|(name, slot)| self.status_of(name, slot))
-            .collect()
-    }
-
-    fn status_of(&self, name: &str, slot: &Slot) -> BindingStatus {
-        let (link, Held { address, directory }) = (slot.link(), slot.held());
-        let streams = *link.streams.borrow() as u64;
-        BindingStatus {
-            name: name.to_owned(),
-            binding: link.generation.binding.clone(),
-            generation: link.generation.generation,
-            address,
-            directory,
-            live: link.live().is_some() && self.peer.has_session(&link.sturdyref.peer.designator),
-            streams,
-        }
-    }
-
-    /// Returns the names with what each is listened on, for the environment of programs.
-    pub(crate) fn exposed(&self) -> BTreeMap<String, Vec<Expose>> {
-        let slots = self.slots();
-        slots
-            .iter()
-            .map(|(name, slot)| (name.clone(), slot.bound()))
-            .collect()
-    }
-
     fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Slot>>> {
         lock(&self.slots)
     }
 
-    fn slot(&self, name: &str, link: Arc<Link>) -> Arc<Slot> {
-        Arc::new(Slot {
-            directory: self.root.join(name),
-            sockets: Mutex::default(),
-            link: Mutex::new(link),
-            former: Mutex::default(),
-        })
-    }
-
-    /// Makes the sockets and files of a row that the store has.
-    async fn expose(self: &Arc<Self>, slot: &Arc<Slot>, row: &BindingRow) -> io::Result<()> {
-        let mut kept = Vec::new();
-        let sockets = match self.open_sockets(slot, row, &mut kept).await {
-            Ok(sockets) => sockets,
-            Err((error, sockets)) => {
-                *lock(&slot.sockets) = sockets;
-                return Err(io::Error::other(error));
+    /// Carries one connection of a program, which waits for the grant where there is none yet.
+    async fn take(&self, slot: &Slot, local: Local) {
+        let link = match slot.link() {
+            Some(link) => link,
+            None => {
+                let Ok(_place) = Arc::clone(&slot.waiting).try_acquire_owned() else {
+                    return;
+                };
+                // A program that is told nothing for longer has given up; it may come again.
+                match timeout(CONNECT_DEADLINE, slot.granted()).await {
+                    Ok(Some(link)) => link,
+                    _ => return,
+                }
             }
         };
-        *lock(&slot.sockets) = sockets;
-        slot.write_files(row.service.r#type.as_deref()).await
-    }
-
-    /// Returns the sockets that a row asks for: those in `kept` first, then new ones. After an
-    /// error, those that were ready.
-    async fn open_sockets(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        row: &BindingRow,
-        kept: &mut Vec<Socket>,
-    ) -> Result<Vec<Socket>, (expose::ExposeError, Vec<Socket>)> {
-        let default = [Expose::Unix(slot.directory.join(expose::DEFAULT_SOCKET))];
-        let asked = match row.registration.expose.as_slice() {
-            [] => &default,
-            asked => asked,
-        };
-        let mut sockets = Vec::new();
-        for (n, asked) in asked.iter().enumerate() {
-            if let Some(at) = kept.iter().position(|socket| socket.asked == *asked) {
-                sockets.push(kept.swap_remove(at));
-                continue;
-            }
-            // A port that was chosen once is kept.
-            let bound = row.bound.get(n).unwrap_or(asked);
-            let (bindings, serving) = (Arc::downgrade(self), Arc::downgrade(slot));
-            let take = move |local| {
-                if let (Some(bindings), Some(slot)) = (bindings.upgrade(), serving.upgrade()) {
-                    let link = slot.link();
-                    tokio::spawn(async move { bindings.carry(&link, local).await });
-                }
-            };
-            let opened = async {
-                if *asked == default[0] {
-                    expose::make_dir(&slot.directory)?;
-                }
-                Socket::open(asked.clone(), bound, take).await
-            };
-            match opened.await {
-                Ok(socket) => sockets.push(socket),
-                Err(error) => return Err((error, sockets)),
-            }
-        }
-        Ok(sockets)
-    }
-
-    fn is_stored(&self, name: &str, asked: &Expose) -> bool {
-        let contents = self.store.contents();
-        contents
-            .bindings
-            .get(name)
-            .is_some_and(|row| match row.registration.expose.as_slice() {
-                [] => matches!(asked, Expose::Unix(path) if path.starts_with(&self.root)),
-                stored => stored.contains(asked),
-            })
+        self.carry(&link, local).await;
     }
 
     /// Carries one connection of a program to its end.
@@ -556,54 +467,6 @@ impl Bindings {
 /// What a stream between hobs is.
 type Stream = tokio_rustls::TlsStream<tokio::net::TcpStream>;
 
-impl Slot {
-    fn link(&self) -> Arc<Link> {
-        Arc::clone(&lock(&self.link))
-    }
-
-    /// Puts a grant behind the name; one that is there already is only made live again.
-    fn replace(&self, link: Arc<Link>) {
-        let mut current = lock(&self.link);
-        if current.generation == link.generation && current.sturdyref == link.sturdyref {
-            *lock(&current.live) = link.live();
-            return;
-        }
-        let former = std::mem::replace(&mut *current, link);
-        drop(current);
-        let mut all = lock(&self.former);
-        all.retain(|former| former.strong_count() > 0);
-        all.push(Arc::downgrade(&former));
-    }
-
-    fn bound(&self) -> Vec<Expose> {
-        lock(&self.sockets)
-            .iter()
-            .map(|socket| socket.bound.clone())
-            .collect()
-    }
-
-    fn held(&self) -> Held {
-        Held {
-            address: self
-                .bound()
-                .first()
-                .map(expose::address)
-                .unwrap_or_default(),
-            directory: self.directory.display().to_string(),
-        }
-    }
-
-    async fn write_files(&self, r#type: Option<&str>) -> io::Result<()> {
-        let Some(first) = self.bound().into_iter().next() else {
-            return Ok(());
-        };
-        let (directory, files) = (self.directory.clone(), expose::files(r#type, &first));
-        tokio::task::spawn_blocking(move || expose::write_files(&directory, &files))
-            .await
-            .unwrap_or_else(|gone| Err(io::Error::other(gone)))
-    }
-}
-
 impl Link {
     fn new(row: &BindingRow, live: Option<Reference>) -> Arc<Self> {
         Arc::new(Self {
@@ -619,6 +482,16 @@ impl Link {
 
     fn live(&self) -> Option<Reference> {
         lock(&self.live).clone()
+    }
+
+    /// Returns whether both are the same grant under the same name.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.generation == other.generation && self.sturdyref == other.sturdyref
+    }
+
+    /// Takes over what another link to the same grant has live.
+    pub(crate) fn take_live(&self, other: &Self) {
+        *lock(&self.live) = other.live();
     }
 
     /// Waits for an answer of the live grant; a broken one is forgotten if its session is over.
@@ -686,6 +559,7 @@ fn check_name(name: &str) -> Result<(), Malformed> {
     })
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks what no panic can have left half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,9 +9,10 @@
 //!   state.json        what it keeps across reboots
 //!   lock              held while it runs; its text is PID and start time (field 22 of
 //!                     /proc/PID/stat), apart by a space
+//! DIR/environment/    NAME.env: a binding's environment, for `EnvironmentFile=` of systemd
 //! DIR/logs/           hob.log (the provider's redirection), run-N.log of each program
-//! RUNTIME/            short, since a socket's path is limited; made 0700 by the hob
-//!   hob.sock          where `hob status`, `hob list` and `hob get` ask
+//! RUNTIME/            short, since a socket's path is limited; made 0711 by the hob
+//!   hob.sock          where `hob status`, `hob list` and the like ask
 //!   bindings/NAME/    a binding's files, and `socket` unless it is exposed otherwise
 //! ```
 //!
@@ -107,6 +108,11 @@ impl Layout {
     /// Returns the path of the lock.
     pub fn lock(&self) -> PathBuf {
         self.hob().join("lock")
+    }
+
+    /// Returns the path of the file with a binding's environment.
+    pub fn environment(&self, name: &str) -> PathBuf {
+        self.dir.join("environment").join(format!("{name}.env"))
     }
 
     /// Returns the directory of the logs.

@@ -6,26 +6,32 @@
 //! two say to each other; [`layout`] is what a provider has to know.
 
 mod agent;
+mod ask;
 mod binding;
 mod client;
 mod expose;
+mod files;
 mod front;
 mod grant;
 pub mod layout;
 mod local;
 mod metadata;
+mod owner;
 mod process;
 mod programs;
 pub mod protocol;
 pub mod server;
 mod service;
+mod slot;
 mod splice;
 pub mod store;
 mod user_data;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::layout::Layout;
 use crate::local::Question;
@@ -35,6 +41,11 @@ pub const EXIT_OK: u8 = 0;
 
 /// The exit code of a failure.
 pub const EXIT_FAILED: u8 = 1;
+
+/// The exit codes of `hob run` when the command cannot be run, and is not found: as a shell's.
+pub const EXIT_NOT_RUN: u8 = 126;
+/// See [`EXIT_NOT_RUN`].
+pub const EXIT_NOT_FOUND: u8 = 127;
 
 /// The exit code of a command that is none.
 pub const EXIT_USAGE: u8 = 64;
@@ -51,16 +62,25 @@ const THREADS_MAX: usize = 4;
 const USAGE: &str = "\
 The agent of a machine, and what it knows.
 
-Usage: hob [--dir DIR] [--session] [--metadata URL]...    runs the agent
-       hob [--dir DIR] status         everything, as JSON
-       hob [--dir DIR] list           the bindings: name, address, directory
-       hob [--dir DIR] get NAME       a binding's address
+Usage: hob [--dir DIR] [--session] [--metadata URL]...
+                                            runs the agent
+       hob [--dir DIR] status               everything, as JSON
+       hob [--dir DIR] list [--json]        the bindings: name, address, directory
+       hob [--dir DIR] get NAME [--json]    a binding's address, or all of it
+       hob [--dir DIR] env [--json]         the environment of programs, for eval \"$(hob env)\"
+       hob [--dir DIR] run [--wait SECONDS] [--] CMD...
+                                            becomes CMD with that environment, once every
+                                            binding that is expected is granted
 
   --dir DIR         the machine's directory [env: GOBS_MACHINE_DIR] [default: /var/lib/gobs]
   --session         leave the terminal's session first
   --metadata URL    where the cloud serves the user data, for a directory that has none:
                     http://169.254.169.254; more than one are asked in turn, until one has it
+  --json            as JSON
+  --wait SECONDS    how long bindings may take to come [default: 300]
   --version         the version
+
+Programs of users other than root and the hob's own see the bindings that are exposed to them.
 ";
 
 /// What the command line asks for.
@@ -69,7 +89,14 @@ enum Command {
         session: bool,
         metadata: Vec<String>,
     },
-    Ask(Question),
+    Ask {
+        question: Question,
+        json: bool,
+    },
+    Run {
+        wait: Duration,
+        argv: Vec<OsString>,
+    },
     Help,
     Version,
 }
@@ -81,7 +108,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let outcome = match parse(args) {
         Ok((_, Command::Help)) => print(USAGE),
         Ok((_, Command::Version)) => print(&format!("hob {}\n", env!("CARGO_PKG_VERSION"))),
-        Ok((layout, Command::Ask(question))) => ask(&layout, &question),
+        Ok((layout, Command::Ask { question, json })) => with_socket(&layout, async |socket| {
+            ask::ask(socket, question, json).await
+        }),
+        Ok((layout, Command::Run { wait, argv })) => {
+            let asked = with_socket(&layout, async |socket| ask::environment(socket, wait).await);
+            match asked {
+                Ok(variables) => return become_command(&argv, &variables),
+                Err(error) => Err(error),
+            }
+        }
         Ok((layout, Command::Agent { session, metadata })) => run_agent(layout, session, &metadata),
         Err(wrong) => {
             complain(&format!("{wrong}\n\n{USAGE}"));
@@ -101,12 +137,16 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
     let mut args = args.into_iter();
     let dir = std::env::var_os(DIR_VARIABLE).unwrap_or_else(|| DIR_DEFAULT.into());
     let mut dir = PathBuf::from(dir);
-    let mut session = false;
+    let (mut session, mut as_json) = (false, false);
     let mut metadata = Vec::new();
     let mut command = None;
     while let Some(arg) = args.next() {
         let mut value = |what: &str| args.next().ok_or_else(|| format!("{what} is missing"));
         let text = arg.to_str().ok_or("an argument is not UTF-8")?;
+        let question = |question| Command::Ask {
+            question,
+            json: false,
+        };
         let asked = match text {
             "--dir" => {
                 dir = value("the directory of --dir")?.into();
@@ -121,14 +161,24 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
                 metadata.push(url.into_string().map_err(|_| "an argument is not UTF-8")?);
                 continue;
             }
+            "--json" => {
+                as_json = true;
+                continue;
+            }
             "--help" | "-h" | "help" => Command::Help,
             "--version" | "-V" | "version" => Command::Version,
-            "status" => Command::Ask(Question::Status),
-            "list" => Command::Ask(Question::List),
+            "status" => question(Question::Status),
+            "list" => question(Question::List),
+            "env" => question(Question::Environment),
             "get" => {
                 let name = value("the name")?;
                 let name = name.into_string().map_err(|_| "an argument is not UTF-8")?;
-                Command::Ask(Question::Get(name))
+                question(Question::Get(name))
+            }
+            // What follows belongs to the command.
+            "run" if command.is_none() => {
+                let run = parse_run(&mut args)?;
+                return Ok((Layout::new(dir), run));
             }
             _ => match text.strip_prefix("--dir=") {
                 Some(value) => {
@@ -142,10 +192,51 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
             return Err(format!("{text} is one command too many"));
         }
     }
-    Ok((
-        Layout::new(dir),
-        command.unwrap_or(Command::Agent { session, metadata }),
-    ))
+    let mut command = command.unwrap_or(Command::Agent { session, metadata });
+    match &mut command {
+        Command::Ask { json, .. } => *json = as_json,
+        _ if as_json => return Err("--json is for status, list, get and env".into()),
+        _ => {}
+    }
+    Ok((Layout::new(dir), command))
+}
+
+/// Reads what follows `run`.
+fn parse_run(args: &mut impl Iterator<Item = OsString>) -> Result<Command, String> {
+    let mut wait = ask::WAIT_DEFAULT;
+    let mut argv = Vec::new();
+    while let Some(arg) = args.next() {
+        let seconds = match arg.to_str() {
+            Some("--") => break,
+            Some("--wait") => args.next().ok_or("the seconds of --wait are missing")?,
+            Some(text) if text.starts_with("--wait=") => text["--wait=".len()..].into(),
+            Some(text) if text.starts_with('-') => {
+                return Err(format!("{text} is no option of hob run"));
+            }
+            _ => {
+                argv.push(arg);
+                break;
+            }
+        };
+        let seconds = seconds.to_str().and_then(|text| text.parse().ok());
+        wait = Duration::from_secs(seconds.ok_or("--wait takes a number of seconds")?);
+    }
+    argv.extend(args);
+    match argv.is_empty() {
+        true => Err("the command of hob run is missing".into()),
+        false => Ok(Command::Run { wait, argv }),
+    }
+}
+
+/// Becomes a command, or returns the exit code that a shell would have.
+fn become_command(argv: &[OsString], variables: &BTreeMap<String, String>) -> u8 {
+    let error = ask::become_command(argv, variables);
+    let name = argv.first().map(|name| name.display().to_string());
+    complain(&format!("cannot run {}: {error}", name.unwrap_or_default()));
+    match error.kind() {
+        io::ErrorKind::NotFound => EXIT_NOT_FOUND,
+        _ => EXIT_NOT_RUN,
+    }
 }
 
 fn run_agent(layout: Layout, session: bool, metadata: &[String]) -> Result<(), String> {
@@ -171,7 +262,11 @@ fn run_agent(layout: Layout, session: bool, metadata: &[String]) -> Result<(), S
         .map_err(|error| grant::Chain(&error).to_string())
 }
 
-fn ask(layout: &Layout, question: &Question) -> Result<(), String> {
+/// Asks the hob of a machine.
+fn with_socket<T>(
+    layout: &Layout,
+    ask: impl AsyncFnOnce(&Path) -> Result<T, ask::AskError>,
+) -> Result<T, String> {
     let machine = layout
         .read_machine()
         .map_err(|error| grant::Chain(&error).to_string())?;
@@ -179,7 +274,9 @@ fn ask(layout: &Layout, question: &Question) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    runtime.block_on(local::ask(&machine.local_socket(), question))
+    runtime
+        .block_on(ask(&machine.local_socket()))
+        .map_err(|error| grant::Chain(&error).to_string())
 }
 
 fn print(text: &str) -> Result<(), String> {

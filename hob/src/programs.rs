@@ -17,11 +17,10 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::expose::{address, host_and_port};
 use crate::grant::Chain;
 use crate::layout::Layout;
 use crate::process::{self, Process};
-use crate::protocol::{Expose, ProgramStatus};
+use crate::protocol::ProgramStatus;
 use crate::store::Store;
 
 /// Pauses before a program that has ended is started again.
@@ -69,29 +68,11 @@ enum Line {
 /// Returns what bindings add to the environment of programs.
 pub(crate) fn environment(
     root: &Path,
-    exposed: &BTreeMap<String, Vec<Expose>>,
+    variables: BTreeMap<String, BTreeMap<String, String>>,
 ) -> BTreeMap<String, String> {
     let root = root.display().to_string();
     let mut environment = BTreeMap::from([("SERVICE_BINDING_ROOT".to_owned(), root)]);
-    for (name, exposes) in exposed {
-        let prefix = name.to_ascii_uppercase().replace('-', "_");
-        if let Some(first) = exposes.first() {
-            environment.insert(format!("{prefix}_ADDRESS"), address(first));
-        }
-        for expose in exposes.iter().rev() {
-            match expose {
-                Expose::Unix(path) => {
-                    environment.insert(format!("{prefix}_SOCKET"), path.display().to_string());
-                }
-                Expose::Tcp(address) => {
-                    if let Some((host, port)) = host_and_port(address) {
-                        environment.insert(format!("{prefix}_HOST"), host);
-                        environment.insert(format!("{prefix}_PORT"), port);
-                    }
-                }
-            }
-        }
-    }
+    environment.extend(variables.into_values().flatten());
     environment
 }
 
@@ -313,41 +294,5 @@ impl Programs {
 
     fn statuses(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, ProgramStatus>> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn environments_name_each_binding() {
-        let exposed = BTreeMap::from([
-            (
-                "app-db".to_owned(),
-                vec![
-                    Expose::Unix("/run/x/socket".into()),
-                    Expose::Tcp("127.0.0.1:5432".into()),
-                ],
-            ),
-            ("web".to_owned(), vec![Expose::Tcp("[::1]:80".into())]),
-        ]);
-        let text: Vec<_> = environment(Path::new("/r/bindings"), &exposed)
-            .into_iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        assert_eq!(
-            text,
-            [
-                "APP_DB_ADDRESS=unix:/run/x/socket",
-                "APP_DB_HOST=127.0.0.1",
-                "APP_DB_PORT=5432",
-                "APP_DB_SOCKET=/run/x/socket",
-                "SERVICE_BINDING_ROOT=/r/bindings",
-                "WEB_ADDRESS=[::1]:80",
-                "WEB_HOST=::1",
-                "WEB_PORT=80",
-            ]
-        );
     }
 }

@@ -25,10 +25,11 @@
 //! | | `open` | | a one-time ticket of [`TICKET_SIZE`] bytes |
 
 mod convert;
+mod expose;
 mod service;
 mod user_data;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ocapn::{Broken, PeerLocator, Reference, Sturdyref};
@@ -36,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use convert::{Args, from_passable, to_passable};
 pub(crate) use convert::{sturdyref_text, text};
+pub use expose::{Expose, MODE_DEFAULT, Place, mode};
 pub use service::{
     Access, Attenuate, Http, Postgres, Redis, Secret, ServiceKind, ServiceSpec, Unenforceable,
     Wider, enforced_by,
@@ -152,6 +154,10 @@ pub struct Registered {
     /// The names under which the machine is about to get bindings: its programs wait for them.
     #[serde(default)]
     pub expects: Vec<String>,
+    /// How programs will see those: their sockets are there from now on, and connections wait.
+    /// A name that is not here is seen in the default way.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub exposes: BTreeMap<String, Vec<Expose>>,
 }
 
 /// [`Registered`] with the durable name of the presence, which only the hob's key can use.
@@ -240,52 +246,6 @@ pub struct Registration {
     /// How programs see it. Empty: a unix socket in the binding's directory.
     #[serde(default)]
     pub expose: Vec<Expose>,
-}
-
-/// How programs on the machine reach a binding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "RawExpose", into = "RawExpose")]
-pub enum Expose {
-    /// By a unix socket at this path.
-    Unix(PathBuf),
-    /// By TCP at `host:port`.
-    Tcp(String),
-}
-
-#[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawExpose {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    unix: Option<PathBuf>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tcp: Option<String>,
-}
-
-impl TryFrom<RawExpose> for Expose {
-    type Error = &'static str;
-
-    fn try_from(raw: RawExpose) -> Result<Self, Self::Error> {
-        match (raw.unix, raw.tcp) {
-            (Some(path), None) => Ok(Self::Unix(path)),
-            (None, Some(address)) => Ok(Self::Tcp(address)),
-            _ => Err("an expose has exactly one of unix and tcp"),
-        }
-    }
-}
-
-impl From<Expose> for RawExpose {
-    fn from(expose: Expose) -> Self {
-        match expose {
-            Expose::Unix(path) => Self {
-                unix: Some(path),
-                tcp: None,
-            },
-            Expose::Tcp(address) => Self {
-                unix: None,
-                tcp: Some(address),
-            },
-        }
-    }
 }
 
 /// The answer to [`Registration`], once it is on disk.
@@ -519,10 +479,7 @@ mod tests {
             name: "db".into(),
             binding: "binding.db".into(),
             generation: 1,
-            expose: vec![
-                Expose::Unix("/run/x".into()),
-                Expose::Tcp("127.0.0.1:1".into()),
-            ],
+            expose: vec![Expose::unix("/run/x"), Expose::tcp("127.0.0.1:1")],
         });
         round_trip(&Register {
             protocol: PROTOCOL,
@@ -534,6 +491,7 @@ mod tests {
             machine: "machine.db".into(),
             join_sequence: 4,
             expects: vec![],
+            exposes: BTreeMap::new(),
         };
         let reply = RegisterReply {
             registered,

@@ -15,7 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use gobs_model::{Address, Diagnostic, Name};
+use gobs_model::{Address, Diagnostic, Name, Value};
 use gobs_provider::Provider;
 use gobs_state::{Finished, Outcome, Row, RowChange, Snapshot, Started, Store, StoreError};
 use tokio::sync::{mpsc, watch};
@@ -501,15 +501,15 @@ fn verb(action: &Action) -> Verb {
     }
 }
 
-/// Returns the names under which a machine gets bindings in this plan: its programs wait for
-/// them.
-fn expected_names(plan: &Plan, machine: &Address) -> Vec<Name> {
+/// Returns the names under which a machine gets bindings in this plan, with how they are exposed:
+/// its programs wait for them.
+fn expected_names(plan: &Plan, machine: &Address) -> Vec<(Name, Value)> {
     let grants = plan.steps.iter().filter_map(|step| match &step.action {
         Action::Bind { grant, .. } | Action::Move { grant, .. } => Some(grant),
         _ => None,
     });
     grants
         .filter(|grant| grant.to == *machine)
-        .map(|grant| grant.name.clone())
+        .map(|grant| (grant.name.clone(), grant.expose.clone()))
         .collect()
 }

@@ -339,7 +339,7 @@ fn malformed(key: &Key, error: &protocol::Malformed) -> BossError {
 
 /// Returns a value as it travels in a message: the settings of services and bindings are text,
 /// integers, lists and objects. What is `null` is left out: a hob sees what is set.
-fn to_passable(value: &Value) -> Passable {
+pub(super) fn to_passable(value: &Value) -> Passable {
     if let Some(entries) = value.as_entries() {
         let set = entries.iter().filter(|(_, value)| !value.is_null());
         let fields = set.map(|(name, value)| (name.to_string(), to_passable(value)));

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use gobs_model::{Address, Name};
+use gobs_model::{Address, Name, Value};
 use gobs_provider::UserData;
 use gobs_state::{ClaimOutcome, HobRow, JoinOutcome, NewClaim, StoreError, SwissnumHash};
 use hob::protocol::{self, Args, Registered as RegisteredData, code, method};
@@ -22,6 +22,7 @@ use ocapn::{
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use super::bind::to_passable;
 use super::{Boss, BossError, Inner, Key, lock};
 
 /// What a new machine is given, and what must be on disk before anybody gets it.
@@ -56,7 +57,7 @@ impl Boss {
         incarnation: u64,
         listen: Option<&str>,
         advertise: Vec<String>,
-        expects: &[Name],
+        expects: &[(Name, Value)],
     ) -> Result<Invitation, std::io::Error> {
         let mut secret = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *secret).map_err(std::io::Error::from)?;
@@ -84,10 +85,17 @@ impl Boss {
         })
     }
 
-    /// Says under which names a machine is about to get bindings; its programs wait for them.
-    pub fn expect_bindings(&self, machine: &Address, incarnation: u64, names: &[Name]) {
-        let names = names.iter().map(ToString::to_string).collect();
-        lock(&self.0.expects).insert((machine.clone(), incarnation), names);
+    /// Says under which names a machine is about to get bindings, and how they will be exposed;
+    /// its programs wait for them.
+    pub fn expect_bindings(&self, machine: &Address, incarnation: u64, names: &[(Name, Value)]) {
+        let exposes = |expose: &Value| {
+            // What is not known yet is listened on when it is.
+            let travels = to_passable(expose);
+            protocol::from_passable("expose", &travels).unwrap_or_default()
+        };
+        let names = names.iter();
+        let names = names.map(|(name, expose)| (name.to_string(), exposes(expose)));
+        lock(&self.0.expects).insert((machine.clone(), incarnation), names.collect());
     }
 
     /// Waits until the hob of a machine has registered.
@@ -418,11 +426,12 @@ impl Boss {
         self.0
             .registrations
             .send_modify(|count| *count = count.wrapping_add(1));
-        let expects = lock(&self.0.expects).get(key).cloned().unwrap_or_default();
+        let exposes = lock(&self.0.expects).get(key).cloned().unwrap_or_default();
         let registered = RegisteredData {
             machine: key.0.to_string(),
             join_sequence,
-            expects,
+            expects: exposes.keys().cloned().collect(),
+            exposes,
         };
         let swissnum = self.durable_swissnum(key, &from.designator);
         let presence = Sturdyref {

@@ -15,7 +15,7 @@ mod enroll;
 mod operator;
 mod status;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use gobs_model::Address;
 use gobs_state::{BossStore, StoreError};
-use hob::protocol::host_and_port;
+use hob::protocol::{self, host_and_port};
 use ocapn::netlayer::tls_rpk::{TlsRpk, TlsRpkOptions};
 use ocapn::{Identity, Limits, Netlayer, Peer, PeerLocator, SessionEvent, Sturdyref};
 use tokio::sync::watch;
@@ -165,7 +165,7 @@ struct Inner {
     locator: Mutex<PeerLocator>,
     presences: Mutex<HashMap<Key, Presence>>,
     /// The names under which a machine is about to get bindings.
-    expects: Mutex<HashMap<Key, Vec<String>>>,
+    expects: Mutex<HashMap<Key, BTreeMap<String, Vec<protocol::Expose>>>>,
     machines: Mutex<Option<Arc<dyn Machines>>>,
     /// Counts registrations, for whoever waits for one.
     registrations: watch::Sender<u64>,

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::layout::Layout;
-use crate::protocol::ServiceSpec;
+use crate::protocol::{Expose, ServiceSpec};
 
 pub use rows::{BindingRow, GrantRefused, GrantRow, LeavingRow, ProgramRow};
 
@@ -38,6 +38,9 @@ pub struct Contents {
     pub machine: String,
     /// The names that the boss announced at the last registration.
     pub expects: Vec<String>,
+    /// How those are exposed before they are granted.
+    #[serde(default)]
+    pub exposes: BTreeMap<String, Vec<Expose>>,
     /// Where the hob listens, with the port that it has chosen.
     pub listen: String,
     /// What it tells others to dial; empty: where it listens.
@@ -200,6 +203,7 @@ impl Default for Contents {
             format: FORMAT,
             machine: String::new(),
             expects: Vec::new(),
+            exposes: BTreeMap::new(),
             listen: String::new(),
             advertise: Vec::new(),
             join_sequence: 0,
@@ -239,6 +243,14 @@ impl Contents {
             });
         }
         serde_json::from_slice(text).map_err(damaged)
+    }
+
+    /// Returns how a name is exposed: as its binding asks, or as was announced.
+    pub fn exposes_of(&self, name: &str) -> &[Expose] {
+        let held = self.bindings.get(name);
+        let held = held.map(|row| &row.registration.expose);
+        held.or_else(|| self.exposes.get(name))
+            .map_or(&[], Vec::as_slice)
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Contents;
 use crate::protocol::{
-    Attenuate, Described, Expose, Generation, Grant, Registration, ServiceSpec, Unenforceable,
+    Attenuate, Described, Generation, Grant, Place, Registration, ServiceSpec, Unenforceable,
     Wider, code, sturdyref_text,
 };
 
@@ -53,7 +53,7 @@ pub struct BindingRow {
     #[serde(with = "sturdyref_text")]
     pub grant: Sturdyref,
     /// What is listened on, as asked but with the ports that were chosen.
-    pub bound: Vec<Expose>,
+    pub bound: Vec<Place>,
     /// What the grant said of itself.
     pub service: Described,
 }

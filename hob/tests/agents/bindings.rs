@@ -22,7 +22,7 @@ async fn s9_bytes_flow_with_a_boss_without_one_and_after_reboots() {
     };
     let unix = pair.app.runtime.join("own.sock");
     let held = pair
-        .bind(1, &[Expose::Tcp(port.clone()), Expose::Unix(unix.clone())])
+        .bind(1, &[Expose::tcp(port.clone()), Expose::unix(unix.clone())])
         .await;
     assert_eq!(held.address, port);
     assert_eq!(
@@ -47,7 +47,7 @@ async fn s9_bytes_flow_with_a_boss_without_one_and_after_reboots() {
     .await;
     // The same again is the same.
     assert_eq!(
-        pair.bind(1, &[Expose::Tcp(port.clone()), Expose::Unix(unix)])
+        pair.bind(1, &[Expose::tcp(port.clone()), Expose::unix(unix)])
             .await,
         held
     );
@@ -284,8 +284,8 @@ async fn a_binding_that_cannot_be_exposed_says_why_and_leaves_nothing() {
         .grant(&grant(1, &pair.importer.designator))
         .await
         .unwrap();
-    let unix = Expose::Unix(pair.app.runtime.join("s"));
-    let tried = registration(1, &[unix, Expose::Tcp(address.clone())]);
+    let unix = Expose::unix(pair.app.runtime.join("s"));
+    let tried = registration(1, &[unix, Expose::tcp(address.clone())]);
     let broken = pair.importer.register(&tried, &granted).await.unwrap_err();
     assert_eq!(broken.code(), Some("expose"));
     assert!(broken.to_string().contains(&address), "{broken}");

@@ -2,6 +2,7 @@
 
 mod bindings;
 mod enrollment;
+mod exposing;
 mod metadata;
 mod programs;
 mod revocation;

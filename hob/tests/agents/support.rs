@@ -1,6 +1,6 @@
 //! A boss for tests, machines that are processes, and services to bind.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -56,6 +56,7 @@ struct Machine {
     one_time: Vec<u8>,
     bound: Vec<u8>,
     expects: Vec<String>,
+    exposes: BTreeMap<String, Vec<Expose>>,
     presence: watch::Sender<Option<ServerPresence<Reference>>>,
 }
 
@@ -120,6 +121,7 @@ impl Object for Presence {
                         machine: self.machine.clone(),
                         join_sequence,
                         expects: machine.expects.clone(),
+                        exposes: machine.exposes.clone(),
                     },
                     presence: Sturdyref {
                         peer: self.own.clone(),
@@ -181,6 +183,7 @@ impl Boss {
             one_time,
             bound,
             expects,
+            exposes: BTreeMap::new(),
             presence,
         };
         self.known
@@ -195,6 +198,13 @@ impl Boss {
             listen,
             advertise: Vec::new(),
         }
+    }
+
+    /// Says how a name will be exposed that a machine expects.
+    pub(crate) fn announce(&self, machine: &str, name: &str, expose: Expose) {
+        let mut machines = self.known.machines.lock().unwrap();
+        let exposes = &mut machines.get_mut(machine).unwrap().exposes;
+        exposes.insert(name.to_owned(), vec![expose]);
     }
 
     /// Waits until a machine's hob has registered on a session that stands.

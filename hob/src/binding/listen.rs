@@ -1,0 +1,121 @@
+//! The sockets of all names, kept there: announced, granted, or lost.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{Bindings, check_name, lock};
+use crate::expose::{ExposeError, Socket};
+use crate::grant::Chain;
+use crate::protocol::{Expose, Place};
+use crate::slot::Slot;
+
+/// How often it is looked whether every socket is there: a port may be taken for a while, and who
+/// owns a directory may remove what is in it.
+const MEND_PAUSE: Duration = Duration::from_secs(2);
+
+impl Bindings {
+    /// Listens for the names that the boss has announced, as the store has them, and no longer for
+    /// those that it has not. Programs that connect wait for the grant.
+    pub(crate) async fn expect(self: &Arc<Self>) {
+        let changing = self.changing.lock().await;
+        let contents = self.store.contents();
+        for name in &contents.expects {
+            if check_name(name).is_ok() && !self.slots().contains_key(name) {
+                self.slots().insert(name.clone(), self.slot(name));
+            }
+        }
+        let is_wanted = |name: &String, slot: &mut Arc<Slot>| {
+            slot.link().is_some() || contents.expects.contains(name)
+        };
+        self.slots().retain(is_wanted);
+        drop(changing);
+        self.mend().await;
+    }
+
+    /// Listens again, for as long as the hob runs, where that failed or a socket was removed.
+    pub(crate) async fn stay_whole(self: Arc<Self>) {
+        loop {
+            sleep(MEND_PAUSE).await;
+            self.mend().await;
+        }
+    }
+
+    /// Makes what is missing of sockets and files.
+    async fn mend(self: &Arc<Self>) {
+        let slots = self.slots().clone();
+        for (name, slot) in slots {
+            let _changing = self.changing.lock().await;
+            let contents = self.store.contents();
+            let exposes = contents.exposes_of(&name);
+            let held = self
+                .slots()
+                .get(&name)
+                .is_some_and(|now| Arc::ptr_eq(now, &slot));
+            if !held || slot.is_whole(exposes) {
+                continue;
+            }
+            let row = contents.bindings.get(&name);
+            let mut kept = std::mem::take(&mut *lock(&slot.sockets));
+            let bound = row.map_or(&[][..], |row| &row.bound);
+            let opened = self.open_sockets(&slot, exposes, bound, &mut kept).await;
+            let (mut sockets, error) = opened;
+            let error = error.map(io::Error::other);
+            if error.is_some() {
+                kept.retain(|socket| self.is_stored(&slot, &name, &socket.asked));
+                sockets.extend(kept);
+            }
+            *lock(&slot.sockets) = sockets;
+            let written = match row {
+                Some(row) => slot.write_files(row).await,
+                None => Ok(()),
+            };
+            // One that cannot be exposed must not keep the others from working.
+            match error.or(written.err()) {
+                // Once is enough: it is tried for as long as the hob runs.
+                Some(error) => {
+                    if !slot.is_failing.swap(true, Ordering::Relaxed) {
+                        tracing::error!(%name, error = %Chain(&error), "not exposed; trying on");
+                    }
+                }
+                None => {
+                    slot.is_failing.store(false, Ordering::Relaxed);
+                    self.changed.send_replace(());
+                }
+            }
+        }
+    }
+
+    pub(super) fn slot(&self, name: &str) -> Arc<Slot> {
+        Slot::new(name, &self.root, self.layout.environment(name))
+    }
+
+    pub(super) async fn open_sockets(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        exposes: &[Expose],
+        bound: &[Place],
+        kept: &mut Vec<Socket>,
+    ) -> (Vec<Socket>, Option<ExposeError>) {
+        let take = || {
+            let (bindings, slot) = (Arc::downgrade(self), Arc::downgrade(slot));
+            move |local| {
+                if let (Some(bindings), Some(slot)) = (bindings.upgrade(), slot.upgrade()) {
+                    tokio::spawn(async move { bindings.take(&slot, local).await });
+                }
+            }
+        };
+        slot.open_sockets(exposes, bound, kept, take).await
+    }
+
+    pub(super) fn is_stored(&self, slot: &Slot, name: &str, asked: &Place) -> bool {
+        let contents = self.store.contents();
+        let is_known = contents.bindings.contains_key(name)
+            || contents.expects.iter().any(|expected| expected == name);
+        let mut places = slot.places(contents.exposes_of(name));
+        is_known && places.any(|place| place == *asked)
+    }
+}

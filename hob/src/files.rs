@@ -1,0 +1,346 @@
+//! A binding's files: a directory after servicebinding.io, and a file of its environment.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use crate::expose::ExposeError;
+use crate::owner::Owner;
+use crate::protocol::{Described, Expose, Place};
+
+/// The link in a binding's directory that is swapped when its files change.
+const DATA: &str = "..data";
+
+/// The permissions of directories that others than the hob's user look into. Only the hob writes:
+/// it may run as root, and must not be led astray by a link.
+const SHARED_MODE: u32 = 0o755;
+const PRIVATE_MODE: u32 = 0o700;
+
+/// The text of each file.
+pub(crate) type Entries = BTreeMap<&'static str, String>;
+
+/// Returns what is told of a binding that is listened for at `place`, by file.
+pub(crate) fn entries(service: &Described, place: &Place) -> Entries {
+    let mut files = BTreeMap::from([("provider", "gobs".to_owned())]);
+    let kind = service.kind.as_str();
+    let (plain, uri) = match (kind, place) {
+        ("redis", Place::Unix(path)) => (kind, format!("unix://{}", path.display())),
+        ("redis" | "http", Place::Tcp(address)) => (kind, format!("{kind}://{address}")),
+        ("http", Place::Unix(_)) => (kind, place.to_string()),
+        (_, Place::Unix(_)) => ("unix", place.to_string()),
+        (_, Place::Tcp(address)) => ("tcp", format!("tcp://{address}")),
+    };
+    files.insert("uri", uri);
+    match place {
+        Place::Unix(path) => {
+            files.insert("path", path.display().to_string());
+        }
+        Place::Tcp(address) => {
+            if let Some((host, port)) = host_and_port(address) {
+                files.insert("host", host);
+                files.insert("port", port);
+            }
+        }
+    }
+    files.insert(
+        "type",
+        service.r#type.as_deref().unwrap_or(plain).to_owned(),
+    );
+    let named = [
+        ("database", &service.database),
+        ("username", &service.username),
+    ];
+    files.extend(
+        named
+            .into_iter()
+            .filter_map(|(file, text)| Some((file, text.clone()?))),
+    );
+    files
+}
+
+/// Returns the parts of `host:port`; an IPv6 address loses its brackets.
+pub(crate) fn host_and_port(address: &str) -> Option<(String, String)> {
+    if let Ok(address) = address.parse::<SocketAddr>() {
+        return Some((address.ip().to_string(), address.port().to_string()));
+    }
+    address
+        .rsplit_once(':')
+        .map(|(host, port)| (host.to_owned(), port.to_owned()))
+}
+
+/// Returns what a binding adds to the environment of programs: its addresses under its name, and
+/// the variables that were asked for.
+pub(crate) fn variables(
+    name: &str,
+    exposed: &[(Expose, Place, Entries)],
+) -> Result<BTreeMap<String, String>, ExposeError> {
+    let mut variables = BTreeMap::new();
+    let prefix = name.to_ascii_uppercase().replace('-', "_");
+    if let Some((_, first, _)) = exposed.first() {
+        variables.insert(format!("{prefix}_ADDRESS"), first.to_string());
+    }
+    for (_, place, _) in exposed.iter().rev() {
+        match place {
+            Place::Unix(path) => {
+                variables.insert(format!("{prefix}_SOCKET"), path.display().to_string());
+            }
+            Place::Tcp(address) => {
+                if let Some((host, port)) = host_and_port(address) {
+                    variables.insert(format!("{prefix}_HOST"), host);
+                    variables.insert(format!("{prefix}_PORT"), port);
+                }
+            }
+        }
+    }
+    for (expose, _, entries) in exposed {
+        for (variable, file) in &expose.env {
+            let value = entries.get(file.as_str()).ok_or_else(|| {
+                let known: Vec<_> = entries.keys().copied().collect();
+                ExposeError::NoFile {
+                    variable: variable.clone(),
+                    file: file.clone(),
+                    known: known.join(", "),
+                }
+            })?;
+            variables.insert(variable.clone(), value.clone());
+        }
+    }
+    Ok(variables)
+}
+
+/// Returns an environment as systemd's `EnvironmentFile=` and a shell both read it.
+pub(crate) fn environment_file(variables: &BTreeMap<String, String>) -> String {
+    let mut text = String::new();
+    for (name, value) in variables {
+        text.push_str(name);
+        text.push_str("=\"");
+        for letter in value.chars() {
+            if matches!(letter, '"' | '\\' | '$' | '`') {
+                text.push('\\');
+            }
+            text.push(letter);
+        }
+        text.push_str("\"\n");
+    }
+    text
+}
+
+/// Makes a directory that only the hob writes to, and others may look into if it is shared.
+pub(crate) fn make_dir(dir: &Path, is_shared: bool) -> io::Result<()> {
+    let mode = match is_shared {
+        true => SHARED_MODE,
+        false => PRIVATE_MODE,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+}
+
+/// Makes one file this text, all at once; returns whether that changed it.
+pub(crate) fn write_file(path: &Path, text: &str) -> io::Result<bool> {
+    if fs::read_to_string(path).is_ok_and(|have| have == text) {
+        return Ok(false);
+    }
+    let beside = path.with_extension("new");
+    remove_if_there(fs::remove_file(&beside))?;
+    let mut file = create(&beside, PRIVATE_MODE & 0o666)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&beside, path)?;
+    Ok(true)
+}
+
+/// Makes a directory's files these, all at once: a reader sees the old ones or the new ones.
+///
+/// The files stand in a directory of their own, to which one link leads; that is swapped.
+pub(crate) fn write_files(dir: &Path, files: &Entries, owner: &Owner) -> io::Result<()> {
+    make_dir(dir, owner.is_declared)?;
+    let data = dir.join(DATA);
+    let old = fs::read_link(&data).ok();
+    if old.is_some() && is_as(&data, files, owner) {
+        return Ok(());
+    }
+    let number: u64 = old
+        .as_deref()
+        .and_then(|old| old.to_str()?.strip_prefix("..")?.parse().ok())
+        .unwrap_or_default();
+    let name = format!("..{}", number.wrapping_add(1));
+    let new = dir.join(&name);
+    // Left by a hob that was killed before it swapped.
+    remove_if_there(fs::remove_dir_all(&new))?;
+    make_dir(&new, owner.is_declared)?;
+    for (file, text) in files {
+        let mut file = create(&new.join(file), PRIVATE_MODE & 0o666)?;
+        file.write_all(text.as_bytes())?;
+        owner.take_file(&file)?;
+    }
+    let beside = dir.join("..data.new");
+    remove_if_there(fs::remove_file(&beside))?;
+    symlink(&name, &beside)?;
+    fs::rename(&beside, &data)?;
+    for file in files.keys() {
+        match symlink(Path::new(DATA).join(file), dir.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let dangling = entry.file_type()?.is_symlink() && !entry.path().exists();
+        if dangling {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    if let Some(old) = old {
+        remove_if_there(fs::remove_dir_all(dir.join(old)))?;
+    }
+    Ok(())
+}
+
+/// Removes a binding's directory; one that is gone already is a success.
+pub(crate) fn remove_files(dir: &Path) -> io::Result<()> {
+    remove_if_there(fs::remove_dir_all(dir))
+}
+
+/// Turns a removal of what is not there into a success.
+pub(crate) fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+}
+
+fn is_as(data: &Path, files: &Entries, owner: &Owner) -> bool {
+    let same = |(file, text): (&&str, &String)| {
+        let path = data.join(file);
+        fs::read_to_string(&path).is_ok_and(|have| have == *text)
+            && fs::metadata(path).is_ok_and(|meta| owner.has(&meta))
+    };
+    fs::read_dir(data).map_or(0, Iterator::count) == files.len() && files.iter().all(same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(kind: &str) -> Described {
+        Described {
+            binding: "binding.db".into(),
+            generation: 1,
+            kind: kind.into(),
+            r#type: None,
+            database: None,
+            username: None,
+        }
+    }
+
+    #[test]
+    fn files_are_swapped_whole_and_stale_ones_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("db");
+        let owner = Owner::of(&Expose::default()).unwrap();
+        let mut service = service("tcp");
+        service.r#type = Some("postgresql".into());
+        let tcp = entries(&service, &Place::Tcp("[::1]:5432".into()));
+        write_files(&dir, &tcp, &owner).unwrap();
+        let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
+        assert_eq!(read("type").as_deref(), Some("postgresql"));
+        assert_eq!(read("host").as_deref(), Some("::1"));
+        assert_eq!(read("port").as_deref(), Some("5432"));
+        assert_eq!(read("uri").as_deref(), Some("tcp://[::1]:5432"));
+        let before = fs::read_link(dir.join(DATA)).unwrap();
+        write_files(&dir, &tcp, &owner).unwrap();
+        assert_eq!(
+            fs::read_link(dir.join(DATA)).unwrap(),
+            before,
+            "unchanged files stay"
+        );
+
+        service.r#type = None;
+        let unix = entries(&service, &Place::Unix("/run/x".into()));
+        write_files(&dir, &unix, &owner).unwrap();
+        assert_eq!(read("type").as_deref(), Some("unix"));
+        assert_eq!(read("path").as_deref(), Some("/run/x"));
+        let mut left: Vec<_> = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["..2", "..data", "path", "provider", "type", "uri"]);
+        remove_files(&dir).unwrap();
+        remove_files(&dir).unwrap();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn environments_are_read_back_by_a_shell() {
+        let values = [
+            "unix:/run/x y",
+            "a\"b",
+            "$HOME `id` \\ $(id)",
+            "#",
+            "",
+            "'",
+            "é\t\n!",
+        ];
+        let names = (0..values.len()).map(|n| format!("V{n}"));
+        let variables: BTreeMap<_, _> = names.zip(values.map(str::to_owned)).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db.env");
+        assert!(write_file(&path, &environment_file(&variables)).unwrap());
+        assert!(!write_file(&path, &environment_file(&variables)).unwrap());
+        for (name, value) in &variables {
+            let line = format!(". {}; printf %s \"${name}\"", path.display());
+            let shell = std::process::Command::new("sh")
+                .args(["-c", &line])
+                .output();
+            assert_eq!(String::from_utf8(shell.unwrap().stdout).unwrap(), *value);
+        }
+    }
+
+    #[test]
+    fn variables_name_each_binding() {
+        let mut unix = Expose::unix("/run/x/socket");
+        unix.env = BTreeMap::from([("DATABASE_URL".into(), "uri".into())]);
+        let tcp = Expose::tcp("127.0.0.1:5432");
+        let exposed = [unix, tcp].map(|expose| {
+            let place = expose.place.clone().unwrap();
+            let entries = entries(&service("tcp"), &place);
+            (expose, place, entries)
+        });
+        let text: Vec<_> = variables("app-db", &exposed)
+            .unwrap()
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "APP_DB_ADDRESS=unix:/run/x/socket",
+                "APP_DB_HOST=127.0.0.1",
+                "APP_DB_PORT=5432",
+                "APP_DB_SOCKET=/run/x/socket",
+                "DATABASE_URL=unix:/run/x/socket",
+            ]
+        );
+        let mut exposed = exposed;
+        exposed[1].0.env = BTreeMap::from([("PGHOST".into(), "hots".into())]);
+        assert_eq!(
+            variables("app-db", &exposed).unwrap_err().to_string(),
+            "the variable PGHOST is to hold \"hots\", and the binding has only host, port, \
+             provider, type, uri"
+        );
+    }
+}

@@ -9,6 +9,7 @@ use gobs_state::{Intent, NewClaim, Phase, Row, RowChange, RowKind};
 use serde::{Deserialize, Serialize};
 
 use crate::boss::{BindRequest, Boss, UnbindRequest};
+use crate::lang::rights;
 use crate::plan::{Action, Grant, HOB, Held, Step, wanted_of};
 
 use super::act::{BindWork, MachineWork, Teller, Work};
@@ -360,7 +361,7 @@ impl Walk<'_> {
             service,
             importer: (importer, grant.to_incarnation),
             name: grant.name.clone(),
-            attenuate: grant.attenuate.clone(),
+            attenuate: rights(&grant.attenuate).ok_or_else(|| bug(step))?,
             expose: grant.expose.clone(),
             ready: Duration::from_secs(grant.ready_s),
         };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gobs_model::{Address, Instance, Known, Name, Value};
-use hob::protocol::{self, Generation, code, method};
+use hob::protocol::{self, Attenuate, Generation, code, method};
 use ocapn::{Broken, Passable};
 
 use super::{Boss, BossError, CALL_TIMEOUT, Key, RETRY_MAX, RETRY_MIN};
@@ -29,8 +29,8 @@ pub struct BindRequest {
     pub importer: (Instance, u64),
     /// The name that it gets there.
     pub name: Name,
-    /// An object, or `null`.
-    pub attenuate: Value,
+    /// How it is narrowed.
+    pub attenuate: Attenuate,
     /// A list of objects.
     pub expose: Value,
     /// How long the service may take until it answers through the binding.
@@ -128,18 +128,14 @@ impl Boss {
         let deadline = Instant::now() + HOB_DEADLINE;
         let mut pause = RETRY_MIN;
         let held: protocol::Held = loop {
-            let attenuate = match request.attenuate.is_null() {
-                true => Passable::Struct(ocapn::Struct::new()),
-                false => to_passable(&request.attenuate),
-            };
-            let grant = Passable::Struct(
-                ocapn::Struct::new()
-                    .with("service", request.service.as_str())
-                    .with("binding", request.binding.to_string())
-                    .with("generation", request.generation)
-                    .with("receiver", receiver.designator.as_str())
-                    .with("attenuate", attenuate),
-            );
+            let grant = protocol::to_passable(&protocol::Grant {
+                service: request.service.to_string(),
+                binding: request.binding.to_string(),
+                generation: request.generation,
+                receiver: receiver.designator.clone(),
+                attenuate: request.attenuate.clone(),
+                parent: None,
+            });
             let answer = self
                 .call(&exporter, method::GRANT, vec![grant], HOB_DEADLINE)
                 .await?;

@@ -149,7 +149,8 @@ impl Default for IgnoreChanges {
 pub struct Service {
     /// What kind of service it is.
     pub kind: ServiceKind,
-    pub(crate) address: Expr,
+    /// The kind's own arguments; of a kind that is an argument itself, that one.
+    pub(crate) arguments: Vec<Attribute>,
     /// The type that its files tell: `postgresql`.
     pub(crate) type_name: Option<Expr>,
     pub(crate) ready: Option<Expr>,
@@ -163,14 +164,51 @@ pub enum ServiceKind {
     Tcp,
     /// Bytes over a unix socket.
     Unix,
+    /// A database of a PostgreSQL server.
+    Postgres,
+    /// A Redis server.
+    Redis,
+    /// An HTTP server.
+    Http,
+    /// A file's or a command's secret.
+    Secret,
+    /// Any OCapN object.
+    Sturdyref,
 }
 
 impl ServiceKind {
-    /// Returns the argument that names it.
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Tcp,
+        Self::Unix,
+        Self::Postgres,
+        Self::Redis,
+        Self::Http,
+        Self::Secret,
+        Self::Sturdyref,
+    ];
+
+    /// Returns the argument or block that names it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+            Self::Http => "http",
+            Self::Secret => "secret",
+            Self::Sturdyref => "sturdyref",
+        }
+    }
+
+    /// Returns the arguments of its block; nothing where it is an argument itself.
+    pub(crate) fn block(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Tcp | Self::Unix | Self::Sturdyref => None,
+            Self::Postgres => Some(&["database", "create", "socket", "admin_user"]),
+            Self::Redis => Some(&["socket"]),
+            Self::Http => Some(&["address", "header_file"]),
+            Self::Secret => Some(&["file", "command"]),
         }
     }
 }
@@ -182,6 +220,7 @@ pub struct Binding {
     pub(crate) from: Expr,
     pub(crate) to: Expr,
     pub(crate) name: Option<Expr>,
+    pub(crate) drain: Option<Expr>,
     pub(crate) attenuate: Option<Vec<Attribute>>,
     pub(crate) expose: Vec<Block>,
     pub(crate) depends_on: Vec<(BlockId, Span)>,
@@ -369,12 +408,14 @@ impl ServiceValues {
 /// What one instance of a binding is to be.
 #[derive(Clone, Debug)]
 pub struct BindingValues {
-    /// The service that is given.
+    /// The service that is given, or the binding that it is given on from.
     pub from: gobs_model::Address,
     /// The machine that gets it.
     pub to: gobs_model::Address,
     /// Under which name the machine finds it.
     pub name: Name,
+    /// How long the streams of a grant that is replaced may go on.
+    pub drain: Duration,
     /// An object of the limits asked for, or `null`.
     pub attenuate: Value,
     /// A list of objects, each with `unix` or `tcp`.
@@ -382,6 +423,11 @@ pub struct BindingValues {
     /// The machines and bindings whose attributes were looked at, as in [`MachineValues`]. The
     /// ends of the binding are not among them for being its ends.
     pub reads: Arc<[gobs_model::Address]>,
+}
+
+impl BindingValues {
+    /// How long live streams may go on where nothing says it: a request, not a session.
+    pub const DRAIN_DEFAULT: Duration = Duration::from_secs(30);
 }
 
 /// The instances of a block.

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 
 use gobs_model::Name;
 
-use super::config::{IgnoreChanges, Lifecycle, Machine, Repeat, Service, ServiceKind};
+use super::config::{IgnoreChanges, Lifecycle, Machine, Repeat};
 use super::decode::{Decoder, dotted};
 use super::source::Span;
 use super::suggest;
 use super::syntax::{Attribute, Block, Body, Expr, ExprKind};
 
-/// Kinds of services that the language has and this version does not.
-const LATER_KINDS: [&str; 5] = ["postgres", "redis", "http", "secret", "sturdyref"];
 /// Arguments of `expose` that the language has and this version does not.
 const LATER_EXPOSE: [&str; 5] = ["user", "group", "mode", "unit", "env"];
 const LATER_LIFECYCLE: [&str; 4] = [
@@ -118,65 +116,6 @@ impl Decoder<'_> {
         None
     }
 
-    fn service(&mut self, block: &Block, machine: &mut Machine) {
-        let Some(name) = self.name(block) else { return };
-        let span = block.header();
-        if let Some(first) = machine.services.get(&name) {
-            let first = first.span;
-            let what = format!("A service named \"{name}\" on this machine");
-            return self.duplicate(span, first, &what, "Duplicate service");
-        }
-        let mut later = false;
-        let mut rest = Body::default();
-        for attribute in &block.body.attributes {
-            if LATER_KINDS.contains(&&*attribute.name.text) {
-                self.later(
-                    attribute.name.span,
-                    &format!("\"{}\" services", attribute.name.text),
-                );
-                later = true;
-            } else {
-                rest.attributes.push(attribute.clone());
-            }
-        }
-        for inner in &block.body.blocks {
-            if LATER_KINDS.contains(&&*inner.keyword.text) {
-                self.later(
-                    inner.keyword.span,
-                    &format!("\"{}\" services", inner.keyword.text),
-                );
-                later = true;
-            } else {
-                rest.blocks.push(inner.clone());
-            }
-        }
-        let arguments = self.arguments(&rest, &["tcp", "unix", "ready", "type"]);
-        self.only_blocks(&rest, &[]);
-        if later {
-            return;
-        }
-        let (kind, address) = match (arguments.get("tcp"), arguments.get("unix")) {
-            (Some(tcp), None) => (ServiceKind::Tcp, tcp),
-            (None, Some(unix)) => (ServiceKind::Unix, unix),
-            (None, None) => {
-                let detail = "A service is of exactly one kind: set \"tcp\" or \"unix\".";
-                return self.error(span, "Missing service kind", detail);
-            }
-            (Some(_), Some(unix)) => {
-                let detail = "A service is of exactly one kind: set \"tcp\" or \"unix\", not both.";
-                return self.error(unix.name.span, "Conflicting service kinds", detail);
-            }
-        };
-        let service = Service {
-            kind,
-            address: address.expr.clone(),
-            type_name: arguments.get("type").map(|it| it.expr.clone()),
-            ready: arguments.get("ready").map(|it| it.expr.clone()),
-            span,
-        };
-        machine.services.insert(name, service);
-    }
-
     fn lifecycle(&mut self, block: &Block, lifecycle: &mut Lifecycle) {
         self.no_labels(block);
         let mut rest = Body::default();
@@ -242,14 +181,14 @@ impl Decoder<'_> {
         let depends_on = depends_on
             .map(|it| self.depends_on(&it))
             .unwrap_or_default();
-        if let Some(drain) = take(&mut arguments, "drain") {
+        if let Some(drain) = arguments.iter().find(|it| &*it.name.text == "drain") {
             self.later(drain.name.span, "\"drain\"");
         }
         let rest = Body {
             attributes: arguments,
             blocks: std::mem::take(&mut block.body.blocks),
         };
-        let arguments = self.arguments(&rest, &["from", "to", "as"]);
+        let arguments = self.arguments(&rest, &["from", "to", "as", "drain"]);
         for needed in ["from", "to"] {
             if !arguments.contains_key(needed) {
                 self.missing(&block, needed);
@@ -281,41 +220,13 @@ impl Decoder<'_> {
             from: from.expr.clone(),
             to: to.expr.clone(),
             name: arguments.get("as").map(|it| it.expr.clone()),
+            drain: arguments.get("drain").map(|it| it.expr.clone()),
             attenuate,
             expose,
             depends_on,
             span,
         };
         self.config.bindings.insert(name, binding);
-    }
-
-    fn attenuate(&mut self, block: &Block) -> Vec<Attribute> {
-        self.no_labels(block);
-        self.only_blocks(&block.body, &[]);
-        let mut kept = Body::default();
-        for attribute in &block.body.attributes {
-            let name = &*attribute.name.text;
-            let enforced_by = match name {
-                "access" | "schemas" => "postgres",
-                "keys" | "commands" | "channels" => "redis",
-                "methods" | "paths" => "http",
-                "expires" => {
-                    self.later(attribute.name.span, "\"expires\"");
-                    continue;
-                }
-                _ => {
-                    kept.attributes.push(attribute.clone());
-                    continue;
-                }
-            };
-            let detail = format!(
-                "Only {enforced_by} services can enforce \"{name}\"; services of kind tcp and \
-                 unix cannot, so it must not be asked of them."
-            );
-            self.error(attribute.name.span, "Unenforceable attenuation", detail);
-        }
-        let arguments = self.arguments(&kept, &["connections_max"]);
-        arguments.into_values().cloned().collect()
     }
 
     fn expose(&mut self, block: &Block) -> Option<Block> {

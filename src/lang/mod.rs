@@ -10,6 +10,7 @@ mod config;
 mod convert;
 mod decode;
 mod decode_machine;
+mod decode_service;
 mod eval;
 mod evaluator;
 mod for_expr;
@@ -21,10 +22,12 @@ mod parse;
 mod reads;
 mod reference;
 mod scan;
+mod service;
 mod source;
 mod suggest;
 mod syntax;
 mod template;
+mod time;
 mod type_expr;
 mod values;
 mod version;
@@ -39,6 +42,7 @@ pub use config::{
 };
 pub use evaluator::{Evaluator, Schemas};
 pub use inputs::{Assignment, Files, Given, Inputs, NoFiles, Origin, parse_vars};
+pub use service::rights;
 pub use source::Source;
 
 /// What [`load`] found.

@@ -201,7 +201,7 @@ impl Config {
                         body_exprs(&hob.body, found);
                     }
                     for service in machine.services.values() {
-                        found(&service.address);
+                        service.arguments.iter().for_each(|it| found(&it.expr));
                         service
                             .type_name
                             .iter()
@@ -215,7 +215,11 @@ impl Config {
                     repeat(&binding.repeat, found);
                     found(&binding.from);
                     found(&binding.to);
-                    binding.name.iter().for_each(&mut *found);
+                    binding
+                        .name
+                        .iter()
+                        .chain(&binding.drain)
+                        .for_each(&mut *found);
                     let attenuate = binding.attenuate.iter().flatten();
                     attenuate.for_each(|it| found(&it.expr));
                     binding

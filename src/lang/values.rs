@@ -10,15 +10,13 @@ use gobs_model::{
 };
 
 use super::address;
-use super::config::{
-    BindingValues, Dial, HobValues, Machine, MachineValues, Service, ServiceKind, ServiceValues,
-};
+use super::config::{BindingValues, Dial, HobValues, Machine, MachineValues, ServiceKind};
 use super::eval::Eval;
 use super::evaluator::{Evaluator, finish};
 use super::names::{Each, Names};
 use super::source::Span;
-use super::suggest;
 use super::syntax::{Attribute, Block, Body, Expr};
+use super::{service, suggest};
 
 /// Arguments of a machine that are gobs' own, for suggestions.
 const MACHINE_ARGUMENTS: [&str; 4] = ["provider", "count", "for_each", "depends_on"];
@@ -236,7 +234,7 @@ impl Evaluator<'_> {
         let hob = hob(&mut eval, machine.hob.as_ref());
         let mut services = BTreeMap::new();
         for (name, declared) in &machine.services {
-            services.insert(name.clone(), service(&mut eval, declared));
+            services.insert(name.clone(), service::service(&mut eval, declared));
         }
         finish(
             eval.errors,
@@ -310,16 +308,20 @@ impl Evaluator<'_> {
         };
         let attenuate = match &binding.attenuate {
             None => Value::NULL,
-            Some(arguments) => Value::object(arguments.iter().map(|it| {
-                let value = limit(&mut eval, &it.expr);
-                (it.name.text.clone(), value)
-            })),
+            Some(arguments) => {
+                let kind = from.as_ref().and_then(|it| self.kind_of(it));
+                service::attenuate(&mut eval, arguments, kind)
+            }
         };
         let expose: Vec<Value> = binding
             .expose
             .iter()
             .map(|it| exposed(&mut eval, it))
             .collect();
+        let drain = binding
+            .drain
+            .as_ref()
+            .and_then(|expr| time(&mut eval, expr, "\"drain\""));
         finish(eval.errors, ())?;
         let (Some(from), Some(to), Some(name)) = (from, to, under) else {
             return Ok(None);
@@ -328,10 +330,22 @@ impl Evaluator<'_> {
             from,
             to,
             name,
+            drain: drain.unwrap_or(BindingValues::DRAIN_DEFAULT),
             attenuate,
             expose: Value::list(expose),
             reads: Arc::new([]),
         }))
+    }
+}
+
+impl Evaluator<'_> {
+    /// Returns the kind of a declared service.
+    fn kind_of(&self, service: &Address) -> Option<ServiceKind> {
+        let Address::Service { machine, service } = service else {
+            return None;
+        };
+        let machine = self.config.machines.get(&machine.name)?;
+        Some(machine.services.get(service)?.kind)
     }
 }
 
@@ -390,7 +404,7 @@ fn text(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<String> {
     None
 }
 
-fn time(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<Duration> {
+pub(super) fn time(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<Duration> {
     let text = text(eval, expr, what)?;
     match address::duration(&text) {
         Ok(time) => Some(time),
@@ -477,28 +491,8 @@ fn hob(eval: &mut Eval<'_>, block: Option<&Block>) -> HobValues {
     values
 }
 
-fn service(eval: &mut Eval<'_>, service: &Service) -> ServiceValues {
-    let kind = service.kind.as_str();
-    let mut spec = vec![(kind, place(eval, &service.address, service.kind))];
-    if let Some(expr) = &service.type_name {
-        let value = eval.typed(expr, &Type::String, "\"type\"");
-        if !value.is_null() {
-            spec.push(("type", value));
-        }
-    }
-    let ready = service
-        .ready
-        .as_ref()
-        .and_then(|expr| time(eval, expr, "\"ready\""));
-    ServiceValues {
-        spec: Value::object(spec),
-        ready: ready.unwrap_or(ServiceValues::READY_DEFAULT),
-    }
-}
-
 /// Returns the address of a service or a listener; it may still be unknown.
-fn place(eval: &mut Eval<'_>, expr: &Expr, kind: ServiceKind) -> Value {
-    let name = kind.as_str();
+pub(super) fn place(eval: &mut Eval<'_>, expr: &Expr, name: &str, kind: ServiceKind) -> Value {
     let before = eval.errors.len();
     let value = eval.typed(expr, &Type::String, &format!("\"{name}\""));
     if eval.errors.len() > before {
@@ -510,13 +504,13 @@ fn place(eval: &mut Eval<'_>, expr: &Expr, kind: ServiceKind) -> Value {
         None => None,
         Some(text) => match kind {
             ServiceKind::Tcp => address::socket(text, false).err(),
-            ServiceKind::Unix => address::unix(text).err(),
+            _ => address::unix(text).err(),
         },
     };
     if let Some(why) = wrong {
         let summary = match kind {
             ServiceKind::Tcp => "Invalid address",
-            ServiceKind::Unix => "Invalid socket path",
+            _ => "Invalid socket path",
         };
         eval.fail(expr, expr.span, summary, format!("{why}."));
     }
@@ -530,21 +524,6 @@ fn exposed(eval: &mut Eval<'_>, block: &Block) -> Value {
             "tcp" => ServiceKind::Tcp,
             _ => return None,
         };
-        Some((kind.as_str(), place(eval, &it.expr, kind)))
+        Some((kind.as_str(), place(eval, &it.expr, kind.as_str(), kind)))
     }))
-}
-
-fn limit(eval: &mut Eval<'_>, expr: &Expr) -> Value {
-    let before = eval.errors.len();
-    let value = eval.typed(expr, &Type::Number, "\"connections_max\"");
-    let wrong = match value.as_i64() {
-        Some(limit) if (1..=i64::from(u32::MAX)).contains(&limit) => false,
-        Some(_) => true,
-        None => value.as_number().is_some(),
-    };
-    if wrong && eval.errors.len() == before {
-        let detail = "\"connections_max\" must be a whole number from 1 on.";
-        eval.fail(expr, expr.span, "Invalid value", detail);
-    }
-    value
 }

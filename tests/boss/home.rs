@@ -269,7 +269,7 @@ pub(super) fn bind_request(generation: u64) -> BindRequest {
         service: name("orders"),
         importer: (instance("machine.app"), 1),
         name: name("db"),
-        attenuate: Value::NULL,
+        attenuate: hob::protocol::Attenuate::default(),
         expose: Value::list([]),
         ready: PATIENCE,
     }

@@ -67,7 +67,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
     plain("range", &[parameter("numbers", Num)], Numbers, range).rest(parameter("numbers", Num)),
     plain("plantimestamp", &[], Str, |a| {
         let inputs = a.inputs.ok_or("the time is not known here")?;
-        Ok(rfc3339(inputs.now_s).as_str().into())
+        Ok(super::super::time::rfc3339(inputs.now_s).as_str().into())
     }),
 ];
 
@@ -210,33 +210,4 @@ fn range(a: &Arguments<'_>) -> Result<Value, Failure> {
         at = at.add(&step).map_err(|error| error.to_string())?;
     }
     Ok(Value::list(result))
-}
-
-/// Returns a time as `2026-11-22T15:04:05Z`.
-fn rfc3339(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days to a date, counted in eras of 400 years from the first of March of year 0.
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day = days % 146_097;
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3_600, rest % 3_600 / 60, rest % 60);
-    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::rfc3339;
-
-    #[test]
-    fn seconds_become_dates() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(rfc3339(1_795_359_845), "2026-11-22T15:04:05Z");
-    }
 }

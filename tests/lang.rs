@@ -41,6 +41,7 @@ fn right(text: &str) -> Config {
         mut diagnostics,
     } = load(&[source(text)]);
     diagnostics.extend(check(&config, &schemas()));
+    diagnostics.retain(Diagnostic::is_error);
     assert_eq!(lines(&diagnostics), "");
     config
 }
@@ -125,7 +126,14 @@ binding "db" {
   from     = machine.db.service.orders
   to       = each.value
   attenuate { connections_max = 20 }
-  expose { unix = "/run/${each.key}.sock" }
+  expose {
+    unix  = "/run/${each.key}.sock"
+    user  = "app"
+    group = 1000
+    mode  = "0660"
+    unit  = "app@${each.key}.service"
+    env   = { DATABASE_URL = "uri" }
+  }
   expose { tcp = "127.0.0.1:5433" }
 }
 binding "metrics" {
@@ -195,7 +203,7 @@ fn declarations_become_values() {
     );
     assert_eq!(
         format!("{:?}", binding.expose),
-        r#"[{"unix": "/run/green.sock"}, {"tcp": "127.0.0.1:5433"}]"#
+        r#"[{"env": {"DATABASE_URL": "uri"}, "group": "1000", "mode": "0660", "unit": "app@green.service", "unix": "/run/green.sock", "user": "app"}, {"tcp": "127.0.0.1:5433"}]"#
     );
     let metrics = evaluator.binding(&instance("metrics")).expect("right");
     assert_eq!(

@@ -192,8 +192,8 @@ impl Bindings {
                 return Err(error.into());
             }
         };
-        row.bound = sockets.iter().map(|socket| socket.bound.clone()).collect();
         *lock(&slot.sockets) = sockets;
+        row.bound = slot.bound_of(&row);
         let written = {
             let (name, row) = (name.clone(), row.clone());
             self.store

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use convert::{Args, from_passable, to_passable};
 pub(crate) use convert::{sturdyref_text, text};
-pub use expose::{Expose, MODE_DEFAULT, Place, mode};
+pub use expose::{Expose, MODE_DEFAULT, Place, entry_names, mode};
 pub use service::{
     Access, Attenuate, Http, Postgres, Redis, Secret, ServiceKind, ServiceSpec, Unenforceable,
     Wider, enforced_by,

@@ -121,7 +121,11 @@ impl Slot {
     /// Returns whether every socket that is asked for is listened on and found.
     pub(crate) fn is_whole(&self, exposes: &[Expose]) -> bool {
         let sockets = lock(&self.sockets);
-        sockets.len() == exposes.len().max(1) && sockets.iter().all(Socket::is_there)
+        let is_there = |place: Place| {
+            let mut of_it = sockets.iter().filter(|socket| socket.asked == place);
+            of_it.any(Socket::is_there)
+        };
+        self.places(exposes).all(is_there)
     }
 
     /// Returns the places that are asked for.
@@ -193,18 +197,20 @@ impl Slot {
             [] => &default,
             exposes => exposes,
         };
-        let listening = |expose: &Expose| {
-            Ok(Listening {
-                place: self.place(expose),
-                owner: Owner::of(expose)?,
-            })
-        };
-        exposes.iter().map(listening).collect()
+        let mut listenings: Vec<Listening> = Vec::new();
+        for expose in exposes {
+            let (place, owner) = (self.place(expose), Owner::of(expose)?);
+            // One socket may be told to several units.
+            if listenings.iter().all(|it| it.place != place) {
+                listenings.push(Listening { place, owner });
+            }
+        }
+        Ok(listenings)
     }
 
     /// Returns where a row is listened for: a port that is taken for the moment too, since it is
     /// tried again.
-    fn bound_of(&self, row: &BindingRow) -> Vec<Place> {
+    pub(crate) fn bound_of(&self, row: &BindingRow) -> Vec<Place> {
         let sockets = lock(&self.sockets);
         let places = self.places(&row.registration.expose).enumerate();
         let bound = places.map(|(n, place)| {

@@ -60,6 +60,11 @@ impl Decoder<'_> {
         self.errors.push(self.sources.error(span, summary, detail));
     }
 
+    /// Adds what should be looked at.
+    pub(super) fn warn(&mut self, warning: Diagnostic, span: Span) {
+        self.errors.push(warning.at(self.sources.place(span)));
+    }
+
     /// Adds what to do to the last error.
     pub(super) fn hint(&mut self, hint: Option<String>) {
         if let Some(error) = self.errors.last_mut() {

@@ -10,8 +10,6 @@ use super::source::Span;
 use super::suggest;
 use super::syntax::{Attribute, Block, Body, Expr, ExprKind};
 
-/// Arguments of `expose` that the language has and this version does not.
-const LATER_EXPOSE: [&str; 5] = ["user", "group", "mode", "unit", "env"];
 const LATER_LIFECYCLE: [&str; 4] = [
     "create_before_destroy",
     "replace_triggered_by",
@@ -227,41 +225,6 @@ impl Decoder<'_> {
             span,
         };
         self.config.bindings.insert(name, binding);
-    }
-
-    fn expose(&mut self, block: &Block) -> Option<Block> {
-        self.no_labels(block);
-        self.only_blocks(&block.body, &[]);
-        let mut kept = Body::default();
-        for attribute in &block.body.attributes {
-            if LATER_EXPOSE.contains(&&*attribute.name.text) {
-                self.later(
-                    attribute.name.span,
-                    &format!("\"{}\" in \"expose\"", attribute.name.text),
-                );
-            } else {
-                kept.attributes.push(attribute.clone());
-            }
-        }
-        let arguments = self.arguments(&kept, &["unix", "tcp"]);
-        match (arguments.get("unix"), arguments.get("tcp")) {
-            (Some(_), Some(tcp)) => {
-                let detail = "An \"expose\" block sets \"unix\" or \"tcp\"; repeat the block to \
-                              have both.";
-                self.error(tcp.name.span, "Conflicting arguments", detail);
-                None
-            }
-            (None, None) => {
-                let detail = "An \"expose\" block sets \"unix\" or \"tcp\". Without such a block, \
-                              a socket is made in the binding's directory.";
-                self.error(block.header(), "Missing required argument", detail);
-                None
-            }
-            _ => Some(Block {
-                body: kept,
-                ..block.clone()
-            }),
-        }
     }
 }
 

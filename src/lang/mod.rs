@@ -13,6 +13,7 @@ mod decode_machine;
 mod decode_service;
 mod eval;
 mod evaluator;
+mod expose;
 mod for_expr;
 mod functions;
 mod inputs;

@@ -313,11 +313,7 @@ impl Evaluator<'_> {
                 service::attenuate(&mut eval, arguments, kind)
             }
         };
-        let expose: Vec<Value> = binding
-            .expose
-            .iter()
-            .map(|it| exposed(&mut eval, it))
-            .collect();
+        let expose = self.exposes(&mut eval, binding, from.as_ref());
         let drain = binding
             .drain
             .as_ref()
@@ -332,7 +328,7 @@ impl Evaluator<'_> {
             name,
             drain: drain.unwrap_or(BindingValues::DRAIN_DEFAULT),
             attenuate,
-            expose: Value::list(expose),
+            expose,
             reads: Arc::new([]),
         }))
     }
@@ -340,7 +336,7 @@ impl Evaluator<'_> {
 
 impl Evaluator<'_> {
     /// Returns the kind of a declared service.
-    fn kind_of(&self, service: &Address) -> Option<ServiceKind> {
+    pub(super) fn kind_of(&self, service: &Address) -> Option<ServiceKind> {
         let Address::Service { machine, service } = service else {
             return None;
         };
@@ -515,15 +511,4 @@ pub(super) fn place(eval: &mut Eval<'_>, expr: &Expr, name: &str, kind: ServiceK
         eval.fail(expr, expr.span, summary, format!("{why}."));
     }
     value
-}
-
-fn exposed(eval: &mut Eval<'_>, block: &Block) -> Value {
-    Value::object(block.body.attributes.iter().filter_map(|it| {
-        let kind = match &*it.name.text {
-            "unix" => ServiceKind::Unix,
-            "tcp" => ServiceKind::Tcp,
-            _ => return None,
-        };
-        Some((kind.as_str(), place(eval, &it.expr, kind.as_str(), kind)))
-    }))
 }

@@ -499,30 +499,41 @@ impl Planner<'_> {
         self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
     }
 
-    /// Reports a binding that would listen where another one on the same machine does.
+    /// Reports a binding that would listen where another one on the same machine does, or set a
+    /// variable that another one sets.
     fn check_exposed(&mut self, instance: &Instance, values: &BindingValues) {
-        let expose = values.expose.as_elements().unwrap_or_default().iter();
-        let texts = expose.filter_map(Value::as_entries).flatten();
-        let addresses: Vec<String> = texts
-            .filter_map(|(kind, text)| Some(format!("{kind} = {:?}", text.as_str()?)))
-            .collect();
-        for address in addresses {
-            let place = (values.to.clone(), address.clone());
-            let Some(other) = self.exposed.insert(place, instance.clone()) else {
-                continue;
-            };
-            let who = match other == *instance {
-                true => format!("binding.{instance} says twice"),
-                false => format!("binding.{other} and binding.{instance} both say"),
-            };
-            let error = Diagnostic::error(
-                "Two bindings at one address",
-                format!(
-                    "{who} `{address}` on {}; only one can listen there.",
-                    values.to
-                ),
-            );
-            self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
+        for expose in values.expose.as_elements().unwrap_or_default() {
+            // Where, or what, is taken by one binding only.
+            let place = ["unix", "tcp"].into_iter().find_map(|kind| {
+                let text = expose.get(kind)?.as_str()?;
+                Some(format!("{kind} = {text:?}"))
+            });
+            let variables = expose.get("env").and_then(Value::as_entries);
+            let variables = variables.into_iter().flatten().map(|(name, _)| name);
+            let taken = place.into_iter().map(|place| (place, true));
+            for (what, listens) in taken.chain(variables.map(|name| (name.to_string(), false))) {
+                let key = (values.to.clone(), what.clone());
+                let Some(other) = self.exposed.insert(key, instance.clone()) else {
+                    continue;
+                };
+                let (on, verb) = (&values.to, if listens { "say" } else { "set" });
+                let who = match other == *instance {
+                    true => format!("binding.{instance} {verb}s twice"),
+                    false => format!("binding.{other} and binding.{instance} both {verb}"),
+                };
+                let (summary, detail) = match listens {
+                    true => (
+                        "Two bindings at one address",
+                        format!("{who} `{what}` on {on}; only one can listen there."),
+                    ),
+                    false => (
+                        "Two bindings set one variable",
+                        format!("{who} the variable {what} on {on}."),
+                    ),
+                };
+                let error = Diagnostic::error(summary, detail);
+                self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
+            }
         }
     }
 

@@ -75,6 +75,21 @@ impl Expose {
     }
 }
 
+/// Returns the names of the files that a binding has, by its service's kind and how it is exposed.
+pub fn entry_names(kind: &str, is_tcp: bool) -> &'static [&'static str] {
+    match (kind, is_tcp) {
+        ("postgres", true) => &[
+            "database", "host", "port", "provider", "type", "uri", "username",
+        ],
+        ("postgres", false) => &[
+            "database", "host", "path", "port", "provider", "type", "uri", "username",
+        ],
+        ("secret" | "sturdyref", _) => &["path", "provider", "type"],
+        (_, true) => &["host", "port", "provider", "type", "uri"],
+        (_, false) => &["path", "provider", "type", "uri"],
+    }
+}
+
 /// Reads permissions as people write them: three or four octal digits, as in `0640`.
 pub fn mode(text: &str) -> Option<u32> {
     let octal = text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));

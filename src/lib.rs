@@ -1,6 +1,7 @@
 //! gobs: declarative machines and the bindings between their services.
 
 pub mod apply;
+pub mod boot;
 pub mod boss;
 pub mod cli;
 pub mod lang;

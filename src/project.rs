@@ -361,6 +361,7 @@ impl Project {
             listen: self.config.settings.boss_listen.clone(),
             advertise: self.config.settings.boss_advertise.clone(),
             socket: self.paths().boss_socket(),
+            program: program(&self.surroundings.agent),
         }
     }
 
@@ -464,6 +465,14 @@ fn built_in(name: &str, surroundings: &Surroundings) -> Option<Arc<dyn Provider>
         "linode" => Some(Arc::new(Linode::new(surroundings.linode.clone()))),
         _ => None,
     }
+}
+
+/// Returns the program that machines are given as their agent: the small one beside this program,
+/// else this program itself.
+fn program(agent: &[OsString]) -> Option<PathBuf> {
+    let own = PathBuf::from(agent.first()?);
+    let small = own.with_file_name("hob");
+    Some(if small.is_file() { small } else { own })
 }
 
 /// Machines outlive this process and its working directory.

@@ -564,7 +564,8 @@ machine "a" {
          main.gobs.hcl:2:1: Invalid ignore_changes: ignore_changes names \"regoin\", but a machine of \
          provider \"dummy\" has no such attribute. Did you mean \"region\"?\n\
          main.gobs.hcl:4:15: Sensitive value in user_data: Every process on a machine can read its \
-         user data, so it must hold no secret.\n\
+         user data, so it must hold no secret. Give the machine a binding to a service of kind \
+         \"secret\" instead: only the program that needs it gets it, and it can be taken back.\n\
          main.gobs.hcl:6:3: Duplicate block: There can be one \"boot\" block only.\n\
          main.gobs.hcl:7:3: Wrong labels for block: A \"volume\" block has one label, its name.\n\
          main.gobs.hcl:9:10: Duplicate block: There are two such blocks with the label \"a\".\n\

@@ -3,6 +3,7 @@
 mod account;
 mod apply;
 mod binding;
+mod boot;
 mod boss;
 mod cli;
 mod crash;

@@ -17,6 +17,9 @@ pub use diagnostic::{Diagnostic, Place, Position, Severity, SourceSpan};
 pub use json::DecodeError;
 pub use number::{Number, NumberError};
 pub use path::{Path, Segment};
-pub use schema::{ADMITS, Attribute, Block, Change, NestedBlock, Nesting, ProviderSchema, Role};
+pub use schema::{
+    ADMITS, Attribute, Block, Change, Hosts, NestedBlock, Nesting, ProviderSchema, Role,
+    UserDataForm,
+};
 pub use types::{ObjectField, Type};
 pub use value::{Kind, Known, UnknownAt, Value};

@@ -132,6 +132,39 @@ pub struct ProviderSchema {
     pub machine: Block,
     /// How long a list may not yet show what exists: absence counts only after that.
     pub list_lag: Duration,
+    /// Where its machines are, and how their agents come to them.
+    pub hosts: Hosts,
+}
+
+/// Where a provider's machines are, and how their agents come to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hosts {
+    /// Whether they are not on the host that gobs runs on: then nobody reaches the other's
+    /// loopback addresses.
+    pub elsewhere: bool,
+    /// How user data is written.
+    pub user_data: UserDataForm,
+    /// The most bytes that user data may have.
+    pub user_data_bytes_max: Option<usize>,
+    /// Where a machine asks for its user data by itself, at services that speak as Linode's do:
+    /// `http://169.254.169.254`. They are asked in turn, and kept from all but root and the agent.
+    pub metadata: Vec<String>,
+    /// The attributes that hold a machine's addresses, the first of which it is dialled at.
+    pub addresses: Vec<String>,
+    /// The values of the attribute `status` of a machine that has not begun to run.
+    pub provisioning: Vec<String>,
+}
+
+/// How user data is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UserDataForm {
+    /// The agent's own document: whoever makes the machine starts its agent too.
+    #[default]
+    Document,
+    /// A MIME message for cloud-init, with a part that installs the agent, and the user's own.
+    CloudInit,
 }
 
 impl Attribute {

@@ -10,6 +10,7 @@ mod arrivals;
 mod event;
 mod prepare;
 mod recover;
+mod user_data;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -4,18 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path, Value};
-use gobs_provider::{CreateRequest, Observed, Provider, Token, UpdateRequest, UserData};
-use gobs_state::{Intent, NewClaim, Phase, Row, RowChange, RowKind};
+use gobs_provider::{CreateRequest, Observed, Provider, Token, UpdateRequest};
+use gobs_state::{Intent, Phase, Row, RowChange, RowKind};
 use serde::{Deserialize, Serialize};
 
 use crate::boss::{BindRequest, Boss, UnbindRequest};
 use crate::lang::rights;
 use crate::plan::{Action, Grant, HOB, Held, Step, wanted_of};
 
+use super::Walk;
 use super::act::{BindWork, MachineWork, Teller, Work};
-use super::{Walk, expected_names};
 
-type Prepared<T> = Result<T, Box<Diagnostic>>;
+pub(super) type Prepared<T> = Result<T, Box<Diagnostic>>;
 
 /// What recovery needs to know of a step in doubt: the journal seals it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,8 +102,12 @@ impl Walk<'_> {
                     incarnation: *incarnation,
                     depends_on: step.depends_on.clone(),
                 });
-                let user_data =
-                    self.invite(step, &wanted, *incarnation, *simulated, &mut intent.claim)?;
+                let user_data = if *simulated {
+                    None
+                } else {
+                    let machine = (&wanted, None);
+                    self.user_data(step, provider, machine, *incarnation, &mut intent.claim)?
+                };
                 let request = CreateRequest {
                     token: token.clone(),
                     address: step.address.clone(),
@@ -164,14 +168,9 @@ impl Walk<'_> {
                     });
                     let token = Token::random().map_err(|error| randomness(step, &error.into()))?;
                     intent.token = Some(token.0.clone());
-                    let user_data = if rebuilt {
-                        self.invite(
-                            step,
-                            &next.wanted,
-                            *incarnation,
-                            *simulated,
-                            &mut intent.claim,
-                        )?
+                    let user_data = if rebuilt && !simulated {
+                        let machine = (&next.wanted, Some(&row.observed));
+                        self.user_data(step, provider, machine, *incarnation, &mut intent.claim)?
                     } else {
                         None
                     };
@@ -437,43 +436,6 @@ impl Walk<'_> {
         known(step, values.spec)
     }
 
-    fn invite(
-        &self,
-        step: &Step,
-        wanted: &Known,
-        incarnation: u64,
-        simulated: bool,
-        claim: &mut Option<NewClaim>,
-    ) -> Prepared<Option<UserData>> {
-        let hob = wanted.get(HOB);
-        let enabled = hob
-            .and_then(|hob| hob.get("enabled"))
-            .and_then(Value::as_bool);
-        if simulated || enabled == Some(false) {
-            return Ok(None);
-        }
-        let listen = hob
-            .and_then(|hob| hob.get("listen"))
-            .and_then(Value::as_str);
-        let advertise = hob
-            .and_then(|hob| hob.get("advertise"))
-            .and_then(Value::as_elements);
-        let advertise = advertise.into_iter().flatten().filter_map(Value::as_str);
-        let expects = expected_names(self.apply.plan, &step.address);
-        let invitation = self
-            .boss(step)?
-            .mint_invitation(
-                &step.address,
-                incarnation,
-                listen,
-                advertise.map(ToOwned::to_owned).collect(),
-                &expects,
-            )
-            .map_err(|error| randomness(step, &error))?;
-        *claim = Some(invitation.claim);
-        Ok(Some(invitation.user_data))
-    }
-
     fn machine_work(
         &self,
         step: &Step,
@@ -481,17 +443,20 @@ impl Walk<'_> {
         intent: &Intent,
         work: impl FnOnce(MachineWork) -> Work,
     ) -> Prepared<Work> {
-        let Some(provider) = self.apply.providers.get(provider) else {
-            let detail = format!("{} needs the provider {provider:?}.", step.address);
-            return Err(Box::new(about(step, "Unknown provider", detail)));
-        };
         Ok(work(MachineWork {
-            provider: Arc::<dyn Provider>::clone(provider),
+            provider: Arc::<dyn Provider>::clone(self.provider(step, provider)?),
             boss: self.apply.boss.clone(),
             invitation: intent.claim.as_ref().map(|claim| claim.swissnum_hash),
             stop: self.apply.stop.clone(),
             teller: self.teller(step),
         }))
+    }
+
+    pub(super) fn provider(&self, step: &Step, name: &str) -> Prepared<&Arc<dyn Provider>> {
+        self.apply.providers.get(name).ok_or_else(|| {
+            let detail = format!("{} needs the provider {name:?}.", step.address);
+            Box::new(about(step, "Unknown provider", detail))
+        })
     }
 
     fn teller(&self, step: &Step) -> Teller {
@@ -501,7 +466,7 @@ impl Walk<'_> {
         }
     }
 
-    fn boss(&self, step: &Step) -> Prepared<Boss> {
+    pub(super) fn boss(&self, step: &Step) -> Prepared<Boss> {
         self.apply.boss.clone().ok_or_else(|| bug(step))
     }
 
@@ -671,7 +636,7 @@ fn first(diagnostics: Vec<Diagnostic>) -> Box<Diagnostic> {
     )
 }
 
-fn randomness(step: &Step, error: &std::io::Error) -> Box<Diagnostic> {
+pub(super) fn randomness(step: &Step, error: &std::io::Error) -> Box<Diagnostic> {
     let detail = format!("The system gave no random bytes: {error}.");
     Box::new(about(step, "No randomness", detail))
 }
@@ -685,6 +650,6 @@ fn bug(step: &Step) -> Box<Diagnostic> {
     Box::new(about(step, "Impossible step", detail))
 }
 
-fn about(step: &Step, summary: &str, detail: String) -> Diagnostic {
+pub(super) fn about(step: &Step, summary: &str, detail: String) -> Diagnostic {
     Diagnostic::error(summary, detail).about(step.address.clone(), Path::default())
 }

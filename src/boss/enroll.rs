@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gobs_model::{Address, Name, Value};
-use gobs_provider::UserData;
 use gobs_state::{ClaimOutcome, HobRow, JoinOutcome, NewClaim, StoreError, SwissnumHash};
 use hob::protocol::{self, Args, Registered as RegisteredData, code, method};
 use hob::server::{Active, Call, Refused, Registering, Reply, ServerPresence};
@@ -27,8 +26,8 @@ use super::{Boss, BossError, Inner, Key, lock};
 
 /// What a new machine is given, and what must be on disk before anybody gets it.
 pub struct Invitation {
-    /// For the provider; holds the one-time secret.
-    pub user_data: UserData,
+    /// For the machine; holds the one-time secret.
+    pub user_data: protocol::UserData,
     /// For the journal; holds its hash.
     pub claim: NewClaim,
 }
@@ -55,7 +54,7 @@ impl Boss {
         &self,
         machine: &Address,
         incarnation: u64,
-        listen: Option<&str>,
+        listen: &str,
         advertise: Vec<String>,
         expects: &[(Name, Value)],
     ) -> Result<Invitation, std::io::Error> {
@@ -74,15 +73,11 @@ impl Boss {
         let user_data = protocol::UserData {
             format: protocol::USER_DATA_FORMAT,
             sturdyref,
-            // Loopback is where a dummy machine and its importers are.
-            listen: listen.unwrap_or("127.0.0.1:0").to_owned(),
+            listen: listen.to_owned(),
             advertise,
         };
         self.expect_bindings(machine, incarnation, expects);
-        Ok(Invitation {
-            user_data: UserData(user_data.encode().as_str().to_owned()),
-            claim,
-        })
+        Ok(Invitation { user_data, claim })
     }
 
     /// Says under which names a machine is about to get bindings, and how they will be exposed;

@@ -7,12 +7,14 @@
 //! |---|---|
 //! | `enroll.rs` | one-time claims, presences pending → active, sturdyrefs bound to keys |
 //! | `bind.rs` | offers, grants, hand-overs, revocations |
+//! | `program.rs` | serves its own `hob` to machines that have none |
 //! | `operator.rs` | the posts' `get-machine`, `list-machines`, `create-machine` over CapTP |
 //! | `status.rs` | what an operator sees, and the socket that shows it beside a running apply |
 
 mod bind;
 mod enroll;
 mod operator;
+mod program;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,7 +29,7 @@ use gobs_state::{BossStore, StoreError};
 use hob::protocol::{self, host_and_port};
 use ocapn::netlayer::tls_rpk::{TlsRpk, TlsRpkOptions};
 use ocapn::{Identity, Limits, Netlayer, Peer, PeerLocator, SessionEvent, Sturdyref};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use bind::{BindRequest, Bound, UnbindRequest, Unbound};
@@ -73,6 +75,9 @@ pub struct BossOptions {
     pub advertise: Vec<String>,
     /// The socket on which other processes of this project ask it: `.gobs/boss.sock`.
     pub socket: PathBuf,
+    /// The program that it serves to machines that need a hob: a `hob`, or a `gobs`, which is one
+    /// where it is called so.
+    pub program: Option<PathBuf>,
 }
 
 /// Why the boss could not do what it was asked.
@@ -167,6 +172,7 @@ struct Inner {
     /// The names under which a machine is about to get bindings.
     expects: Mutex<HashMap<Key, BTreeMap<String, Vec<protocol::Expose>>>>,
     machines: Mutex<Option<Arc<dyn Machines>>>,
+    program: program::OwnProgram,
     /// Counts registrations, for whoever waits for one.
     registrations: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -183,7 +189,9 @@ impl Boss {
         let kept = store.port()?;
         let listen = listen_address(&options.listen, kept).await?;
         let advertise = options.advertise.iter();
+        let (public, fetchers) = mpsc::channel(program::WAITING_MAX);
         let netlayer_options = TlsRpkOptions {
+            public_protocol: Some((program::ALPN.to_vec(), public)),
             // Port 0 stands for the one that is bound.
             advertise: advertise.map(|text| host_and_port(text, 0)).collect(),
             ..TlsRpkOptions::default()
@@ -210,6 +218,7 @@ impl Boss {
             presences: Mutex::default(),
             expects: Mutex::default(),
             machines: Mutex::default(),
+            program: program::OwnProgram::new(options.program),
             registrations: watch::Sender::new(0),
             tasks: Mutex::default(),
         });
@@ -225,7 +234,8 @@ impl Boss {
         boss.restore_presences()?;
         let watcher = tokio::spawn(watch_sessions(boss.clone(), events));
         let server = tokio::spawn(status::serve(boss.clone(), socket));
-        lock(&boss.0.tasks).extend([watcher, server]);
+        let downloads = tokio::spawn(program::serve(boss.clone(), fetchers));
+        lock(&boss.0.tasks).extend([watcher, server, downloads]);
         boss.dial_known();
         Ok(boss)
     }

@@ -43,8 +43,17 @@ use environment::Environment;
 use terminal::Terminal;
 
 /// Runs the command line of this process; returns its exit code, one of [`exit`].
+///
+/// Under the name `hob` it is the agent: machines can be given this program as theirs.
 pub fn run() -> ExitCode {
-    run_with(std::env::args_os().collect(), Environment::read()).into()
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let name = arguments
+        .first()
+        .and_then(|it| std::path::Path::new(it).file_name());
+    if name.is_some_and(|it| it == "hob") {
+        return ::hob::run(arguments.into_iter().skip(1)).into();
+    }
+    run_with(arguments, Environment::read()).into()
 }
 
 /// Declares machines and the bindings between their services, and makes them so

@@ -320,6 +320,39 @@ pub struct HobValues {
     pub dial: Dial,
     /// How long its first connection may take.
     pub deadline: Duration,
+    /// Where the machine gets the agent from, where its user data installs it.
+    pub source: HobSource,
+    /// As which user the agent runs, where user data installs it.
+    pub user: HobUser,
+    /// Whether the agent must call from an address that the provider says is the machine's.
+    pub require_address: bool,
+}
+
+/// Where a machine gets its agent from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HobSource {
+    /// From the boss, which serves its own.
+    #[default]
+    Boss,
+    /// From this address; what comes is run only if it has this SHA-256.
+    Url {
+        /// The address.
+        url: String,
+        /// In 64 digits of lower-case hexadecimal.
+        sha256: String,
+    },
+    /// The machine's image has it.
+    Image,
+}
+
+/// As which user an agent runs that user data installs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HobUser {
+    /// One of its own, `gobs`, with the few capabilities that it needs.
+    #[default]
+    Own,
+    /// `root`: it may restart units.
+    Root,
 }
 
 /// Who opens the first connection between a hob and the boss.
@@ -344,7 +377,7 @@ impl HobValues {
             Dial::Hob => "hob",
             Dial::Boss => "boss",
         };
-        Value::object([
+        let mut entries = vec![
             ("enabled", Value::from(self.enabled)),
             ("listen", listen),
             (
@@ -356,7 +389,65 @@ impl HobValues {
                 "deadline",
                 format!("{}s", self.deadline.as_secs()).as_str().into(),
             ),
-        ])
+        ];
+        // What most machines do not say is not kept for each of them.
+        match &self.source {
+            HobSource::Boss => {}
+            HobSource::Url { url, sha256 } => {
+                entries.push(("url", url.as_str().into()));
+                entries.push(("sha256", sha256.as_str().into()));
+            }
+            HobSource::Image => entries.push(("install", "image".into())),
+        }
+        if self.user == HobUser::Root {
+            entries.push(("user", "root".into()));
+        }
+        if self.require_address {
+            entries.push(("require_address", true.into()));
+        }
+        Value::object(entries)
+    }
+
+    /// Returns the settings that a row keeps.
+    pub fn of_value(value: &Value) -> Self {
+        let text = |name: &str| value.get(name).and_then(Value::as_str);
+        let flag = |name: &str| value.get(name).and_then(Value::as_bool);
+        let advertise = value.get("advertise").and_then(Value::as_elements);
+        let advertise = advertise.into_iter().flatten().filter_map(Value::as_str);
+        let deadline = text("deadline").and_then(|text| super::address::duration(text).ok());
+        Self {
+            enabled: flag("enabled") != Some(false),
+            listen: text("listen").map(str::to_owned),
+            advertise: advertise.map(str::to_owned).collect(),
+            dial: match text("dial") {
+                Some("boss") => Dial::Boss,
+                _ => Dial::Hob,
+            },
+            deadline: deadline.unwrap_or(Self::DEADLINE_DEFAULT),
+            source: match (text("url"), text("sha256"), text("install")) {
+                (Some(url), Some(sha256), _) => HobSource::Url {
+                    url: url.into(),
+                    sha256: sha256.into(),
+                },
+                (_, _, Some("image")) => HobSource::Image,
+                _ => HobSource::Boss,
+            },
+            user: match text("user") {
+                Some("root") => HobUser::Root,
+                _ => HobUser::Own,
+            },
+            require_address: flag("require_address") == Some(true),
+        }
+    }
+
+    /// Returns where the agent listens: where nothing says it, on loopback beside gobs, and on
+    /// all addresses elsewhere, at the port that is gobs' own there.
+    pub fn listens_on(&self, elsewhere: bool) -> &str {
+        match &self.listen {
+            Some(listen) => listen,
+            None if elsewhere => "[::]:7463",
+            None => "127.0.0.1:0",
+        }
     }
 }
 
@@ -368,6 +459,9 @@ impl Default for HobValues {
             advertise: Vec::new(),
             dial: Dial::Hob,
             deadline: Self::DEADLINE_DEFAULT,
+            source: HobSource::Boss,
+            user: HobUser::Own,
+            require_address: false,
         }
     }
 }

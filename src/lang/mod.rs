@@ -16,6 +16,7 @@ mod evaluator;
 mod expose;
 mod for_expr;
 mod functions;
+mod hob_block;
 mod inputs;
 mod lower;
 mod names;
@@ -37,9 +38,9 @@ use gobs_model::Diagnostic;
 
 pub use check::{check, unique};
 pub use config::{
-    Binding, BindingValues, BlockId, Config, Dependency, Dial, Expansion, HobValues, IgnoreChanges,
-    Lifecycle, Local, Machine, MachineValues, Output, ProviderConfig, Service, ServiceKind,
-    ServiceValues, Settings, Variable,
+    Binding, BindingValues, BlockId, Config, Dependency, Dial, Expansion, HobSource, HobUser,
+    HobValues, IgnoreChanges, Lifecycle, Local, Machine, MachineValues, Output, ProviderConfig,
+    Service, ServiceKind, ServiceValues, Settings, Variable,
 };
 pub use evaluator::{Evaluator, Schemas};
 pub use inputs::{Assignment, Files, Given, Inputs, NoFiles, Origin, parse_vars};

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gobs_model::{
-    Address, Attribute as AttributeSchema, Block as BlockSchema, Diagnostic, Kind, Name, Nesting,
-    Role, Type, Value,
+    Address, Attribute as AttributeSchema, Block as BlockSchema, Diagnostic, Hosts, Kind, Name,
+    Nesting, Role, Type, UserDataForm, Value,
 };
 
+use crate::boot;
+
 use super::address;
-use super::config::{BindingValues, Dial, HobValues, Machine, MachineValues, ServiceKind};
+use super::config::{BindingValues, Machine, MachineValues, ServiceKind};
 use super::eval::Eval;
 use super::evaluator::{Evaluator, finish};
+use super::hob_block;
 use super::names::{Each, Names};
 use super::source::Span;
 use super::syntax::{Attribute, Block, Body, Expr};
@@ -110,14 +113,49 @@ fn set(eval: &mut Eval<'_>, name: &str, schema: &AttributeSchema, attribute: &At
     if name == "user_data" && value.contains_sensitive() {
         let detail = "Every process on a machine can read its user data, so it must hold no \
                       secret.";
-        eval.fail(
-            &attribute.expr,
-            attribute.expr.span,
-            "Sensitive value in user_data",
-            detail,
-        );
+        let (expr, summary) = (&attribute.expr, "Sensitive value in user_data");
+        let hint = "Give the machine a binding to a service of kind \"secret\" instead: only the \
+                    program that needs it gets it, and it can be taken back.";
+        fail_with_hint(eval, expr, summary, detail.into(), hint);
     }
     value
+}
+
+/// Looks at what a machine is to boot with: cloud-init must know what it is, and there is little
+/// room.
+fn user_data(eval: &mut Eval<'_>, machine: &Machine, hosts: &Hosts, attributes: &Value) {
+    let given = machine.body.attributes.iter();
+    let given = given.into_iter().find(|it| &*it.name.text == "user_data");
+    let (Some(attribute), Some(text)) =
+        (given, attributes.get("user_data").and_then(Value::as_str))
+    else {
+        return;
+    };
+    let expr = &attribute.expr;
+    if let Err(why) = boot::kind_of(text) {
+        let hint = "A cloud-config begins with the line #cloud-config, a script with #!/bin/sh.";
+        let detail = format!("{why}.");
+        return fail_with_hint(eval, expr, "Unknown kind of user_data", detail, hint);
+    }
+    if let Some(bytes_max) = hosts.user_data_bytes_max
+        && let Err(error) = boot::fits(text, bytes_max)
+    {
+        let detail = format!("With the part that installs the hob, {error}.");
+        fail_with_hint(
+            eval,
+            expr,
+            "User data too large",
+            detail,
+            boot::TOO_LARGE_HINT,
+        );
+    }
+}
+
+fn fail_with_hint(eval: &mut Eval<'_>, expr: &Expr, summary: &str, detail: String, hint: &str) {
+    eval.fail(expr, expr.span, summary, detail);
+    if let Some(error) = eval.errors.last_mut() {
+        error.hint.get_or_insert_with(|| hint.into());
+    }
 }
 
 fn missing(eval: &mut Eval<'_>, header: Option<Span>, name: &str, what: &str) {
@@ -231,7 +269,7 @@ impl Evaluator<'_> {
         let names = Names::new(self, each);
         let mut eval = Eval::new(&names, &self.config.sources);
         let attributes = self.attributes(&mut eval, machine);
-        let hob = hob(&mut eval, machine.hob.as_ref());
+        let hob = hob_block::values(&mut eval, machine.hob.as_ref());
         let mut services = BTreeMap::new();
         for (name, declared) in &machine.services {
             services.insert(name.clone(), service::service(&mut eval, declared));
@@ -269,14 +307,18 @@ impl Evaluator<'_> {
         }
         let what = format!("a machine of provider \"{provider}\"");
         let span = Some(machine.span);
-        block(
+        let attributes = block(
             eval,
             &schema.machine,
             &machine.body,
             span,
             &what,
             &MACHINE_ARGUMENTS,
-        )
+        );
+        if schema.hosts.user_data == UserDataForm::CloudInit {
+            user_data(eval, machine, &schema.hosts, &attributes);
+        }
+        attributes
     }
 
     /// Returns nothing where something is not known and nothing need be.
@@ -381,7 +423,7 @@ fn reference(eval: &mut Eval<'_>, expr: &Expr, ty: &Type) -> Option<Address> {
 }
 
 /// Returns a known text; nothing when it is wrong, or unknown while nothing need be known.
-fn text(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<String> {
+pub(super) fn text(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<String> {
     let before = eval.errors.len();
     let value = eval.typed(expr, &Type::String, what);
     if eval.errors.len() > before {
@@ -409,82 +451,6 @@ pub(super) fn time(eval: &mut Eval<'_>, expr: &Expr, what: &str) -> Option<Durat
             None
         }
     }
-}
-
-fn hob(eval: &mut Eval<'_>, block: Option<&Block>) -> HobValues {
-    let mut values = HobValues::default();
-    let Some(block) = block else { return values };
-    for attribute in &block.body.attributes {
-        let expr = &attribute.expr;
-        match &*attribute.name.text {
-            "enabled" => {
-                let value = eval.typed(expr, &Type::Bool, "\"enabled\"");
-                match value.as_bool() {
-                    Some(enabled) => values.enabled = enabled,
-                    None if eval.scope.inputs().is_some() && eval.errors.is_empty() => {
-                        let detail = "\"enabled\" must be true or false, and known before apply.";
-                        eval.fail(expr, expr.span, "Invalid value", detail);
-                    }
-                    None => {}
-                }
-            }
-            "listen" => {
-                if let Some(text) = text(eval, expr, "\"listen\"") {
-                    if let Err(why) = address::socket(&text, true) {
-                        eval.fail(expr, expr.span, "Invalid address", format!("{why}."));
-                    }
-                    values.listen = Some(text);
-                }
-            }
-            "advertise" => {
-                let list = eval.typed(expr, &Type::list(Type::String), "\"advertise\"");
-                let texts = list.as_elements().unwrap_or_default().iter();
-                values.advertise = texts.filter_map(|it| it.as_str().map(Into::into)).collect();
-                if list.contains_unknown()
-                    && eval.scope.inputs().is_some()
-                    && eval.errors.is_empty()
-                {
-                    let detail = "\"advertise\" must be known before apply.";
-                    eval.fail(expr, expr.span, "Invalid value", detail);
-                    if let Some(error) = eval.errors.last_mut() {
-                        let hint = "To advertise an address of the machine, name its attribute: \
-                                    [\"ipv4\"].";
-                        error.hint = Some(hint.into());
-                    }
-                }
-            }
-            "dial" => match text(eval, expr, "\"dial\"").as_deref() {
-                Some("hob") => values.dial = Dial::Hob,
-                Some("boss") => values.dial = Dial::Boss,
-                Some(_) => {
-                    let detail =
-                        "\"dial\" says who opens the first connection: \"hob\" or \"boss\".";
-                    eval.fail(expr, expr.span, "Invalid value", detail);
-                }
-                None => {}
-            },
-            "deadline" => {
-                if let Some(time) = time(eval, expr, "\"deadline\"") {
-                    values.deadline = time;
-                }
-            }
-            "require_address" => {
-                let detail = "This version of gobs has no \"require_address\" yet.";
-                eval.fail_at(attribute.name.span, "Not supported yet", detail, None);
-            }
-            other => {
-                let detail = format!("A \"hob\" block has no argument named \"{other}\".");
-                let known = ["enabled", "listen", "advertise", "dial", "deadline"];
-                let hint = suggest::did_you_mean(other, known);
-                eval.fail_at(attribute.name.span, "Unsupported argument", detail, hint);
-            }
-        }
-    }
-    for inner in &block.body.blocks {
-        let detail = "A \"hob\" block has no blocks in it.";
-        eval.fail_at(inner.keyword.span, "Unsupported block type", detail, None);
-    }
-    values
 }
 
 /// Returns the address of a service or a listener; it may still be unknown.

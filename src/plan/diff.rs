@@ -479,6 +479,7 @@ mod tests {
                 ..machine
             },
             list_lag: Duration::ZERO,
+            hosts: gobs_model::Hosts::default(),
         }
     }
 

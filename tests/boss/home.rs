@@ -79,6 +79,7 @@ impl Home {
             listen: listen.into(),
             advertise: advertise.iter().map(|it| (*it).to_owned()).collect(),
             socket: self.socket(),
+            program: None,
         };
         Boss::start(self.tables(), options).await
     }
@@ -103,7 +104,7 @@ impl Home {
     ) -> String {
         let machine = address(machine);
         let invitation = boss
-            .mint_invitation(&machine, incarnation, None, Vec::new(), &[])
+            .mint_invitation(&machine, incarnation, "127.0.0.1:0", Vec::new(), &[])
             .expect("an invitation");
         let intent = Intent {
             address: machine,
@@ -117,7 +118,7 @@ impl Home {
         };
         let mut store = self.store.lock().expect("no panic");
         drop(store.commit(Vec::new(), vec![intent]).expect("committed"));
-        invitation.user_data.0
+        invitation.user_data.encode().to_string()
     }
 }
 

@@ -273,5 +273,6 @@ fn cloud() -> ProviderSchema {
         settings: Block::default(),
         machine,
         list_lag: Duration::ZERO,
+        hosts: gobs_model::Hosts::default(),
     }
 }

@@ -46,6 +46,7 @@ impl Memory {
                 settings: Block::default(),
                 machine,
                 list_lag: Duration::ZERO,
+                hosts: gobs_model::Hosts::default(),
             },
             machines: Mutex::default(),
         }

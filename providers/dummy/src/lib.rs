@@ -335,5 +335,6 @@ fn schema() -> ProviderSchema {
             ),
         ]),
         list_lag: LIST_LAG,
+        hosts: gobs_model::Hosts::default(),
     }
 }

@@ -61,8 +61,9 @@ impl Linode {
     pub fn new(host: LinodeHost) -> Self {
         let lag = Time::new(host.clock_scale).here(schema::LIST_LAG);
         let machines = RwLock::new(None);
+        let elsewhere = !host.url.as_deref().is_some_and(is_local);
         Self {
-            schema: schema::schema(lag),
+            schema: schema::schema(lag, elsewhere),
             host,
             machines,
         }
@@ -96,6 +97,12 @@ impl Linode {
         }
         ask_command(&words).await.map(Some)
     }
+}
+
+/// Returns whether an address is one of this host: a double's.
+fn is_local(url: &str) -> bool {
+    let local = ["http://127.0.0.1:", "http://[::1]:", "http://localhost:"];
+    local.iter().any(|it| url.starts_with(it))
 }
 
 /// Returns the first line that a command prints. What it says on stderr is for the user.
@@ -138,8 +145,7 @@ impl Provider for Linode {
             return Err(Error::Denied(why.into()));
         }
         let url = asked.or(self.host.url.as_deref()).unwrap_or(URL);
-        let is_local = ["http://127.0.0.1:", "http://[::1]:", "http://localhost:"];
-        if !url.starts_with("https://") && !is_local.iter().any(|it| url.starts_with(it)) {
+        if !url.starts_with("https://") && !is_local(url) {
             return Err(Error::Rejected {
                 message: format!("{url} would carry the token in clear"),
                 attribute: Some("url".into()),

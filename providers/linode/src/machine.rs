@@ -15,11 +15,7 @@ use crate::observe::{
     token_of,
 };
 use crate::pace::Class;
-use crate::schema::LIST_LAG;
-
-/// The largest user data, before base64: what cloud-init's source for Linode takes, which is
-/// less than the API does.
-const USER_DATA_BYTES_MAX: usize = 16_384;
+use crate::schema::{LIST_LAG, USER_DATA_BYTES_MAX};
 
 /// How often a create is sent, each time after a look that found nothing.
 const CREATES_MAX: u32 = 4;

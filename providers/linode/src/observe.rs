@@ -11,7 +11,8 @@ pub(crate) const OWNER: &str = "gobs:";
 pub(crate) const REBUILT: &str = "gobs-rebuild:";
 
 /// Attributes that the API never shows: they are what was set last.
-const UNSEEN: [&str; 4] = [
+const UNSEEN: [&str; 5] = [
+    "user_data",
     "authorized_keys",
     "authorized_users",
     "swap_size",

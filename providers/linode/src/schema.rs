@@ -2,18 +2,34 @@
 
 use std::time::Duration;
 
-use gobs_model::{Attribute, Block, Change, ProviderSchema, Type};
+use gobs_model::{Attribute, Block, Change, Hosts, ProviderSchema, Type, UserDataForm};
 
 /// How long a list may not yet show what exists: no lag was ever found, and nothing promises
 /// that there is none.
 pub(crate) const LIST_LAG: Duration = Duration::from_secs(10);
 
-pub(crate) fn schema(list_lag: Duration) -> ProviderSchema {
+/// The largest user data, before base64: what cloud-init's source for Linode takes, which is
+/// less than the API does.
+pub(crate) const USER_DATA_BYTES_MAX: usize = 16_384;
+
+/// Where a machine finds its own metadata.
+const METADATA: [&str; 2] = ["http://169.254.169.254", "http://[fd00:a9fe:a9fe::1]"];
+
+/// Returns the schema; `elsewhere` is false for a double on this host, whose machines are here.
+pub(crate) fn schema(list_lag: Duration, elsewhere: bool) -> ProviderSchema {
     ProviderSchema {
         name: "linode".into(),
         settings: settings(),
         machine: machine(),
         list_lag,
+        hosts: Hosts {
+            elsewhere,
+            user_data: UserDataForm::CloudInit,
+            user_data_bytes_max: Some(USER_DATA_BYTES_MAX),
+            metadata: METADATA.map(str::to_owned).into(),
+            addresses: ["ipv4", "ipv6"].map(str::to_owned).into(),
+            provisioning: ["provisioning", "booting"].map(str::to_owned).into(),
+        },
     }
 }
 
@@ -96,6 +112,13 @@ fn machine() -> Block {
                 "The password of root; it is never read back.",
             )
             .secret(),
+        ),
+        (
+            "user_data",
+            text(
+                Change::Rebuild,
+                "Your own cloud-config or script, beside what starts the hob.",
+            ),
         ),
         (
             "private_ip",

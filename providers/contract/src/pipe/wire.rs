@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gobs_model::{Block, Known, ProviderSchema};
+use gobs_model::{Block, Hosts, Known, ProviderSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -101,6 +101,9 @@ pub(super) struct Schema {
     /// How long a list may not yet show what exists.
     #[serde(default)]
     list_lag_s: f64,
+    /// Where machines are, and how their agents come to them.
+    #[serde(default)]
+    hosts: Hosts,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -194,6 +197,7 @@ impl From<&ProviderSchema> for Schema {
             settings: schema.settings.clone(),
             machine: schema.machine.clone(),
             list_lag_s: schema.list_lag.as_secs_f64(),
+            hosts: schema.hosts.clone(),
         }
     }
 }
@@ -205,6 +209,7 @@ impl From<Schema> for ProviderSchema {
             settings: schema.settings,
             machine: schema.machine,
             list_lag: seconds(schema.list_lag_s),
+            hosts: schema.hosts,
         }
     }
 }

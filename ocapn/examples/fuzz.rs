@@ -29,6 +29,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use ocapn::netlayer::Incoming;
 use ocapn::netlayer::tcp_testing::{TcpFraming, TcpTesting};
 use ocapn::netlayer::trace::describe;
 use ocapn::syrup::{self, Limits, Mode, Scanner};
@@ -441,6 +442,20 @@ fn session(random: &mut Random, mode: Mode) {
     assert_others_live(&mut world);
 }
 
+/// How long nothing must come before a connection is opened for large messages.
+const SILENCE: Duration = Duration::from_millis(20);
+
+/// Reads to the end, also what may only come once the session stands.
+async fn read_all(incoming: &mut dyn Incoming, received: &mut Vec<Bytes>) {
+    loop {
+        match tokio::time::timeout(SILENCE, incoming.read(received)).await {
+            Ok(Ok(true)) => {}
+            Ok(_) => return,
+            Err(_) => incoming.session_up(),
+        }
+    }
+}
+
 /// A listener of the framed netlayer, and who sends to it.
 struct Frames {
     runtime: tokio::runtime::Runtime,
@@ -475,7 +490,7 @@ impl Frames {
         self.runtime.block_on(async {
             let mut connection = self.netlayer.accept().await.expect("a connection");
             let mut received = Vec::new();
-            while let Ok(true) = connection.incoming.read(&mut received).await {}
+            read_all(connection.incoming.as_mut(), &mut received).await;
             let length: usize = received.iter().map(Bytes::len).sum();
             assert!(length <= input.len(), "{length} of {} bytes", input.len());
         });
@@ -553,7 +568,7 @@ impl WebSockets {
                     biased;
                     Some(mut connection) = self.netlayer.accept() => {
                         let mut received = Vec::new();
-                        while let Ok(true) = connection.incoming.read(&mut received).await {}
+                        read_all(connection.incoming.as_mut(), &mut received).await;
                         let length: usize = received.iter().map(Bytes::len).sum();
                         assert!(length <= input.len(), "{length} of {}", input.len());
                     }

@@ -222,6 +222,19 @@ pub struct Sturdyref {
 }
 
 impl Sturdyref {
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let PeerLocator {
+            transport,
+            designator,
+            hints,
+        } = &self.peer;
+        let hint =
+            |(name, value): (&String, &String)| 2 * size_of::<String>() + name.len() + value.len();
+        let hints: usize = hints.iter().map(hint).sum();
+        let texts = transport.len() + designator.len() + self.swissnum.reveal().len();
+        size_of::<Self>() + texts + hints
+    }
+
     /// Returns the URI with the secret in it.
     pub fn to_uri(&self) -> Zeroizing<String> {
         let mut uri = Zeroizing::new(String::new());

@@ -118,6 +118,13 @@ impl Symbol {
             Text::Shared(text) => text,
         }
     }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        match &self.0 {
+            Text::Known(_) => 0,
+            Text::Shared(text) => text.len(),
+        }
+    }
 }
 
 impl PartialEq for Symbol {
@@ -183,6 +190,13 @@ impl Integer {
         match &self.0 {
             Size::Small(n) => u64::try_from(*n).ok(),
             Size::Big(n) => u64::try_from(&**n).ok(),
+        }
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        match &self.0 {
+            Size::Small(_) => 0,
+            Size::Big(n) => size_of::<BigInt>() + n.bits() as usize / 8,
         }
     }
 

@@ -130,6 +130,13 @@ pub struct Limits {
     /// Calls of the peer that wait or run, its fetches, and whom it wants told of a result,
     /// together. Default 1,000,000; more abort.
     pub pending_max: usize,
+    /// Bytes that we keep for the peer: arguments of its calls that wait or run, results that it
+    /// may still ask for, what promises that it holds became, and certificates whose exporter is
+    /// being dialled. What objects keep is not in it. Default 64 MiB; more abort, but from the
+    /// half on a result is rather not kept: it is told to whoever waits for it, and nothing can
+    /// be taken from it later. Should be four times [`Limits::message_size_max`], since a list of small values
+    /// takes more than its message.
+    pub retained_max: usize,
     /// Messages waiting in one promise. Default 100,000; more break.
     pub queue_max: usize,
     /// Bytes waiting to be sent. Default 256 MiB: own calls break from half of it on, and at
@@ -148,6 +155,7 @@ impl Default for Limits {
             answers_max: 1_000_000,
             gifts_max: 1_024,
             pending_max: 1_000_000,
+            retained_max: 64 << 20,
             queue_max: 100_000,
             output_max: 256 << 20,
         }
@@ -499,8 +507,13 @@ impl Vat {
 
     /// Returns the number of bytes that wait to be taken by [`Vat::transmit`].
     pub fn backlog(&self, session: SessionId) -> usize {
+        self.0.with(|inner| inner.backlog(session))
+    }
+
+    /// Returns how much of that are answers to what the peer asked for.
+    pub(crate) fn unsent_answers(&self, session: SessionId) -> usize {
         self.0
-            .with(|inner| inner.session(session).map_or(0, |s| s.output.writer.len()))
+            .with(|inner| inner.session(session).map_or(0, |s| s.output.answers))
     }
 
     /// Tells that the connection is gone: its promises break. Does nothing when it was over.
@@ -548,6 +561,19 @@ impl Vat {
     /// a new session of the same peer is one that came back, not one that crossed ours.
     pub fn settled(&self, session: SessionId) {
         self.0.with(|inner| inner.settled(session));
+    }
+
+    /// Waits until no more is kept for the peer than so many eighths of what may be.
+    pub(crate) async fn has_room(&self, session: SessionId, eighths: usize) {
+        let usage = |inner: &mut Inner| Some(inner.session(session)?.usage.clone());
+        if let Some(usage) = self.0.with(usage) {
+            std::future::poll_fn(|cx| usage.poll_room(eighths, cx.waker())).await;
+        }
+    }
+
+    /// Returns whether turns wait that have not begun.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.0.with(|inner| inner.is_busy())
     }
 
     /// Returns whether the session is up.

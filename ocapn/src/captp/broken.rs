@@ -61,6 +61,14 @@ impl Broken {
         }
     }
 
+    /// Returns the reason that was given, if one was.
+    pub(crate) fn given(&self) -> Option<&Passable> {
+        match &*self.0 {
+            Why::Reason(reason) => Some(reason),
+            Why::Severed(_) => None,
+        }
+    }
+
     /// Returns the code for programs: that of [`Broken::new`], or a symbol given as the reason.
     pub fn code(&self) -> Option<&str> {
         match &*self.0 {

@@ -14,6 +14,10 @@ use crate::syrup::{Mode, Reader, Refer, SyrupError, SyrupErrorKind as Kind, Toke
 /// The one version of CapTP there is.
 pub(crate) const VERSION: &str = "1.0";
 
+/// Messages from this size on have memory of their own, of which a byte array may stay a part.
+/// Smaller ones share theirs, so that a few bytes of one would keep many others.
+pub(crate) const OWN_MEMORY_MIN: usize = 64 << 10;
+
 /// Why a session must end, in words that the peer may read.
 pub(crate) type Fault = String;
 
@@ -288,7 +292,8 @@ impl Decoder<'_> {
             return Ok(promise.into());
         }
         let label = Passable::symbol(ENVELOPE);
-        let fields = vec![Passable::Bytes(envelope.encoding)];
+        let encoding = self.keep(envelope.encoding, reader.size());
+        let fields = vec![Passable::Bytes(encoding)];
         Ok(Passable::Opaque(Box::new(Opaque { label, fields })))
     }
 }
@@ -326,6 +331,13 @@ impl Refer for Decoder<'_> {
         }
         self.theirs(label, position, reader)
             .map(|found| Some(found.into()))
+    }
+
+    fn keep(&mut self, part: Bytes, size: usize) -> Bytes {
+        match size >= OWN_MEMORY_MIN && part.len() >= size / 2 {
+            true => part,
+            false => Bytes::copy_from_slice(&part),
+        }
     }
 }
 

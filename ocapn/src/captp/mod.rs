@@ -12,6 +12,7 @@ pub(crate) mod message;
 pub(crate) mod promise;
 pub(crate) mod session;
 pub(crate) mod tables;
+pub(crate) mod usage;
 
 use crate::vat::Dropped;
 

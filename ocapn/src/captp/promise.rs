@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::Place;
 use super::broken::Broken;
+use super::usage::{Charge, Usage};
 use crate::locator::PeerId;
 use crate::passable::{Passable, Symbol};
 use crate::vat::{Dropped, Object, Shared};
@@ -34,10 +35,6 @@ pub struct Promise(pub(crate) Reference);
 /// The right to resolve one promise, once. Dropped unused, it breaks the promise.
 #[derive(Debug)]
 pub struct Resolver(Option<Reference>, Option<Charge>);
-
-/// Something that a peer asked for and that is not done: counted for its session until dropped.
-#[derive(Clone, Debug)]
-pub(crate) struct Charge(#[expect(dead_code, reason = "it is only counted")] pub(crate) Arc<()>);
 
 pub(crate) struct Node {
     pub(crate) vat: Weak<Shared>,
@@ -89,7 +86,20 @@ pub(crate) enum State {
     Settled {
         result: Result<Passable, Broken>,
         by_route: bool,
+        /// What the result costs those for whom it is kept.
+        held: Vec<Charge>,
     },
+}
+
+impl State {
+    /// Returns whether the answer of a question was given back to the peer when the question was
+    /// settled.
+    pub(crate) fn was_collected(&self) -> bool {
+        match self {
+            Self::Pending(_) => false,
+            Self::Forwarded { by_route, .. } | Self::Settled { by_route, .. } => !by_route,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -97,6 +107,10 @@ pub(crate) struct Pending {
     pub(crate) queue: Vec<Delivery>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) wakers: Vec<Waker>,
+    /// Whose question this is the answer to.
+    pub(crate) asker: Option<Arc<Usage>>,
+    /// For whom else the result will be kept.
+    pub(crate) keepers: Vec<Arc<Usage>>,
     /// Whether a message was sent along the route.
     pub(crate) used_route: bool,
     /// Whether the peer was asked to tell the resolution.
@@ -129,6 +143,14 @@ pub(crate) enum Part {
 }
 
 impl Part {
+    pub(crate) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Field(name) => name.len(),
+            Self::Index(_) => 0,
+            Self::Untag(tag) => tag.heap_bytes(),
+        }
+    }
+
     /// Returns the part of `value`, or why there is none.
     pub(crate) fn of(&self, value: &Passable) -> Result<Passable, Broken> {
         let wrong = || Broken::new("wrong-type", format!("no parts in a {}", value.kind()));
@@ -170,10 +192,20 @@ impl Node {
         }))
     }
 
+    /// Returns the promise of what a peer asked for.
+    pub(crate) fn answer(vat: &Weak<Shared>, asker: &Arc<Usage>) -> Reference {
+        let state = Mutex::new(State::Pending(Pending {
+            asker: Some(Arc::clone(asker)),
+            ..Pending::default()
+        }));
+        Self::reference(vat, Kind::Promise(Route::Here, state))
+    }
+
     pub(crate) fn broken(vat: &Weak<Shared>, broken: Broken) -> Reference {
         let state = Mutex::new(State::Settled {
             result: Err(broken),
             by_route: false,
+            held: Vec::new(),
         });
         Reference(Arc::new(Self {
             vat: vat.clone(),
@@ -277,6 +309,7 @@ impl Reference {
                     | State::Settled {
                         result: Ok(Passable::Reference(to)),
                         by_route,
+                        ..
                     } => {
                         short_cut &= !by_route;
                         Some(to.clone())

@@ -7,9 +7,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::SessionId;
 use super::crypto::{PublicKey, Secrets, SessionKeys, session_id};
-use super::message::{Decoder, Fault, Gift, Hello, Message, VERSION, my_location};
-use super::promise::Charge;
+use super::message::{Decoder, Fault, Gift, Hello, Message, OWN_MEMORY_MIN, VERSION, my_location};
 use super::tables::Tables;
+use super::usage::Usage;
 use crate::locator::{PeerId, PeerLocator};
 use crate::syrup::{self, Mode, Scanner, Writer};
 use crate::vat::{Dialect, Direction, Greet, Limits, Opening, Output, Shared};
@@ -49,8 +49,8 @@ pub(crate) struct Session {
     /// Certificates in the message just read.
     pub(crate) gifts: Vec<Gift>,
     pub(crate) limits: Limits,
-    /// Shared by all that the peer asked for and that is not done.
-    pending: Arc<()>,
+    /// What is kept for the peer.
+    pub(crate) usage: Arc<Usage>,
 }
 
 /// Where a session is, by what it waits for.
@@ -80,6 +80,8 @@ pub(crate) struct Link {
 pub(crate) struct Outbox {
     pub(crate) writer: Writer,
     pub(crate) ends: Vec<usize>,
+    /// Bytes of the answers among them.
+    pub(crate) answers: usize,
     pub(crate) waker: Option<Waker>,
 }
 
@@ -95,6 +97,7 @@ impl Session {
     ) -> Self {
         let mut secrets = Secrets::new(opening.seed);
         let keys = Arc::new(SessionKeys::new(&secrets.next()));
+        let usage = Usage::new(id, &limits);
         let greeting_size_max = limits.message_size_max.min(GREETING_SIZE_MAX);
         let mut session = Self {
             greeting: Some(greeting(&keys, location)),
@@ -113,7 +116,7 @@ impl Session {
             phase: Phase::Greeting,
             contested: None,
             mode,
-            tables: Tables::new(id, vat),
+            tables: Tables::new(id, vat, Arc::clone(&usage)),
             input: BytesMut::new(),
             scanner: scanner(&limits, greeting_size_max, mode),
             output: Outbox::default(),
@@ -121,7 +124,7 @@ impl Session {
             gc_answers: Vec::new(),
             gifts: Vec::new(),
             limits,
-            pending: Arc::default(),
+            usage,
         };
         if opening.greet == Greet::AtOnce {
             session.greet();
@@ -185,7 +188,19 @@ impl Session {
             // A session that is silent keeps no room for what may come.
             self.input = BytesMut::new();
         }
-        Ok(end.map(|end| self.input.split_to(end).freeze()))
+        Ok(end.map(|end| {
+            if end < OWN_MEMORY_MIN {
+                return self.input.split_to(end).freeze();
+            }
+            // Whichever is shorter is copied, so that no byte is copied over and over.
+            if self.input.len() - end > end {
+                return Bytes::copy_from_slice(&self.input.split_to(end));
+            }
+            let rest = BytesMut::from(&self.input[end..]);
+            let mut message = std::mem::replace(&mut self.input, rest);
+            message.truncate(end);
+            message.freeze()
+        }))
     }
 
     pub(crate) fn read_message(
@@ -224,12 +239,6 @@ impl Session {
             handoffs: 0,
         }));
         peer
-    }
-
-    /// Counts one more thing that the peer asked for; `None` at the limit.
-    pub(crate) fn charge(&self) -> Option<Charge> {
-        let pending = Arc::strong_count(&self.pending) - 1;
-        (pending < self.limits.pending_max).then(|| Charge(Arc::clone(&self.pending)))
     }
 
     /// Ends one written message.
@@ -278,6 +287,7 @@ impl Session {
             return None;
         }
         let ends = std::mem::take(&mut self.output.ends);
+        self.output.answers = 0;
         Some(Output {
             bytes: self.output.writer.take().freeze(),
             ends,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use super::promise::{Kind, Node, Reference, Route};
+use super::usage::{Usage, keep};
 use super::{Place, SessionId};
 use crate::vat::Shared;
 
@@ -13,6 +14,7 @@ pub(crate) const BOOTSTRAP: u64 = 0;
 pub(crate) struct Tables {
     session: SessionId,
     vat: Weak<Shared>,
+    usage: Arc<Usage>,
     exports: HashMap<u64, Export>,
     /// Positions by the address of the node, which the export keeps alive.
     positions: HashMap<usize, u64>,
@@ -38,10 +40,11 @@ struct Import {
 }
 
 impl Tables {
-    pub(crate) fn new(session: SessionId, vat: Weak<Shared>) -> Self {
+    pub(crate) fn new(session: SessionId, vat: Weak<Shared>, usage: Arc<Usage>) -> Self {
         let bootstrap = Node::reference(&vat, Kind::Bootstrap(session));
         Self {
             session,
+            usage,
             positions: HashMap::from([(bootstrap.address(), BOOTSTRAP)]),
             // The peer has the bootstrap object without a mention, so it is never given back.
             exports: HashMap::from([(
@@ -82,11 +85,12 @@ impl Tables {
         self.exports.len() >= exports_max
     }
 
-    /// Counts one more mention of `reference` and returns its position; `None` at the limit.
+    /// Counts one more mention of `reference` and returns its position; `None` at a limit.
     pub(crate) fn mention(&mut self, reference: &Reference, exports_max: usize) -> Option<u64> {
         let position = match self.positions.get(&reference.address()) {
             Some(position) => *position,
             None if self.is_full(exports_max) => return None,
+            None if !keep(reference, &self.usage) => return None,
             None => {
                 let position = self.next_export;
                 self.next_export += 1;

@@ -15,9 +15,20 @@ use crate::captp::SessionId;
 use crate::netlayer::{Connection, Incoming, Outgoing};
 use crate::vat::{Output, Vat};
 
-/// Bytes that may wait to be sent before we stop reading from that peer. Whoever calls and does
-/// not take the answers is held up by this long before the vat's own limit ends the session.
-const BACKLOG_BYTES_MAX: usize = 4 << 20;
+/// Bytes of answers that may wait to be sent before we stop reading from that peer. Whoever calls
+/// and does not take the answers is held up by this long before the vat's own limit ends the
+/// session.
+const ANSWERS_BYTES_MAX: usize = 4 << 20;
+
+/// How long nothing is sent before twice as much may wait: the peer may have stopped reading for
+/// the same reason, and then one of the two has to give way.
+const STALLED_AFTER: Duration = Duration::from_millis(100);
+
+/// Bytes of answers that may wait in the end. A peer that takes none is dead before long.
+const ANSWERS_BYTES_STALLED_MAX: usize = 64 << 20;
+
+/// How long reading pauses for each eighth, from the half on, of what may be kept for a peer.
+const CROWDED_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long an ended connection is kept for the last words to cross: closing a socket with
 /// unread bytes in it would reset the connection and lose what we just said.
@@ -103,8 +114,26 @@ async fn receive(
                 return over.reason;
             }
         }
-        while vat.backlog(session) > BACKLOG_BYTES_MAX {
-            sent.notified().await;
+        await_room(vat, session).await;
+        let mut answers_max = ANSWERS_BYTES_MAX;
+        while vat.unsent_answers(session) > answers_max {
+            if timeout(STALLED_AFTER, sent.notified()).await.is_err() {
+                answers_max = ANSWERS_BYTES_STALLED_MAX.min(2 * answers_max);
+            }
+        }
+    }
+}
+
+/// Waits while much is kept for the peer, and may soon be let go of. Turns that wait need nothing
+/// of the peer to be run; calls that run or wait may do, and so are waited for a little only.
+async fn await_room(vat: &Vat, session: SessionId) {
+    let mut eighths = 4;
+    while timeout(CROWDED_PAUSE, vat.has_room(session, eighths))
+        .await
+        .is_err()
+    {
+        if !vat.is_busy() {
+            eighths += 1;
         }
     }
 }

@@ -54,6 +54,11 @@ impl<'a> Reader<'a> {
         self.offset
     }
 
+    /// Returns how long the whole is of which this reads.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Goes back to a place that was read before.
     pub(crate) fn rewind(&mut self, offset: usize) {
         self.offset = offset;

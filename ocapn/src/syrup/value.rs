@@ -8,7 +8,7 @@ use crate::locator::{PeerLocator, Sturdyref, Swissnum};
 use crate::passable::{ErrorValue, Opaque, Passable, Struct, Symbol, Tagged, canonical_key_order};
 
 /// Decodes one value and nothing after it. Descriptors of live references, which mean something
-/// in a session only, stay [`Passable::Opaque`].
+/// in a session only, stay [`Passable::Opaque`]. Byte arrays are parts of `bytes`, not copies.
 pub fn decode(bytes: &Bytes, limits: Limits, mode: Mode) -> Result<Passable, SyrupError> {
     let mut scanner = Scanner::new(limits, mode);
     let end = scanner
@@ -50,6 +50,9 @@ pub(crate) trait Refer {
         label: &str,
         reader: &mut Reader<'_>,
     ) -> Result<Option<Passable>, SyrupError>;
+
+    /// Returns a byte array as it is kept: a part of a message of `size` bytes keeps the whole.
+    fn keep(&mut self, part: Bytes, size: usize) -> Bytes;
 }
 
 /// Writes what stands for a reference.
@@ -63,6 +66,10 @@ struct Nowhere;
 impl Refer for Nowhere {
     fn refer(&mut self, _: &str, _: &mut Reader<'_>) -> Result<Option<Passable>, SyrupError> {
         Ok(None)
+    }
+
+    fn keep(&mut self, part: Bytes, _: usize) -> Bytes {
+        part
     }
 }
 
@@ -123,7 +130,9 @@ pub(crate) fn read_value(
             Ok(Token::Float(x)) => values.push(Passable::Float64(x)),
             Ok(Token::String(text)) => values.push(Passable::String(text.to_owned())),
             Ok(Token::Symbol(text)) => values.push(Passable::Symbol(Symbol::new(text))),
-            Ok(Token::Bytes(bytes)) => values.push(Passable::Bytes(bytes)),
+            Ok(Token::Bytes(bytes)) => {
+                values.push(Passable::Bytes(refer.keep(bytes, reader.size())));
+            }
             Ok(Token::List) => {
                 let kind = Container::List;
                 open.push(Open { kind, start });

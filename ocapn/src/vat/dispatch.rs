@@ -17,6 +17,7 @@ use crate::captp::broken::Broken;
 use crate::captp::promise::{
     Delivery, Kind, Listener, Node, Part, Pending, Reference, Route, State, lock,
 };
+use crate::captp::usage::{TOO_MUCH_KEPT, Usage, keep, keep_answer};
 use crate::captp::{Place, SessionId};
 use crate::locator::PeerLocator;
 use crate::passable::Passable;
@@ -105,6 +106,11 @@ impl Inner {
     /// Returns whether a turn waits that nobody is about to run.
     pub(super) fn has_turn(&self) -> bool {
         !self.running && !self.turns.is_empty()
+    }
+
+    /// Returns whether turns wait that have not begun.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.turns.is_empty()
     }
 
     /// Settles the answer of the turn that was run and returns the next one. The first call of a
@@ -297,7 +303,7 @@ impl Inner {
     }
 
     fn do_settle(&mut self, promise: &Reference, result: Result<Passable, Broken>) {
-        let Kind::Promise(_, state) = &promise.0.kind else {
+        let Kind::Promise(route, state) = &promise.0.kind else {
             return;
         };
         let mut result = result;
@@ -328,6 +334,7 @@ impl Inner {
             None => State::Settled {
                 result: result.clone(),
                 by_route,
+                held: Vec::new(),
             },
         };
         drop(guard);
@@ -335,8 +342,26 @@ impl Inner {
             queue,
             listeners,
             wakers,
+            asker,
+            keepers,
             ..
         } = pending;
+        if let Route::Answer(place) = route
+            && !by_route
+        {
+            // Nothing will be sent there any more, so the peer need not keep it.
+            self.collect_answer(*place);
+        }
+        if let Some(usage) = asker
+            && !keep_answer(promise, &usage)
+        {
+            self.forget(promise, by_route, &usage);
+        }
+        for usage in keepers {
+            if !keep(promise, &usage) {
+                self.abort(usage.session, TOO_MUCH_KEPT);
+            }
+        }
         self.wakers.extend(wakers);
         // The last to be put in front is the first to be done: listeners before messages.
         for delivery in queue.into_iter().rev() {
@@ -350,6 +375,29 @@ impl Inner {
             for listener in listeners.into_iter().rev() {
                 self.notify(listener, result.clone());
             }
+        }
+    }
+
+    /// Lets go of an answer for which there is no room: who waits for it is told what it is, but
+    /// later nothing can be taken from it. So whoever asks for much at once gets it.
+    fn forget(&mut self, answer: &Reference, by_route: bool, asker: &Usage) {
+        let Kind::Promise(_, state) = &answer.0.kind else {
+            return;
+        };
+        let broken = Broken::new("overloaded", "the answer was too large to be kept");
+        let forgotten = State::Settled {
+            result: Err(broken),
+            by_route,
+            held: Vec::new(),
+        };
+        let mut state = lock(state);
+        if let State::Settled { .. } = &*state {
+            let old = mem::replace(&mut *state, forgotten);
+            drop(state);
+            drop(old);
+        } else {
+            drop(state);
+            self.abort(asker.session, TOO_MUCH_KEPT);
         }
     }
 
@@ -386,7 +434,12 @@ impl Inner {
         if let Destination::Wire(desc, place) = self.destination(resolver) {
             // What cannot be said in this session must not leave the peer waiting for ever. The
             // reason of this break is plain text, which can always be said.
+            let before = self.backlog(place.session);
             let Err(broken) = self.write_deliver(desc, place, args, false) else {
+                let answer = self.backlog(place.session).saturating_sub(before);
+                if let Some(session) = self.session_up(place.session) {
+                    session.output.answers += answer;
+                }
                 return;
             };
             args = settlement(Err(broken));
@@ -423,7 +476,8 @@ impl Inner {
             Dropped::Promise(route, state) => {
                 match route {
                     Route::Here => {}
-                    Route::Answer(place) => self.collect_answer(place),
+                    Route::Answer(place) if !state.was_collected() => self.collect_answer(place),
+                    Route::Answer(_) => {}
                     Route::Import(place) => self.collect_import(place),
                 }
                 if let State::Pending(pending) = *state {

@@ -13,9 +13,10 @@ use crate::captp::broken::Broken;
 use crate::captp::crypto::{Envelope, PublicKey, SessionKeys};
 use crate::captp::handoff::{Give, Receive, sign_receive};
 use crate::captp::message::{Gift, as_envelope, refused};
-use crate::captp::promise::{Charge, Delivery, Node, Reference, Resolver, Route};
-use crate::captp::session::{Link, Session};
+use crate::captp::promise::{Delivery, Node, Reference, Resolver, Route};
+use crate::captp::session::{GREETING_SIZE_MAX, Link, Session};
 use crate::captp::tables::BOOTSTRAP;
+use crate::captp::usage::{Charge, TOO_MUCH_KEPT};
 use crate::captp::{Place, SessionId};
 use crate::locator::{PeerLocator, Swissnum};
 use crate::passable::Passable;
@@ -24,6 +25,10 @@ use crate::syrup::{self, Mode};
 /// Bytes of the encoding of a gift's id, which is kept as long as the gift is. Known peers use 32
 /// random bytes, the oldest an integer.
 const GIFT_ID_MAX: usize = 256;
+
+/// Bytes of a gifter's certificate. The longest part is a location, which has to fit in a greeting
+/// as well.
+const CERTIFICATE_SIZE_MAX: usize = 2 * GREETING_SIZE_MAX;
 
 /// Withdrawals that one session may make of the gifts of another, whose counts are remembered
 /// against replay while both last. What one gifter has handed over says nothing of the next.
@@ -43,7 +48,7 @@ pub(super) struct Gifts {
     /// As exporter: what was withdrawn, by the gifter's session.
     withdrawn: HashMap<SessionId, Withdrawn>,
     /// As receiver: certificates whose exporter is being dialled.
-    waiting: HashMap<(String, String), Vec<Waiting>>,
+    waiting: HashMap<(String, String), Vec<Parked>>,
 }
 
 enum Deposit {
@@ -58,6 +63,12 @@ struct Waiting {
     keys: Arc<SessionKeys>,
     promise: Reference,
 }
+
+/// One that waits, at the cost of the gifter.
+struct Parked(
+    Waiting,
+    #[expect(dead_code, reason = "it is only counted")] Charge,
+);
 
 /// A receiver's request for a gift.
 pub(super) struct Withdrawal {
@@ -349,6 +360,9 @@ impl Inner {
         let Gift { envelope, promise } = gift;
         let checked = match (self.session(id), Give::read(&envelope, self.mode)) {
             (None, _) | (_, Err(_)) => Err("malformed certificate"),
+            _ if envelope.encoding.len() > CERTIFICATE_SIZE_MAX => {
+                Err("the certificate is too long")
+            }
             (Some(session), Ok(give)) if give.receiver_key != session.keys.public => {
                 Err("the certificate is for another receiver")
             }
@@ -362,7 +376,8 @@ impl Inner {
             Err(reason) => return self.settle(promise, Err(refused(reason))),
         };
         let gift = Waiting {
-            give: envelope.encoding,
+            // A part of the message would keep the whole of it.
+            give: Bytes::copy_from_slice(&envelope.encoding),
             keys,
             promise,
         };
@@ -373,8 +388,13 @@ impl Inner {
         if count >= self.limits.gifts_max {
             return self.settle(gift.promise, Err(refused("too many gifts")));
         }
+        let usage = self.session(id).map(|session| &session.usage);
+        let charge = usage.and_then(|usage| usage.call(gift.give.len()).ok());
+        let Some(charge) = charge else {
+            return self.settle(gift.promise, Err(refused(TOO_MUCH_KEPT)));
+        };
         let waiting = self.gifts.waiting.entry(key(&exporter)).or_default();
-        waiting.push(gift);
+        waiting.push(Parked(gift, charge));
         if waiting.len() == 1 {
             self.event(VatEvent::Dial(exporter));
         }
@@ -382,13 +402,13 @@ impl Inner {
 
     /// A session came up: what waited for its peer is withdrawn, if that is who it is.
     pub(super) fn redeem_waiting(&mut self, id: SessionId, peer: &PeerLocator) {
-        for gift in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
+        for Parked(gift, _) in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
             self.redeem(id, gift);
         }
     }
 
     pub(super) fn dial_failed(&mut self, peer: &PeerLocator, reason: &str) {
-        for gift in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
+        for Parked(gift, _) in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
             let broken = Broken::severed(format!("cannot reach the exporter: {reason}"));
             self.settle(gift.promise, Err(broken));
         }

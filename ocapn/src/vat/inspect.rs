@@ -18,6 +18,8 @@ pub struct Inspection {
     pub answers: usize,
     /// Gifts that the peer deposited, or for which somebody waits.
     pub gifts: usize,
+    /// Bytes that are kept for the peer, as [`Limits::retained_max`](crate::Limits) has it.
+    pub retained_bytes: usize,
 }
 
 impl fmt::Display for Inspection {
@@ -27,10 +29,12 @@ impl fmt::Display for Inspection {
             imports,
             answers,
             gifts,
+            retained_bytes,
         } = self;
         write!(
             f,
-            "{exports} exports, {imports} imports, {answers} answers, {gifts} gifts"
+            "{exports} exports, {imports} imports, {answers} answers, {gifts} gifts, \
+             {retained_bytes} bytes"
         )
     }
 }
@@ -78,12 +82,14 @@ impl Vat {
 
 impl Inner {
     fn inspect(&self, id: SessionId) -> Option<Inspection> {
-        let (exports, imports, answers) = self.session(id)?.tables.sizes();
+        let session = self.session(id)?;
+        let (exports, imports, answers) = session.tables.sizes();
         Some(Inspection {
             exports,
             imports,
             answers,
             gifts: self.gifts.of(id),
+            retained_bytes: session.usage.bytes(),
         })
     }
 

@@ -12,8 +12,12 @@ use crate::captp::broken::Broken;
 use crate::captp::message::{Fault, Greeting, Hello, Message};
 use crate::captp::promise::{Delivery, Kind, Listener, Node, Reference, Route, lock};
 use crate::captp::session::{CONTESTED_INPUT_MAX, Phase, Session};
+use crate::captp::usage::weigh_args;
 use crate::locator::PeerLocator;
 use crate::syrup::Mode;
+
+/// Bytes of the reason why a session ended that are kept and sent.
+const REASON_BYTES_MAX: usize = 1_024;
 
 /// A place for a session; the serial tells those that had it apart.
 pub(super) struct Slot {
@@ -78,6 +82,12 @@ impl Inner {
             .get_mut(id.slot as usize)
             .filter(|slot| slot.serial == id.serial)?;
         slot.session.as_deref_mut()
+    }
+
+    /// Returns how many bytes wait to be sent.
+    pub(super) fn backlog(&self, id: SessionId) -> usize {
+        self.session(id)
+            .map_or(0, |session| session.output.writer.len())
     }
 
     /// Returns a session if it is up.
@@ -384,9 +394,9 @@ impl Inner {
 
     /// Does what one message asks for.
     fn obey(&mut self, id: SessionId, message: Message) -> Result<(), String> {
-        let charge = || {
+        let charge = |bytes| {
             let session = self.session(id).ok_or("the session is over")?;
-            session.charge().ok_or("too much waits to be done")
+            session.usage.call(bytes)
         };
         match message {
             Message::Deliver {
@@ -395,7 +405,7 @@ impl Inner {
                 answer,
                 resolver,
             } => {
-                let charge = charge()?;
+                let charge = charge(weigh_args(&args))?;
                 let promise = match (answer, resolver) {
                     (None, None) => None,
                     (answer, resolver) => {
@@ -404,7 +414,7 @@ impl Inner {
                             None => Node::promise(&self.vat, Route::Here),
                         };
                         if let Some(resolver) = resolver {
-                            let listener = Listener::Wire(resolver, charge.clone());
+                            let listener = Listener::Wire(resolver, charge.beside());
                             self.listen(promise.clone(), listener);
                         }
                         Some(promise)
@@ -423,11 +433,11 @@ impl Inner {
                 );
             }
             Message::Listen { to, listener } => {
-                let charge = charge()?;
+                let charge = charge(0)?;
                 self.listen(to, Listener::Wire(listener, charge));
             }
             Message::Take { from, part, answer } => {
-                let charge = charge()?;
+                let charge = charge(part.heap_bytes())?;
                 let promise = self.new_answer(id, answer)?;
                 self.listen(from, Listener::Part(promise, part, Some(charge)));
             }
@@ -455,19 +465,15 @@ impl Inner {
     }
 
     fn new_answer(&mut self, id: SessionId, position: u64) -> Result<Reference, String> {
-        let promise = Node::promise(&self.vat, Route::Here);
-        if let Some(session) = self.session_up(id) {
-            if session.tables.answers.len() >= session.limits.answers_max {
-                return Err("too many answers".into());
-            }
-            if session
-                .tables
-                .answers
-                .insert(position, promise.clone())
-                .is_some()
-            {
-                return Err(format!("answer position {position} is in use"));
-            }
+        let vat = self.vat.clone();
+        let session = self.session_up(id).ok_or("the session is over")?;
+        let answers = &mut session.tables.answers;
+        if answers.len() >= session.limits.answers_max {
+            return Err("too many answers".into());
+        }
+        let promise = Node::answer(&vat, &session.usage);
+        if answers.insert(position, promise.clone()).is_some() {
+            return Err(format!("answer position {position} is in use"));
         }
         Ok(promise)
     }
@@ -490,6 +496,8 @@ impl Inner {
 
     /// Ends a session: what depends on it breaks, what it holds is let go.
     fn end(&mut self, id: SessionId, reason: &str, farewell: &Farewell) {
+        // The peer's own words may be in it, and every broken promise keeps it.
+        let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];
         let Some(session) = self.session_mut(id) else {
             return;
         };
@@ -500,6 +508,7 @@ impl Inner {
             session.write_abort(reason);
         }
         session.contested = None;
+        session.usage.end();
         let over = Phase::Over(reason.to_owned());
         let was = std::mem::replace(&mut session.phase, over);
         let promises = session.tables.imported_promises();
@@ -516,8 +525,9 @@ impl Inner {
         if let Direction::Outbound(peer) = &direction {
             self.forget_dial(peer, id);
         }
+        let severed = Broken::severed(reason);
         for promise in broken {
-            self.settle(promise, Err(Broken::severed(reason)));
+            self.settle(promise, Err(severed.clone()));
         }
         self.end_gifts(id);
         if let Phase::Up(link) = was {

@@ -1,6 +1,6 @@
 //! What one session may use of a vat, and what happens at each limit.
 
-use crate::support::{Behavior, End, Log, TRANSPORT, World, echo, name};
+use crate::support::{Behavior, End, Log, TRANSPORT, World, echo, name, send};
 use ocapn::{Answer, Direction, Limits, Object, Passable, PeerLocator, Turn, Vat, VatOptions};
 
 /// Answers never.
@@ -78,18 +78,6 @@ fn at_the_limit_of_exports_an_answer_breaks() {
     let back = send(&mut world, [collect, listen].concat()).expect("it is up");
     assert!(back.contains("<11'desc:export4+>[7'fulfill"), "{back}");
     assert_eq!(world.downs, []);
-}
-
-/// Bytes to vat 1 as its peer, vat 0, would send them; `None` once the session is over.
-fn send(world: &mut World, bytes: impl AsRef<[u8]>) -> Option<String> {
-    let End { vat, session } = world.links[0].ends[1];
-    let sent = world.vats[vat].receive(session, bytes.as_ref());
-    for _ in 0..3 {
-        world.serve(vat);
-    }
-    let back: Vec<u8> = world.links[0].to[0].drain(..).collect();
-    sent.ok()?;
-    Some(String::from_utf8_lossy(&back).into_owned())
 }
 
 #[test]

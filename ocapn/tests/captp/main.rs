@@ -6,5 +6,6 @@ mod claims;
 mod handoffs;
 mod hostile;
 mod limits;
+mod retained;
 mod simulation;
 mod support;

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use crate::support::{ANY_PORT, ByHand, TestPeer, echoes, service, severed, soon};
+use crate::support::{ANY_PORT, ByHand, Methods, TestPeer, echoes, service, severed, soon};
 use ocapn::netlayer::tcp_testing::{TcpFraming, TcpTesting};
-use ocapn::{Identity, Netlayer, Peer, PeerLocator, TlsRpk, TlsRpkOptions};
+use ocapn::{
+    Answer, Identity, Limits, Netlayer, Passable, Peer, PeerLocator, TlsRpk, TlsRpkOptions, Turn,
+};
 
 /// `op:deliver` of `fetch` to the bootstrap object, for the swissnum `service`.
 const FETCH: &[u8] =
@@ -233,6 +235,88 @@ async fn a_peer_that_takes_no_answers_is_no_longer_read_from() {
     };
     soon(flood).await;
     server.expect_down(&claim.designator).await;
+}
+
+/// What an honest peer sends while our turns are slow waits outside, and does not end its session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_peer_whose_turns_have_to_wait_is_no_longer_read_from() {
+    let identity = Identity::generate().unwrap();
+    let listener = TlsRpk::bind(identity, ANY_PORT, TlsRpkOptions::default());
+    let limits = Limits {
+        retained_max: 8 << 20,
+        ..Limits::default()
+    };
+    let builder = Peer::builder().netlayer(listener.await.unwrap());
+    let server = TestPeer::with(builder.limits(limits));
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let slow = Methods(move |_: &Turn, _: &str, _: &[Passable]| {
+        let _ = wait.lock().unwrap().recv();
+        Answer::value(true)
+    });
+    let slow = server.offer("slow", slow);
+    let sturdyref = server.offer("service", service());
+    let (one, other) = (dialling(), dialling());
+    let slow = soon(one.peer.enliven(&slow)).await.unwrap();
+    let remote = soon(other.peer.enliven(&sturdyref)).await.unwrap();
+    let held_up = slow.call("wait", []);
+    let calls: Vec<_> = (0..40)
+        .map(|_| remote.call("echo", ["x".repeat(1 << 20).into()]))
+        .collect();
+    let name = other.designator();
+    let kept = || {
+        let sessions = server.peer.inspect();
+        let session = sessions
+            .iter()
+            .find(|session| session.peer.designator == name);
+        session.expect("it is up").tables.retained_bytes
+    };
+    soon(async {
+        while kept() <= 4 << 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(kept() < 6 << 20, "no more is read");
+    go_on.send(()).unwrap();
+    assert!(soon(held_up).await.is_ok());
+    for call in calls {
+        assert!(soon(call).await.is_ok());
+    }
+}
+
+/// Neither stops reading for ever because the other does not.
+#[tokio::test]
+async fn peers_that_answer_each_other_much_both_get_it() {
+    let server = TestPeer::listening(TlsRpkOptions::default()).await;
+    let client = dialling();
+    let service_there = server.offer("service", service());
+    let there = soon(client.peer.enliven(&service_there)).await.unwrap();
+    let service_here = client.peer.export(service());
+    let here = soon(there.call("echo", [(&service_here).into()])).await;
+    assert_eq!(here.unwrap().as_reference(), Some(&service_here));
+    // The server gets to call it by keeping what it is given.
+    let kept: std::sync::Arc<std::sync::Mutex<Option<ocapn::Reference>>> = Default::default();
+    let keep = kept.clone();
+    let keeper = server.offer(
+        "keeper",
+        Methods(move |_: &Turn, _: &str, args: &[Passable]| {
+            *keep.lock().unwrap() = args.first().and_then(Passable::as_reference).cloned();
+            Answer::value(true)
+        }),
+    );
+    let keeper = soon(client.peer.enliven(&keeper)).await.unwrap();
+    soon(keeper.call("keep", [(&service_here).into()]))
+        .await
+        .unwrap();
+    let here = kept.lock().unwrap().take().expect("it was given");
+    let large = Passable::from("x".repeat(1 << 20));
+    let calls: Vec<_> = (0..40)
+        .map(|n| [&there, &here][n % 2].call("echo", [large.clone()]))
+        .collect();
+    for call in calls {
+        assert_eq!(soon(call).await.unwrap(), large);
+    }
 }
 
 /// A session of a hostile peer with `server`, driven by hand.

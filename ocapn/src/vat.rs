@@ -134,8 +134,8 @@ pub struct Limits {
     /// may still ask for, what promises that it holds became, and certificates whose exporter is
     /// being dialled. What objects keep is not in it. Default 64 MiB; more abort, but from the
     /// half on a result is rather not kept: it is told to whoever waits for it, and nothing can
-    /// be taken from it later. Should be four times [`Limits::message_size_max`], since a list of small values
-    /// takes more than its message.
+    /// be taken from it later. Should be four times [`Limits::message_size_max`], since a list of
+    /// small values takes more than its message.
     pub retained_max: usize,
     /// Messages waiting in one promise. Default 100,000; more break.
     pub queue_max: usize,

@@ -7,6 +7,8 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
+use crate::service::{http, redis};
+
 /// Speaks to a program before its stream is opened. Returns what the stream begins with.
 pub(crate) async fn greet<L>(kind: &str, local: &mut L) -> io::Result<Vec<u8>>
 where
@@ -24,8 +26,14 @@ where
     L: AsyncRead + AsyncWrite + Unpin + Send,
 {
     tracing::trace!(kind, why, "declined");
-    local.flush().await?;
-    Ok(false)
+    let answer = match kind {
+        "redis" => redis::decline(why),
+        "http" => http::decline(why),
+        _ => return Ok(false),
+    };
+    local.write_all(answer.as_bytes()).await?;
+    local.shutdown().await?;
+    Ok(true)
 }
 
 /// Makes one exchange of the protocol through a stream that is open, and ends it: the service
@@ -35,5 +43,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     tracing::trace!(kind, "check");
+    match kind {
+        "redis" => redis::check(stream).await?,
+        "http" => http::check(stream, "localhost").await?,
+        _ => {}
+    }
     stream.shutdown().await
 }

@@ -7,7 +7,7 @@ use ocapn::Broken;
 use tokio::time::{sleep, timeout};
 
 use super::{Grants, now};
-use crate::protocol::{Generation, code};
+use crate::protocol::{Attenuate, Generation, code};
 use crate::store::LeavingRow;
 
 /// How long a revocation waits until nothing is left at the server. The access is cut before; the
@@ -66,8 +66,10 @@ impl Grants {
         if !self.leaving().contains(&row) {
             return Ok(());
         }
+        let (spec, generation) = (row.spec.clone(), row.generation.clone());
+        let gone = self.lease_of(spec, generation, Attenuate::default());
         self.services
-            .unmint(&row.spec, &row.generation)
+            .unmint(&gone)
             .await
             .map_err(|error| error.to_string())?;
         self.store

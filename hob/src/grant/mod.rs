@@ -20,7 +20,9 @@ use std::time::SystemTime;
 use ocapn::{Broken, Object, PeerId, PeerLocator, Sturdyref, Swissnum};
 use tokio::sync::Notify;
 
-use crate::protocol::{Check, Generation, Grant, GrantStatus, Offer, Probe, code};
+use crate::protocol::{
+    Attenuate, Check, Generation, Grant, GrantStatus, Offer, Probe, ServiceSpec, code,
+};
 use crate::service::{GrantSecret, Lease, Services};
 use crate::store::{Store, StoreError, swissnum_hash};
 
@@ -202,16 +204,25 @@ impl Grants {
         let offers = &self.store.contents().offers;
         let gone = || Broken::new(code::UNKNOWN, "the service is not offered any more");
         let offered = offers.get(&row.grant.service).ok_or_else(gone)?;
-        let generation = row.grant.generation();
+        let spec = row.minted.as_ref().unwrap_or(offered).clone();
+        Ok(self.lease_of(spec, row.grant.generation(), row.rights.clone()))
+    }
+
+    /// Returns a grant as the kinds see it, at the server where it was made: at another one it is
+    /// of no use. How that server is administered may have been said anew.
+    fn lease_of(&self, made: ServiceSpec, generation: Generation, rights: Attenuate) -> Lease {
+        let contents = self.store.contents();
+        let mut offers = contents.offers.values();
+        let offered = offers.find(|offered| offered.kind.is_same_server(&made.kind));
+        let spec = offered.cloned().unwrap_or(made);
         let parts = [&generation.binding, &generation.generation.to_string()];
         let secret = self.store.derive("service", &parts.map(String::as_str));
-        Ok(Lease {
-            // What was made at one server is of no use at another.
-            spec: row.minted.as_ref().unwrap_or(offered).clone(),
+        Lease {
+            spec,
             generation,
-            rights: row.rights.clone(),
+            rights,
             secret: GrantSecret(secret),
-        })
+        }
     }
 
     /// Returns what is held while something is made or taken away for a binding.
@@ -284,7 +295,7 @@ mod tests {
     use super::live::TICKETS_MAX;
     use super::*;
     use crate::layout::Layout;
-    use crate::protocol::{Attenuate, ServiceKind, ServiceSpec, StreamReply, TICKET_LIFETIME};
+    use crate::protocol::{ServiceKind, StreamReply, TICKET_LIFETIME};
 
     fn grant(generation: u64) -> Grant {
         Grant {

@@ -58,6 +58,10 @@ pub struct Redis {
     /// The server's socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// A file on the machine with the name and password of its administrator. Default: the server
+    /// takes the hob for its administrator without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_file: Option<PathBuf>,
 }
 
 /// An HTTP server.
@@ -183,6 +187,15 @@ impl ServiceKind {
     /// role, a user.
     pub fn mints(&self) -> bool {
         matches!(self, Self::Postgres(_) | Self::Redis(_))
+    }
+
+    /// Returns whether both are the same server, however it is administered: what a grant has left
+    /// at one is at the other.
+    pub(crate) fn is_same_server(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Redis(one), Self::Redis(other)) => one.socket == other.socket,
+            (one, other) => one == other,
+        }
     }
 
     /// Checks that a grant of this kind can be held to these limits.
@@ -372,7 +385,9 @@ impl std::fmt::Display for ServiceKind {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Postgres(postgres) => write!(f, "PostgreSQL's {}", postgres.database),
             Self::Http(http) => write!(f, "http://{}", http.address),
-            Self::Redis(Redis { socket: Some(path) }) => write!(f, "Redis at {}", path.display()),
+            Self::Redis(Redis {
+                socket: Some(path), ..
+            }) => write!(f, "Redis at {}", path.display()),
             Self::Redis(_) => f.write_str("Redis"),
             Self::Secret(Secret::File(path)) => write!(f, "the file {}", path.display()),
             Self::Secret(Secret::Command(argv)) => {

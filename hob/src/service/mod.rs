@@ -5,11 +5,15 @@
 //! a kind's own work is in its module. All of it runs at the exporter, since the receiver of a
 //! grant is not trusted.
 
+pub(crate) mod http;
 mod local;
+pub(crate) mod redis;
 mod tcp;
 mod unix;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -25,7 +29,7 @@ use crate::splice::splice;
 pub(crate) use local::{Dialled, Local, cut, tune};
 
 /// Kinds that the protocol knows and this hob does not serve. A kind is enabled by leaving here.
-const NOT_YET: &[&str] = &["postgres", "redis", "http", "secret", "sturdyref"];
+const NOT_YET: &[&str] = &["postgres", "http", "secret", "sturdyref"];
 
 /// How long a service may take to accept: it is on this machine or one hop behind it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,7 +40,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The services of the machine, with what their kinds keep in memory.
 #[derive(Debug, Default)]
-pub(crate) struct Services {}
+pub(crate) struct Services {
+    redis: redis::Users,
+}
 
 /// A grant as the kinds see it.
 #[derive(Clone, Debug)]
@@ -46,19 +52,15 @@ pub(crate) struct Lease {
     /// Which grant it is. Names of roles and users are made from it.
     pub(crate) generation: Generation,
     /// The limits that hold: its own, within those of the grants that it was made from.
-    #[expect(dead_code, reason = "no kind of this hob narrows yet")]
     pub(crate) rights: Attenuate,
     /// The same each time for this generation of this binding.
-    #[expect(dead_code, reason = "no kind of this hob mints yet")]
     pub(crate) secret: GrantSecret,
 }
 
 /// What a kind makes the password of a role or user from. It never leaves the exporter, and no
 /// file has it: it is derived from the machine's key.
 #[derive(Clone)]
-pub(crate) struct GrantSecret(
-    #[expect(dead_code, reason = "no kind of this hob mints yet")] pub(crate) Zeroizing<[u8; 32]>,
-);
+pub(crate) struct GrantSecret(pub(crate) Zeroizing<[u8; 32]>);
 
 impl std::fmt::Debug for GrantSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -138,6 +140,8 @@ impl Services {
                 ServiceKind::Tcp(_) | ServiceKind::Unix(_) => {
                     dial(&spec.kind).await.map(Dialled::end)
                 }
+                ServiceKind::Redis(redis) => self.redis.probe(redis).await,
+                ServiceKind::Http(http) => http::probe(http).await,
                 other => Err(not_served(other)),
             }
         };
@@ -155,25 +159,22 @@ impl Services {
     /// It bounds its own waits, and is not dropped on the way: what was sent may still be done.
     pub(crate) async fn mint(&self, lease: &Lease) -> Result<(), ServiceError> {
         match &lease.spec.kind {
-            ServiceKind::Tcp(_) | ServiceKind::Unix(_) => Ok(()),
-            other => Err(not_served(other)),
+            ServiceKind::Redis(redis) => self.redis.mint(redis, lease).await,
+            ServiceKind::Postgres(_) => Err(not_served(&lease.spec.kind)),
+            _ => Ok(()),
         }
     }
 
     /// Takes away what [`Services::mint`] made, or has begun to make: nothing is left when this
-    /// returns, and it is a success if nothing was there. `spec` is what it was made on. Called
-    /// after every stream of the grant is cut, and again until it succeeds.
+    /// returns, and it is a success if nothing was there. The lease is as it was made, without its
+    /// rights. Called after every stream of the grant is cut, and again until it succeeds.
     ///
     /// It bounds its own waits, and is not dropped on the way.
-    pub(crate) async fn unmint(
-        &self,
-        spec: &ServiceSpec,
-        gone: &Generation,
-    ) -> Result<(), ServiceError> {
-        tracing::debug!(?gone, "taking away");
-        match &spec.kind {
-            ServiceKind::Tcp(_) | ServiceKind::Unix(_) => Ok(()),
-            other => Err(not_served(other)),
+    pub(crate) async fn unmint(&self, gone: &Lease) -> Result<(), ServiceError> {
+        match &gone.spec.kind {
+            ServiceKind::Redis(redis) => self.redis.unmint(redis, gone).await,
+            ServiceKind::Postgres(_) => Err(not_served(&gone.spec.kind)),
+            _ => Ok(()),
         }
     }
 
@@ -195,6 +196,8 @@ impl Services {
                 service.end();
                 Ok(())
             }
+            ServiceKind::Redis(redis) => self.redis.serve(redis, lease, opening).await,
+            ServiceKind::Http(http) => http::serve(http, lease, opening).await,
             other => Err(not_served(other).into()),
         }
     }
@@ -236,12 +239,29 @@ fn not_served(kind: &ServiceKind) -> ServiceError {
     ServiceError::Refused(text)
 }
 
-/// Connects to a service that speaks bytes.
+/// Reads a file on the machine, up to `bytes_max` bytes. Waits for the disk.
+fn read_file(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::other(format!(
+            "it is longer than {bytes_max} bytes"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// Connects to a service that is reached by a connection.
 async fn dial(kind: &ServiceKind) -> Result<Dialled, ServiceError> {
     let connect = async {
         match kind {
             ServiceKind::Tcp(address) => tcp::dial(address).await,
             ServiceKind::Unix(path) => unix::dial(path).await,
+            ServiceKind::Http(http) => tcp::dial(&http.address).await,
             _ => Err(io::ErrorKind::Unsupported.into()),
         }
     };

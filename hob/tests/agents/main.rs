@@ -5,5 +5,6 @@ mod enrollment;
 mod exposing;
 mod metadata;
 mod programs;
+mod redis;
 mod revocation;
 mod support;

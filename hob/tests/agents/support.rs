@@ -584,14 +584,17 @@ pub(crate) struct Pair {
 impl Pair {
     /// Starts both, with `orders` at this TCP address.
     pub(crate) async fn start(orders: &str) -> Self {
+        Self::of(ServiceKind::Tcp(orders.into())).await
+    }
+
+    /// Starts both, with `orders` of this kind.
+    pub(crate) async fn of(orders: ServiceKind) -> Self {
         let boss = Boss::new().await;
         let db = Host::start(&boss.invite("machine.db", &[]), &[]);
         let app = Host::start(&boss.invite("machine.app", &["db"]), &[]);
         let (exporter, importer) =
             tokio::join!(boss.client("machine.db"), boss.client("machine.app"));
-        exporter
-            .offer("orders", ServiceKind::Tcp(orders.into()))
-            .await;
+        exporter.offer("orders", orders).await;
         Self {
             boss,
             db,
@@ -603,11 +606,22 @@ impl Pair {
 
     /// Grants a generation and registers it.
     pub(crate) async fn bind(&self, number: u64, expose: &[Expose]) -> Held {
-        let granted = self
-            .exporter
-            .grant(&grant(number, &self.importer.designator))
+        self.bind_narrowed(number, expose, Attenuate::default())
             .await
-            .unwrap();
+    }
+
+    /// Grants a generation with these limits and registers it.
+    pub(crate) async fn bind_narrowed(
+        &self,
+        number: u64,
+        expose: &[Expose],
+        attenuate: Attenuate,
+    ) -> Held {
+        let grant = Grant {
+            attenuate,
+            ..grant(number, &self.importer.designator)
+        };
+        let granted = self.exporter.grant(&grant).await.unwrap();
         self.importer
             .register(&registration(number, expose), &granted)
             .await

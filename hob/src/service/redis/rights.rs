@@ -1,0 +1,229 @@
+//! What a user of Redis may do, as rules of `ACL SETUSER`.
+//!
+//! A grant is of database 0. Whatever it is narrowed to, it is never wider than [`NEVER`] leaves
+//! it: the administrator's commands, other databases, and libraries of functions, which would run
+//! with the rights of whoever calls them.
+
+use crate::protocol::Attenuate;
+
+/// Patterns or commands in one list: Redis keeps them for each user, and compares one by one.
+const LISTED_MAX: usize = 256;
+
+/// Bytes of a pattern or a command's name.
+const LISTED_BYTES_MAX: usize = 512;
+
+/// What no grant has. The order matters: the last rule for a command wins.
+const NEVER: &[&str] = &[
+    "-@admin",
+    "-@dangerous",
+    "-select",
+    "+select|0",
+    "-move",
+    "-copy",
+    "-function",
+    "-script|flush",
+    "-script|kill",
+    "-script|debug",
+];
+
+/// Commands that Redis calls dangerous, and that do no more than others do to a database which is
+/// the grant's own as a whole.
+const OWN_DATABASE: &[&str] = &["info", "keys", "sort", "sort_ro", "flushdb"];
+
+/// Kinds of commands that look at the keys they name, for grants of some keys: commands of modules
+/// and those that are not known yet may look at others.
+const KEYED: &[&str] = &[
+    "+@keyspace",
+    "+@string",
+    "+@hash",
+    "+@list",
+    "+@set",
+    "+@sortedset",
+    "+@stream",
+    "+@bitmap",
+    "+@hyperloglog",
+    "+@geo",
+    "+@pubsub",
+    "+@blocking",
+    "+@connection",
+    "+@transaction",
+    "+@scripting",
+    "+time",
+];
+
+/// Commands that tell of keys or channels whether or not they match.
+const TELLING: &[&str] = &[
+    "-scan",
+    "-randomkey",
+    "-dbsize",
+    "-pubsub",
+    "-cluster",
+    "-memory",
+    "-client|tracking",
+    "-client|caching",
+];
+
+/// What every client library needs and what shows nothing.
+const ALWAYS: &[&str] = &[
+    "+ping",
+    "+echo",
+    "+command",
+    "+client|id",
+    "+client|info",
+    "+client|setname",
+    "+client|getname",
+];
+
+/// Returns the rules for these rights, without name and password; `modules` are the commands that
+/// the server's modules have added.
+///
+/// # Errors
+/// What cannot be a rule, for people.
+pub(super) fn rules(rights: &Attenuate, modules: &[String]) -> Result<Vec<String>, String> {
+    let mut rules: Vec<String> = Vec::new();
+    let mut add = |more: &[&str]| rules.extend(more.iter().map(|rule| (*rule).to_owned()));
+    add(&["resetkeys", "resetchannels", "-@all"]);
+    match &rights.commands {
+        Some(commands) => {
+            for command in checked("commands", commands, is_command)? {
+                add(&[&format!("+{command}")]);
+            }
+            add(ALWAYS);
+        }
+        None if rights.keys.is_some() => add(KEYED),
+        None => add(&["+@all"]),
+    }
+    add(NEVER);
+    match &rights.keys {
+        Some(keys) => {
+            add(TELLING);
+            for command in modules {
+                add(&[&format!("-{command}")]);
+            }
+            for pattern in checked("keys", keys, is_pattern)? {
+                add(&[&format!("~{pattern}")]);
+            }
+        }
+        None => {
+            let asked = |command: &&&str| {
+                let named = |name: &String| name.eq_ignore_ascii_case(command);
+                rights
+                    .commands
+                    .as_ref()
+                    .is_none_or(|all| all.iter().any(named))
+            };
+            for command in OWN_DATABASE.iter().filter(asked) {
+                add(&[&format!("+{command}")]);
+            }
+            add(&["~*"]);
+        }
+    }
+    match &rights.channels {
+        Some(channels) => {
+            for pattern in checked("channels", channels, is_pattern)? {
+                add(&[&format!("&{pattern}")]);
+            }
+        }
+        // Some channels tell of what happens to keys.
+        None if rights.keys.is_some() => {}
+        None => add(&["&*"]),
+    }
+    Ok(rules)
+}
+
+fn checked<'a>(
+    what: &str,
+    listed: &'a [String],
+    fits: impl Fn(&str) -> bool,
+) -> Result<&'a [String], String> {
+    if listed.len() > LISTED_MAX {
+        return Err(format!("{what} has more than {LISTED_MAX} entries"));
+    }
+    match listed
+        .iter()
+        .find(|it| it.len() > LISTED_BYTES_MAX || !fits(it))
+    {
+        Some(wrong) => Err(format!("{what} cannot have {wrong:?}")),
+        None => Ok(listed),
+    }
+}
+
+/// A name, `name|subcommand` or `@category`.
+fn is_command(text: &str) -> bool {
+    let plain = |text: &str| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        text.starts_with(|first: char| first.is_ascii_alphabetic()) && text.bytes().all(fits)
+    };
+    match (text.strip_prefix('@'), text.split_once('|')) {
+        (Some(category), None) => plain(category),
+        (None, Some((command, sub))) => plain(command) && plain(sub),
+        (None, None) => plain(text),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// What may follow `~` or `&`.
+fn is_pattern(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|letter: char| letter.is_whitespace() || letter.is_control())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(list: &[&str]) -> Option<Vec<String>> {
+        Some(list.iter().map(|it| (*it).to_owned()).collect())
+    }
+
+    #[test]
+    fn lists_that_are_no_rules_are_refused() {
+        for command in [
+            "", "@", "-get", "+get", "get set", "get|", "|get", "@a|b", "get\0", ">x",
+        ] {
+            let commands = listed(&[command]);
+            let rights = Attenuate {
+                commands,
+                ..Attenuate::default()
+            };
+            let wrong = rules(&rights, &[]).unwrap_err();
+            assert_eq!(wrong, format!("commands cannot have {command:?}"));
+        }
+        for pattern in ["", "a b", "a\nb", "a\0"] {
+            for (keys, channels) in [(listed(&[pattern]), None), (None, listed(&[pattern]))] {
+                let rights = Attenuate {
+                    keys,
+                    channels,
+                    ..Attenuate::default()
+                };
+                assert!(rules(&rights, &[]).is_err(), "{pattern:?}");
+            }
+        }
+        let many = vec!["a"; LISTED_MAX + 1];
+        let rights = Attenuate {
+            keys: listed(&many),
+            ..Attenuate::default()
+        };
+        assert_eq!(
+            rules(&rights, &[]).unwrap_err(),
+            "keys has more than 256 entries"
+        );
+    }
+
+    #[test]
+    fn what_a_grant_never_has_comes_after_what_was_asked_for() {
+        let rights = Attenuate {
+            keys: listed(&["app:*"]),
+            commands: listed(&["@all", "KEYS", "scan", "ft.search"]),
+            ..Attenuate::default()
+        };
+        let rules = rules(&rights, &["ft.search".to_owned()]).unwrap();
+        let at = |rule: &str| rules.iter().rposition(|it| it == rule).unwrap();
+        assert!(at("+@all") < at("-@admin") && at("+KEYS") < at("-@dangerous"));
+        assert!(at("+scan") < at("-scan") && at("+ft.search") < at("-ft.search"));
+        assert!(
+            !rules
+                .iter()
+                .any(|rule| rule == "+keys" || rule.starts_with('&'))
+        );
+    }
+}

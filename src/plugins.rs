@@ -12,16 +12,45 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use gobs_model::{Diagnostic, Name};
+use gobs_model::{Block, Diagnostic, Name, ProviderSchema};
+use gobs_provider::Provider as _;
 use gobs_provider::pipe::Client;
 
-use crate::lang::{BlockId, Config};
+use crate::lang::{BlockId, Config, MACHINE_WORDS, PROVIDER_WORDS};
 
 /// What the names of plugins begin with.
 const PREFIX: &str = "gobs-provider-";
 
-/// Where plugins are looked for. The default finds none.
-#[derive(Clone, Debug, Default)]
+/// Variables of the environment that every plugin gets: where programs, files, languages and the
+/// way to the network are. Everything else may be a secret of somebody else.
+const VARIABLES: [&str; 22] = [
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "LOGNAME",
+    "PATH",
+    "SHELL",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "TERM",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+
+/// Where plugins are looked for. The default finds none. It has no `Debug`: it holds the
+/// environment.
+#[derive(Clone, Default)]
 pub struct PluginSearch {
     /// `PATH`. Only absolute entries count: others would be places in the tree.
     pub path: Vec<PathBuf>,
@@ -29,8 +58,8 @@ pub struct PluginSearch {
     pub in_tree: bool,
     /// Whether what the project's tree names may be run.
     pub may_run_tree: bool,
-    /// Variables of the environment that are no plugin's business.
-    pub hidden_variables: Vec<OsString>,
+    /// The environment, of which a plugin gets a part.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 /// A plugin that was found.
@@ -52,6 +81,8 @@ pub struct Plugins {
     directory: PathBuf,
     search: PluginSearch,
     commands: BTreeMap<String, Vec<String>>,
+    /// The variables that provider blocks name, by provider.
+    variables: BTreeMap<String, BTreeSet<String>>,
     /// Running, and not configured yet.
     ready: Mutex<HashMap<String, Client>>,
 }
@@ -64,7 +95,10 @@ impl Plugins {
         config: &Config,
     ) -> (Self, Vec<Diagnostic>) {
         let (mut commands, mut errors) = (BTreeMap::new(), Vec::new());
+        let mut variables: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (key, provider) in &config.providers {
+            let named = variables.entry(provider.provider.clone()).or_default();
+            named.extend(provider.environment.iter().cloned());
             let Some(command) = &provider.command else {
                 continue;
             };
@@ -85,6 +119,7 @@ impl Plugins {
             directory,
             search,
             commands,
+            variables,
             ready: Mutex::default(),
         };
         (plugins, errors)
@@ -154,10 +189,11 @@ impl Plugins {
             return Err(Box::new(not_allowed(&found)));
         }
         let mut command = Command::new(&found.program);
-        command.args(&found.arguments).current_dir(&self.directory);
-        for variable in &self.search.hidden_variables {
-            command.env_remove(variable);
-        }
+        command
+            .args(&found.arguments)
+            .current_dir(&self.directory)
+            .env_clear()
+            .envs(self.environment(name)?);
         tracing::debug!(provider = name, program = %found.program.display(), "a plugin starts");
         let client = Client::start(name, command).map_err(|error| {
             let program = found.program.display();
@@ -165,7 +201,55 @@ impl Plugins {
             let error = Diagnostic::error("Plugin of no use", detail);
             Box::new(error.hint("What it writes to stderr is in the log: GOBS_LOG=info."))
         })?;
-        Ok(Some(client))
+        match taken_word(client.schema()) {
+            None => Ok(Some(client)),
+            Some(word) => {
+                let program = found.program.display();
+                let detail = format!(
+                    "The plugin of provider {name:?}, {program}: its schema has {word:?}, which \
+                     is gobs' own word there."
+                );
+                let error = Diagnostic::error("Plugin of no use", detail);
+                Err(Box::new(
+                    error.hint("Its author has to choose another name."),
+                ))
+            }
+        }
+    }
+
+    /// Returns the part of the environment that a plugin gets: what every program needs, what
+    /// begins with its own name, and what its provider block names, where the tree may do so.
+    fn environment(
+        &self,
+        name: &str,
+    ) -> Result<impl Iterator<Item = (&OsString, &OsString)>, Box<Diagnostic>> {
+        let named = self.variables.get(name);
+        if !self.search.may_run_tree
+            && let Some(variable) = named.and_then(|it| it.first())
+        {
+            let detail = format!(
+                "The project's files name {variable} for the provider {name:?}: whoever can \
+                 change them could have any variable of the environment sent anywhere."
+            );
+            let own = prefix_of(name);
+            let hint = format!(
+                "If you trust everybody who can, allow it with --allow-tree-commands or \
+                 GOBS_ALLOW_TREE_COMMANDS=1. What begins with {own} needs no leave."
+            );
+            let error = Diagnostic::error("Variable of the environment not allowed", detail);
+            return Err(Box::new(error.hint(hint)));
+        }
+        let own = prefix_of(name);
+        let gets = move |variable: &str| {
+            // No plugin is called gobs, or it would get the key of the state.
+            VARIABLES.contains(&variable)
+                || variable.starts_with("LC_")
+                || (variable.starts_with(&own) && own != "GOBS_")
+                || (named.is_some_and(|it| it.contains(variable)) && variable != "GOBS_KEY")
+        };
+        let all = self.search.environment.iter();
+        let all = all.map(|(variable, value)| (variable, value));
+        Ok(all.filter(move |(variable, _)| variable.to_str().is_some_and(&gets)))
     }
 
     /// Keeps a process for whoever starts this provider next.
@@ -208,6 +292,21 @@ impl Found {
 /// Returns the entries of a `PATH`.
 pub fn split_path(path: &OsStr) -> Vec<PathBuf> {
     std::env::split_paths(path).collect()
+}
+
+/// Returns how the variables begin that are a provider's own: `PAPER_` for `paper`.
+fn prefix_of(name: &str) -> String {
+    format!("{}_", name.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// Returns a word of gobs' own that a schema takes for something else.
+fn taken_word(schema: &ProviderSchema) -> Option<&'static str> {
+    let taken = |block: &Block, words: &[&'static str]| {
+        let has =
+            |word: &&str| block.attributes.contains_key(*word) || block.blocks.contains_key(*word);
+        words.iter().copied().find(has)
+    };
+    taken(&schema.machine, &MACHINE_WORDS).or_else(|| taken(&schema.settings, &PROVIDER_WORDS))
 }
 
 fn not_allowed(found: &Found) -> Diagnostic {

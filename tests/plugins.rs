@@ -278,6 +278,40 @@ fn x6_a_command_of_the_tree_runs_only_where_that_is_allowed() {
 }
 
 #[test]
+fn x6_a_plan_file_runs_no_command_of_the_tree_unless_that_is_allowed() {
+    if !has_python() {
+        return;
+    }
+    let config = document("hcl").swap_remove(0);
+    let block = "{ directory = \"papers\" }";
+    assert!(config.contains(block), "{config}");
+    let named = "{\n  directory = \"papers\"\n  command = [\"./paper\"]\n}";
+    let project = Project::new(&config.replace(block, named));
+    let python = document("python").concat();
+    let spied = format!(
+        "#!/bin/sh\ntouch ran\nexec python3 -c '{}'\n",
+        python.replace('\'', "'\\''")
+    );
+    program(&project.path().join("paper"), &spied);
+    let ran = project.path().join("ran");
+    project
+        .gobs(&["plan", "--allow-tree-commands", "--out", "p"])
+        .ok();
+    fs::remove_file(&ran).expect("it ran, where it was allowed");
+    let expected = [
+        "Command of the project not allowed",
+        "--allow-tree-commands",
+    ];
+    check(project.gobs(&["apply", "p"]), 1, &expected);
+    check(project.gobs(&["show", "p"]), 1, &expected);
+    assert!(!ran.exists(), "a plan file ran it");
+    project.gobs(&["apply", "--allow-tree-commands", "p"]).ok();
+    project
+        .gobs(&["destroy", "--auto-approve", "--allow-tree-commands"])
+        .ok();
+}
+
+#[test]
 fn x6_a_plugin_in_the_tree_runs_only_where_that_is_allowed() {
     let project = Project::new(ODD);
     program(
@@ -304,23 +338,72 @@ fn x6_a_path_that_leads_into_the_tree_makes_no_difference() {
 }
 
 #[test]
-fn a_plugin_learns_no_key_and_no_variables() {
+fn a_plugin_gets_the_part_of_the_environment_that_is_for_it() {
     let bin = tempfile::tempdir().expect("a directory");
     let spy = "#!/bin/sh\nenv > environment\nexit 7\n";
     program(&bin.path().join("gobs-provider-odd"), spy);
     let path = format!("{}:/usr/bin:/bin", bin.path().display());
-    let project = Project::new(ODD)
-        .with_env("PATH", path)
-        .with_env("GOBS_KEY", "very secret")
-        .with_env("GOBS_VAR_password", "hunter2")
-        .with_env("ODD_TOKEN", "its own");
+    let start = |config: &str| {
+        Project::new(config)
+            .with_env("PATH", &path)
+            .with_env("GOBS_KEY", "very secret")
+            .with_env("GOBS_VAR_password", "hunter2")
+            .with_env("LINODE_TOKEN", "not yours")
+            .with_env("OTHER_TOKEN", "shared")
+            .with_env("ODD_TOKEN", "its own")
+    };
+    let seen = |project: &Project| {
+        let seen = fs::read_to_string(project.path().join("environment")).expect("what it saw");
+        for secret in ["GOBS_KEY", "hunter2", "not yours"] {
+            assert!(!seen.contains(secret), "{seen}");
+        }
+        assert!(seen.contains("ODD_TOKEN=its own"), "{seen}");
+        seen
+    };
+    let project = start(ODD);
     check(project.gobs(&["validate"]), 1, &["Plugin of no use"]);
-    let seen = fs::read_to_string(project.path().join("environment")).expect("what it saw");
-    assert!(seen.contains("ODD_TOKEN=its own"), "{seen}");
-    assert!(
-        !seen.contains("GOBS_KEY") && !seen.contains("hunter2"),
-        "{seen}"
-    );
+    assert!(!seen(&project).contains("OTHER_TOKEN"));
+    // What the tree asks for needs leave, as a command of the tree does.
+    let named =
+        format!("provider \"odd\" {{ environment = [\"OTHER_TOKEN\", \"GOBS_KEY\"] }}\n{ODD}");
+    let project = start(&named);
+    let expected = [
+        "Variable of the environment not allowed",
+        "begins with ODD_",
+    ];
+    check(project.gobs(&["validate"]), 1, &expected);
+    assert!(!project.path().join("environment").exists(), "it ran");
+    let allowed = project.gobs(&["validate", "--allow-tree-commands"]);
+    check(allowed, 1, &["Plugin of no use"]);
+    assert!(seen(&project).contains("OTHER_TOKEN=shared"));
+}
+
+#[test]
+fn a_schema_that_takes_words_of_the_language_is_refused() {
+    if !has_python() {
+        return;
+    }
+    let config = document("hcl").swap_remove(0);
+    for (ours, theirs, word) in [
+        (
+            "\"note\": {**TEXT",
+            "\"count\": TEXT, \"note\": {**TEXT",
+            "count",
+        ),
+        (
+            "\"attributes\": {\"directory\"",
+            "\"attributes\": {\"alias\": TEXT, \"directory\"",
+            "alias",
+        ),
+    ] {
+        let (project, bin) = on_path(&config);
+        let python = document("python").concat();
+        assert!(python.contains(ours), "{ours} is not in the document");
+        let python = python.replace(ours, theirs);
+        program(&bin.path().join("gobs-provider-paper"), &python);
+        let said = format!("its schema has \"{word}\"");
+        check(project.gobs(&["validate"]), 1, &["Plugin of no use", &said]);
+    }
 }
 
 #[test]
@@ -360,6 +443,10 @@ fn wrong_commands_are_said_where_they_stand() {
         (
             "provider \"odd\" { command = [var.x] }",
             "References not allowed",
+        ),
+        (
+            "provider \"odd\" { environment = [\"a=b\"] }",
+            "Invalid environment",
         ),
         (
             "provider \"dummy\" { command = [\"./tool\"] }",

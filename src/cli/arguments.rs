@@ -146,17 +146,17 @@ impl Variables {
     }
 }
 
-/// Returns where plugins are looked for. What opens the state is not for them, nor are the values
-/// of variables that they are not given.
+/// Returns where plugins are looked for, and what they may get a part of.
 fn plugins(context: &Context) -> PluginSearch {
     let env = &context.env;
-    let variables = env.with_prefix("GOBS_VAR_");
-    let variables = variables.map(|(name, _)| format!("GOBS_VAR_{name}").into());
     PluginSearch {
         path: env.get("PATH").map(split_path).unwrap_or_default(),
         in_tree: true,
         may_run_tree: context.may_run_tree,
-        hidden_variables: variables.chain(["GOBS_KEY".into()]).collect(),
+        environment: env
+            .all()
+            .map(|(name, it)| (name.into(), it.into()))
+            .collect(),
     }
 }
 

@@ -33,6 +33,11 @@ impl Environment {
         self.get(name).is_some_and(|it| it == "0" || it == "false")
     }
 
+    /// Returns all of it.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
     /// Returns the variables whose names begin so, by the rest of their names; empty values too.
     pub(super) fn with_prefix(&self, prefix: &str) -> impl Iterator<Item = (&str, &OsStr)> {
         self.0.iter().filter_map(move |(name, value)| {

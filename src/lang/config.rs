@@ -80,6 +80,20 @@ pub struct Local {
     pub(crate) span: Span,
 }
 
+/// What stands in a `provider` block and is no setting of the provider.
+pub const PROVIDER_WORDS: [&str; 3] = ["alias", "command", "environment"];
+
+/// What stands in a `machine` block and is no attribute or block of its provider.
+pub const MACHINE_WORDS: [&str; 7] = [
+    "count",
+    "depends_on",
+    "for_each",
+    "hob",
+    "lifecycle",
+    "provider",
+    "service",
+];
+
 /// A `provider` block.
 #[derive(Clone, Debug)]
 pub struct ProviderConfig {
@@ -89,6 +103,8 @@ pub struct ProviderConfig {
     pub alias: Option<Name>,
     /// The program that is the provider, and its arguments, where it is no part of gobs.
     pub command: Option<Vec<String>>,
+    /// The variables of the environment that this program gets beside the usual ones.
+    pub environment: Vec<String>,
     pub(crate) body: Body,
     pub(crate) span: Span,
 }

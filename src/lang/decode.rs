@@ -420,6 +420,15 @@ impl Decoder<'_> {
             };
             command = Some(words);
         }
+        let mut environment = Vec::new();
+        let position = |it: &Attribute| &*it.name.text == "environment";
+        if let Some(at) = block.body.attributes.iter().position(position) {
+            let attribute = block.body.attributes.remove(at);
+            let Some(names) = self.environment(&attribute) else {
+                return;
+            };
+            environment = names;
+        }
         let key = match &alias {
             Some(alias) => format!("{provider}.{alias}"),
             None => provider.to_string(),
@@ -435,10 +444,27 @@ impl Decoder<'_> {
             provider: provider.to_string(),
             alias,
             command,
+            environment,
             body: block.body,
             span,
         };
         self.config.providers.insert(key, config);
+    }
+
+    /// Returns names of variables.
+    fn environment(&mut self, attribute: &Attribute) -> Option<Vec<String>> {
+        let names = Type::list(Type::String);
+        let value = self.constant(&attribute.expr, &names, "\"environment\"")?;
+        let names = value.as_elements()?.iter();
+        let is_name = |it: &String| !it.is_empty() && !it.contains(['=', '\0']);
+        let names: Option<Vec<String>> = names
+            .map(|it| it.as_str().map(str::to_owned).filter(is_name))
+            .collect();
+        if names.is_none() {
+            let detail = "These are names of variables: [\"PAPER_TOKEN\"].";
+            self.error(attribute.expr.span, "Invalid environment", detail);
+        }
+        names
     }
 
     /// Returns a program and its arguments.

@@ -39,8 +39,8 @@ use gobs_model::Diagnostic;
 pub use check::{check, unique};
 pub use config::{
     Binding, BindingValues, BlockId, Config, Dependency, Dial, Expansion, HobSource, HobUser,
-    HobValues, IgnoreChanges, Lifecycle, Local, Machine, MachineValues, Output, ProviderConfig,
-    Service, ServiceKind, ServiceValues, Settings, Variable,
+    HobValues, IgnoreChanges, Lifecycle, Local, MACHINE_WORDS, Machine, MachineValues, Output,
+    PROVIDER_WORDS, ProviderConfig, Service, ServiceKind, ServiceValues, Settings, Variable,
 };
 pub use evaluator::{Evaluator, Schemas};
 pub use inputs::{Assignment, Files, Given, Inputs, NoFiles, Origin, parse_vars};

@@ -1,17 +1,19 @@
 //! The provider passes the kit.
 
-use gobs_model::Change;
-use gobs_provider::UserData;
+use std::process::Command;
+
+use gobs_linode_double::Double;
+use gobs_model::{Change, Known};
 use gobs_provider::conformance::{Fixture, check};
+use gobs_provider::pipe::Client;
+use gobs_provider::{Provider, UserData};
 
-use crate::host::{start, wanted};
+use crate::host::{SCALE, start, wanted};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn linode_machines_keep_the_contract() {
-    let (double, linode) = start(11).await;
+fn fixture() -> Fixture {
     let bigger = ("type", "g6-standard-1".into());
     let newer = ("image", "linode/debian12".into());
-    let fixture = Fixture {
+    Fixture {
         wanted: wanted([(
             "root_pass",
             gobs_model::Value::from("correct horse").sensitive(),
@@ -31,8 +33,31 @@ async fn linode_machines_keep_the_contract() {
         // It is not lost on this provider: it looks, and adopts. See the matrix of faults.
         loses_answer: None,
         user_data: Some(UserData("the way home".into())),
-    };
-    let outcomes = check(&linode, &fixture).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linode_machines_keep_the_contract() {
+    let (double, linode) = start(11).await;
+    keeps_the_contract(&double, &linode).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linode_machines_keep_the_contract_through_the_pipe() {
+    let (double, linode) = start(11).await;
+    let mut plugin = Command::new(env!("CARGO_BIN_EXE_gobs-provider-linode"));
+    plugin
+        .env("LINODE_TOKEN", "double")
+        .env("LINODE_URL", double.url())
+        .env("LINODE_CLOCK_SCALE", SCALE.to_string());
+    let client = Client::start("linode", plugin).expect("it starts");
+    assert_eq!(client.schema(), linode.schema());
+    client.configure(&Known::empty()).await.expect("configured");
+    keeps_the_contract(&double, &client).await;
+}
+
+async fn keeps_the_contract(double: &Double, provider: &dyn Provider) {
+    let outcomes = check(provider, &fixture()).await;
     let broken: Vec<_> = outcomes.iter().filter(|it| it.result.is_err()).collect();
     assert!(broken.is_empty() && !outcomes.is_empty(), "{broken:#?}");
     assert_eq!(double.instances(), [serde_json::Value::Null; 0]);

@@ -35,6 +35,7 @@ use crate::protocol::{
     host_and_port, method, to_passable,
 };
 use crate::store::{Store, StoreError, swissnum_hash};
+use crate::units::{self, Units};
 use crate::user_data;
 
 /// Pauses between tries to reach the boss grow between these; each is cut by full jitter.
@@ -60,6 +61,7 @@ pub(crate) struct Hob {
     programs: Arc<Programs>,
     machine: watch::Sender<Machine>,
     wanted: watch::Sender<Wanted>,
+    wanted_units: watch::Sender<Option<units::Wanted>>,
     boss_connected: AtomicBool,
 }
 
@@ -116,7 +118,17 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
         .sturdyrefs(table.clone())
         .spawn();
     let root = machine.bindings();
-    let bindings = Bindings::start(store.clone(), peer.clone(), dialer, root, layout.clone()).await;
+    let units = Units::new(store.clone(), layout.clone(), machine.units.clone());
+    let units = Arc::new(units);
+    let bindings = Bindings::start(
+        store.clone(),
+        peer.clone(),
+        dialer,
+        root,
+        layout.clone(),
+        units.clone(),
+    );
+    let bindings = bindings.await;
     let programs = Programs::new(
         Arc::clone(&store),
         machine.token.clone(),
@@ -132,6 +144,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
         programs: Arc::new(programs),
         machine: watch::Sender::new(machine.clone()),
         wanted: watch::Sender::default(),
+        wanted_units: watch::Sender::default(),
         boss_connected: AtomicBool::new(false),
     });
     table
@@ -150,6 +163,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
         tokio::spawn(Arc::clone(&hob.grants).clear()),
         tokio::spawn(Arc::clone(&hob.grants).expire()),
         tokio::spawn(programs.keep(hob.wanted.subscribe())),
+        tokio::spawn(units.keep(hob.wanted_units.subscribe())),
         tokio::spawn(local::serve(listener, Arc::clone(&hob))),
         tokio::spawn(Arc::clone(&hob).follow_changes()),
         tokio::spawn(Arc::clone(&hob.bindings).stay_whole()),
@@ -262,6 +276,12 @@ impl Hob {
             lines: machine.run,
             environment,
         };
+        let units = self.is_complete().then(|| self.bindings.units());
+        self.wanted_units.send_if_modified(|before| {
+            let changed = *before != units;
+            *before = units;
+            changed
+        });
         self.wanted.send_if_modified(|before| {
             let changed = *before != wanted;
             *before = wanted;

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::expose::Socket;
+use crate::expose::{ExposeError, Socket};
 use crate::files;
 use crate::front;
 use crate::grant::Chain;
@@ -29,6 +29,7 @@ use crate::service::{self, Local};
 use crate::slot::Slot;
 use crate::splice::splice;
 use crate::store::{BindingRow, Store};
+use crate::units::Units;
 
 /// How long a program's connection waits for its grant to be live.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
@@ -59,6 +60,7 @@ pub(crate) struct Bindings {
     dialer: StreamDialer,
     root: PathBuf,
     layout: Layout,
+    units: Arc<Units>,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     /// Held by one change at a time, so that sockets and files follow what is on disk.
     changing: tokio::sync::Mutex<()>,
@@ -110,6 +112,7 @@ impl Bindings {
         dialer: StreamDialer,
         root: PathBuf,
         layout: Layout,
+        units: Arc<Units>,
     ) -> Arc<Self> {
         let bindings = Arc::new(Self {
             store,
@@ -117,6 +120,7 @@ impl Bindings {
             dialer,
             root,
             layout,
+            units,
             slots: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(()),
@@ -163,6 +167,14 @@ impl Bindings {
             service: described,
         };
 
+        for unit in row
+            .registration
+            .expose
+            .iter()
+            .filter_map(|it| it.unit.as_ref())
+        {
+            self.units.check(unit).await.map_err(ExposeError::from)?;
+        }
         let _changing = self.changing.lock().await;
         let held = self.slots().get(&name).cloned();
         let slot = held.unwrap_or_else(|| self.slot(&name));

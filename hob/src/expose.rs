@@ -17,6 +17,7 @@ use crate::layout::SOCKET_PATH_SIZE_MAX;
 use crate::owner::{Owner, OwnerError};
 use crate::protocol::{Place, code};
 use crate::service::{Local, tune};
+use crate::units::UnitError;
 
 /// How long accepting pauses after a failure such as too many open files, which passes when other
 /// connections end.
@@ -46,6 +47,8 @@ pub(crate) enum ExposeError {
     Listen { address: String, source: io::Error },
     #[error("cannot be exposed as asked")]
     Owner(#[from] OwnerError),
+    #[error(transparent)]
+    Unit(#[from] UnitError),
     #[error("the variable {variable} is to hold {file:?}, and the binding has only {known}")]
     NoFile {
         variable: String,

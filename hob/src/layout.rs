@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! DIR/machine.json    written by the provider, read by the hob at its start and at SIGHUP:
-//!                     {"format": 1, "token": "…", "runtime": "/run/…", "run": ["shell line", …]}
+//!                     {"format": 1, "token": "…", "runtime": "/run/…", "run": ["shell line", …],
+//!                     "units": "/etc/systemd/system"}
 //! DIR/user-data       0600, written by the provider; erased by the hob after the claim
 //! DIR/hob/            0700, the hob's own
 //!   key               its key
@@ -30,6 +31,12 @@ pub const MACHINE_FORMAT: u32 = 1;
 /// The longest path that a unix socket can be bound to: the kernel's `sun_path` less its end.
 pub const SOCKET_PATH_SIZE_MAX: usize = 107;
 
+/// Where a machine's sockets are when nothing says.
+pub const RUNTIME_DEFAULT: &str = "/run/gobs";
+
+/// The name of the socket for programs on the machine.
+pub(crate) const LOCAL_SOCKET: &str = "hob.sock";
+
 /// The paths of one machine.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -48,6 +55,9 @@ pub struct Machine {
     /// Shell lines to be kept running.
     #[serde(default)]
     pub run: Vec<String>,
+    /// Where drop-ins of systemd's units go. None: the machine has no systemd of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub units: Option<PathBuf>,
 }
 
 /// Why `machine.json` cannot be used.
@@ -150,7 +160,7 @@ impl Machine {
 
     /// Returns the path of the socket for programs on the machine.
     pub fn local_socket(&self) -> PathBuf {
-        self.runtime.join("hob.sock")
+        self.runtime.join(LOCAL_SOCKET)
     }
 }
 
@@ -171,6 +181,7 @@ mod tests {
             token: "t".into(),
             runtime: "/r".into(),
             run: vec!["true".into()],
+            units: None,
         };
         std::fs::write(layout.machine(), serde_json::to_vec(&machine).unwrap()).unwrap();
         assert_eq!(layout.read_machine().unwrap(), machine);

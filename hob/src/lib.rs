@@ -25,6 +25,7 @@ mod service;
 mod slot;
 mod splice;
 pub mod store;
+mod units;
 mod user_data;
 
 use std::collections::BTreeMap;
@@ -33,7 +34,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::layout::Layout;
+use crate::layout::{Layout, MachineError};
 use crate::local::Question;
 
 /// The exit code of success.
@@ -267,15 +268,22 @@ fn with_socket<T>(
     layout: &Layout,
     ask: impl AsyncFnOnce(&Path) -> Result<T, ask::AskError>,
 ) -> Result<T, String> {
-    let machine = layout
-        .read_machine()
-        .map_err(|error| grant::Chain(&error).to_string())?;
+    let socket = match layout.read_machine() {
+        Ok(machine) => machine.local_socket(),
+        // The machine's directory may be the hob's alone; its socket is for all.
+        Err(MachineError::Read { source, .. })
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            Path::new(layout::RUNTIME_DEFAULT).join(layout::LOCAL_SOCKET)
+        }
+        Err(error) => return Err(grant::Chain(&error).to_string()),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
     runtime
-        .block_on(ask(&machine.local_socket()))
+        .block_on(ask(&socket))
         .map_err(|error| grant::Chain(&error).to_string())
 }
 

@@ -28,7 +28,7 @@ pub(crate) enum OwnerError {
     NoUser(String),
     #[error("this machine has no group {0}")]
     NoGroup(String),
-    #[error("only a hob that runs as root can give what it makes to another user")]
+    #[error("only a hob that runs as root, or may change owners, can give to another user")]
     NotRoot,
     #[error("users and groups cannot be looked up")]
     Lookup(#[from] nix::Error),
@@ -57,7 +57,7 @@ impl Owner {
             None => users_group,
             Some(name) => group(name)?,
         };
-        if own != ROOT && (uid, gid) != (own, own_group) {
+        if (uid, gid) != (own, own_group) && !may(Capability::Chown) {
             return Err(OwnerError::NotRoot);
         }
         Ok(Self {
@@ -146,6 +146,24 @@ impl Owner {
             AtFlags::EMPTY_PATH,
         )?)
     }
+}
+
+/// What a process may do that is not root, by the kernel's numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Capability {
+    /// Give files to others.
+    Chown = 0,
+    /// Become another user.
+    Setuid = 7,
+}
+
+/// Returns whether the hob may do that: as root, or since its unit says so.
+pub(crate) fn may(capability: Capability) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & (1 << capability as u32) != 0)
 }
 
 /// Returns a user's number and group.

@@ -33,6 +33,9 @@ const SETTLED_AFTER: Duration = Duration::from_secs(60);
 /// A log that is larger when its program starts is put aside as `.1`, over the last one.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
+/// Names the directory of all bindings, as servicebinding.io has it.
+pub(crate) const ROOT_VARIABLE: &str = "SERVICE_BINDING_ROOT";
+
 /// What the programs should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -71,7 +74,7 @@ pub(crate) fn environment(
     variables: BTreeMap<String, BTreeMap<String, String>>,
 ) -> BTreeMap<String, String> {
     let root = root.display().to_string();
-    let mut environment = BTreeMap::from([("SERVICE_BINDING_ROOT".to_owned(), root)]);
+    let mut environment = BTreeMap::from([(ROOT_VARIABLE.to_owned(), root)]);
     environment.extend(variables.into_values().flatten());
     environment
 }

@@ -12,6 +12,7 @@ use crate::binding::{Link, lock};
 use crate::expose::{DEFAULT_SOCKET, ExposeError, Socket};
 use crate::files::{self, Entries};
 use crate::owner::Owner;
+use crate::programs::ROOT_VARIABLE;
 use crate::protocol::{Expose, Held, Place};
 use crate::service::Local;
 use crate::store::BindingRow;
@@ -111,6 +112,26 @@ impl Slot {
     /// Returns what the name adds to the environment of programs.
     pub(crate) fn variables(&self) -> BTreeMap<String, String> {
         lock(&self.shown).variables.clone()
+    }
+
+    /// Returns the units that get the name's environment.
+    pub(crate) fn units(&self) -> Vec<String> {
+        let shown = lock(&self.shown);
+        let units = shown.exposes.iter();
+        units.filter_map(|expose| expose.unit.clone()).collect()
+    }
+
+    /// Returns what is in the file of the environment.
+    pub(crate) fn environment_text(&self) -> String {
+        self.text_of(&lock(&self.shown))
+    }
+
+    fn text_of(&self, shown: &Shown) -> String {
+        let mut variables = shown.variables.clone();
+        if let Some(root) = self.directory.parent() {
+            variables.insert(ROOT_VARIABLE.into(), root.display().to_string());
+        }
+        files::environment_file(&variables)
     }
 
     /// Returns whether programs of this user may know of the name.
@@ -262,6 +283,7 @@ impl Slot {
         let owner = owner.map_err(io::Error::other)?;
         let entries = files::entries(&row.service, &first);
         let (directory, environment) = (self.directory.clone(), self.environment.clone());
+        let text = self.text_of(&shown);
         let write = move || {
             if let Some(owner) = owner {
                 files::write_files(&directory, &entries, &owner)?;
@@ -269,7 +291,6 @@ impl Slot {
             if let Some(dir) = environment.parent() {
                 files::make_dir(dir, false)?;
             }
-            let text = files::environment_file(&shown.variables);
             files::write_file(&environment, &text).map(drop)
         };
         let written = tokio::task::spawn_blocking(write).await;

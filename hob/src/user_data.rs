@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use crate::agent::AgentError;
-use crate::layout::{Layout, MACHINE_FORMAT, Machine};
+use crate::layout::{Layout, MACHINE_FORMAT, Machine, RUNTIME_DEFAULT};
 use crate::metadata;
 use crate::protocol::UserData;
 use crate::store::{Store, sync_dir};
@@ -25,11 +25,12 @@ const COPY_BYTES_MAX: u64 = 4 << 20;
 const COPIES_MAX: usize = 1_000;
 const COPY_DEPTH_MAX: usize = 3;
 
-/// Where a machine's sockets are when nothing says.
-const RUNTIME_DEFAULT: &str = "/run/gobs";
-
 /// Where systemd says that they are.
 const RUNTIME_VARIABLE: &str = "RUNTIME_DIRECTORY";
+
+/// What is there while systemd runs the machine, and where an administrator's units go then.
+const SYSTEMD: &str = "/run/systemd/system";
+const UNITS_DEFAULT: &str = "/etc/systemd/system";
 
 /// Describes a machine that no provider has described: one whose user data comes from a metadata
 /// service.
@@ -48,6 +49,7 @@ pub(crate) fn describe(layout: &Layout) -> Result<(), AgentError> {
             .to_ascii_lowercase(),
         runtime: runtime.map_or_else(|| RUNTIME_DEFAULT.into(), PathBuf::from),
         run: Vec::new(),
+        units: Path::new(SYSTEMD).is_dir().then(|| UNITS_DEFAULT.into()),
     };
     // Paths and texts only: this cannot fail.
     let text = serde_json::to_vec(&machine).unwrap_or_default();

@@ -141,6 +141,7 @@ impl Host {
             token: "test".into(),
             runtime: directory.path().join("run"),
             run: Vec::new(),
+            units: None,
         };
         let text = serde_json::to_vec(&machine).expect("JSON");
         std::fs::write(layout.machine(), text).expect("written");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Bindings, Link};
 use crate::protocol::{BindingStatus, Held};
 use crate::slot::Slot;
+use crate::units;
 
 impl Bindings {
     /// Returns what an operator may see.
@@ -62,6 +63,18 @@ impl Bindings {
             .filter(|(_, slot, _)| is_shown(slot))
             .map(|(name, slot, _)| (name, slot.variables()))
             .collect()
+    }
+
+    /// Returns what units get.
+    pub(crate) fn units(&self) -> units::Wanted {
+        let mut wanted = units::Wanted::new();
+        for (name, slot, _) in self.granted() {
+            for unit in slot.units() {
+                let environments = wanted.entry(unit).or_default();
+                environments.insert(name.clone(), slot.environment_text());
+            }
+        }
+        wanted
     }
 
     /// Returns the names that have no grant yet.

@@ -64,6 +64,9 @@ pub struct Contents {
     pub leaving: Vec<LeavingRow>,
     /// The bindings held, by name.
     pub bindings: BTreeMap<String, BindingRow>,
+    /// What systemd's units were restarted with last, as a digest of it.
+    #[serde(default)]
+    pub units: BTreeMap<String, String>,
     /// The programs that were started last, by the position of their line.
     pub programs: BTreeMap<usize, ProgramRow>,
 }
@@ -214,6 +217,7 @@ impl Default for Contents {
             revoked: BTreeMap::new(),
             leaving: Vec::new(),
             bindings: BTreeMap::new(),
+            units: BTreeMap::new(),
             programs: BTreeMap::new(),
         }
     }

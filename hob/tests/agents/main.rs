@@ -8,3 +8,4 @@ mod programs;
 mod redis;
 mod revocation;
 mod support;
+mod units;

@@ -395,10 +395,21 @@ impl Host {
             token: self.token.clone(),
             runtime: self.runtime.clone(),
             run: run.iter().map(|line| (*line).to_owned()).collect(),
+            units: Some(self.units()),
         };
         let beside = self.layout.machine().with_extension("new");
         std::fs::write(&beside, serde_json::to_vec(&machine).unwrap()).unwrap();
         std::fs::rename(beside, self.layout.machine()).unwrap();
+    }
+
+    /// Returns where the machine's units are.
+    pub(crate) fn units(&self) -> PathBuf {
+        self.dir.path().join("units")
+    }
+
+    /// Returns where the hob finds programs first.
+    pub(crate) fn bin(&self) -> PathBuf {
+        self.dir.path().join("bin")
     }
 
     /// Returns the hob's command.
@@ -416,9 +427,11 @@ impl Host {
             .open(self.log_path())
             .unwrap();
         let mut command = self.command();
+        let path = std::env::var("PATH").unwrap();
         command
             .arg("--session")
             .env("GOBS_LOG", "trace")
+            .env("PATH", format!("{}:{path}", self.bin().display()))
             .stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.hob = Some(command.spawn().unwrap());

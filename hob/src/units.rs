@@ -1,0 +1,254 @@
+//! Systemd units that get the environment of bindings, and are restarted when it changes.
+//!
+//! A unit has one drop-in of the hob's, which names the environment files of its bindings. What a
+//! unit was restarted with last is on disk, so that a restart of the hob, or of the machine, is
+//! none of the unit.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::process::Command;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::files;
+use crate::grant::Chain;
+use crate::layout::Layout;
+use crate::owner::{Capability, may};
+use crate::store::{Store, StoreError};
+
+/// What talks to systemd, found in the hob's `PATH`.
+const SYSTEMCTL: &str = "systemctl";
+
+/// How long it may take: nothing is waited for that a unit does.
+const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The name of the drop-in in the directory of a unit's.
+const DROP_IN: &str = "50-gobs.conf";
+
+/// The hob's own unit, where it has one; the sockets of bindings are there after it.
+const HOB_UNIT: &str = "gobs-hob.service";
+
+/// How long it is waited before what systemd refused is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
+
+/// Bytes of systemd's own words that are passed on.
+const WORDS_MAX: usize = 400;
+
+/// Why a unit cannot get an environment.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnitError {
+    #[error("the unit {unit} cannot be told: this machine is not described as one with systemd")]
+    None { unit: String },
+    #[error("this machine has no unit {0}")]
+    Missing(String),
+    #[error("the unit {unit} cannot be used: systemd says it is {state}")]
+    State { unit: String, state: String },
+    #[error("systemd cannot be asked")]
+    Systemctl(#[from] io::Error),
+    #[error("systemctl {command} failed: {words}")]
+    Refused { command: String, words: String },
+    #[error("the change of {0} was not recorded")]
+    Store(String, #[source] StoreError),
+}
+
+/// What units are to get: for each the environments of its bindings, by name.
+pub(crate) type Wanted = BTreeMap<String, BTreeMap<String, String>>;
+
+/// The units of the machine.
+pub(crate) struct Units {
+    store: Arc<Store>,
+    layout: Layout,
+    /// Where drop-ins go; nowhere, if the machine has no systemd.
+    dir: Option<PathBuf>,
+}
+
+impl Units {
+    /// Returns the units of a machine.
+    pub(crate) fn new(store: Arc<Store>, layout: Layout, dir: Option<PathBuf>) -> Self {
+        Self { store, layout, dir }
+    }
+
+    /// Checks that a unit is there.
+    pub(crate) async fn check(&self, unit: &str) -> Result<(), UnitError> {
+        if self.dir.is_none() {
+            return Err(UnitError::None { unit: unit.into() });
+        }
+        // It becomes a part of a path.
+        if unit.contains('/') || unit.starts_with('.') {
+            return Err(UnitError::Missing(unit.into()));
+        }
+        let show = ["show", "--property=LoadState", "--value", "--", unit];
+        let state = systemctl(&show).await?;
+        match state.trim() {
+            "loaded" => Ok(()),
+            "not-found" => Err(UnitError::Missing(unit.into())),
+            state => Err(UnitError::State {
+                unit: unit.into(),
+                state: state.into(),
+            }),
+        }
+    }
+
+    /// Keeps units as they are wanted, for as long as the sender lives. While nothing is wanted,
+    /// not all bindings are there, and units stay as they are.
+    pub(crate) async fn keep(self: Arc<Self>, mut wanted: watch::Receiver<Option<Wanted>>) {
+        let mut is_told = false;
+        loop {
+            let now = wanted.borrow_and_update().clone();
+            let settled = match now {
+                None => Ok(()),
+                Some(now) => self.settle(&now).await,
+            };
+            let pause = match settled {
+                Ok(()) => {
+                    is_told = false;
+                    None
+                }
+                Err(error) => {
+                    // Once is enough: it is tried for as long as the hob runs.
+                    if !is_told {
+                        tracing::error!(error = %Chain(&error), "units not told; trying on");
+                        is_told = true;
+                    }
+                    Some(RETRY_PAUSE)
+                }
+            };
+            let again = async {
+                match pause {
+                    Some(pause) => sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = wanted.changed() => if changed.is_err() { return },
+                () = again => {}
+            }
+        }
+    }
+
+    /// Makes every unit what it is to be; one that fails does not keep the others from it.
+    async fn settle(&self, wanted: &Wanted) -> Result<(), UnitError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let recorded = self.store.contents().units.clone();
+        let mut result = Ok(());
+        let gone = recorded.keys().filter(|unit| !wanted.contains_key(*unit));
+        let none = BTreeMap::new();
+        let all = wanted.iter().chain(gone.map(|unit| (unit, &none)));
+        for (unit, environments) in all {
+            let settled = self.settle_one(dir, unit, environments, recorded.get(unit));
+            result = result.and(settled.await);
+        }
+        result
+    }
+
+    async fn settle_one(
+        &self,
+        dir: &Path,
+        unit: &str,
+        environments: &BTreeMap<String, String>,
+        recorded: Option<&String>,
+    ) -> Result<(), UnitError> {
+        let drop_ins = dir.join(format!("{unit}.d"));
+        let path = drop_ins.join(DROP_IN);
+        let text = self.drop_in(environments);
+        let changed = match environments.is_empty() {
+            true => remove(&drop_ins, &path)?,
+            false => {
+                std::fs::create_dir_all(&drop_ins)?;
+                let changed = files::write_file(&path, &text)?;
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;
+                changed
+            }
+        };
+        let digest = (!environments.is_empty()).then(|| digest(&text, environments));
+        let is_settled = digest.as_ref() == recorded;
+        // The last try may have ended between the two.
+        if changed || !is_settled {
+            systemctl(&["daemon-reload"]).await?;
+        }
+        if is_settled {
+            return Ok(());
+        }
+        // A unit that could not start without its bindings is started; one that loses them goes on
+        // only if it runs.
+        let verb = match digest {
+            Some(_) => "restart",
+            None => "try-restart",
+        };
+        systemctl(&["--no-block", verb, "--", unit]).await?;
+        tracing::info!(unit, verb, "the unit's bindings have changed");
+        let (key, name) = (unit.to_owned(), unit.to_owned());
+        let written = self.store.write(move |contents| match digest {
+            Some(digest) => contents.units.insert(key, digest),
+            None => contents.units.remove(&key),
+        });
+        let written = written.await.map(drop);
+        written.map_err(|error| UnitError::Store(name, error))
+    }
+
+    fn drop_in(&self, environments: &BTreeMap<String, String>) -> String {
+        let mut text = format!(
+            "# Written by gobs for the bindings of this machine; changes are lost.\n[Unit]\n\
+             After={HOB_UNIT}\n\n[Service]\n"
+        );
+        for name in environments.keys() {
+            let path = self.layout.environment(name).display().to_string();
+            // What begins with % is replaced by systemd.
+            text.push_str(&format!("EnvironmentFile={}\n", path.replace('%', "%%")));
+        }
+        text
+    }
+}
+
+/// Returns what a unit was restarted with.
+fn digest(text: &str, environments: &BTreeMap<String, String>) -> String {
+    let mut digest = Sha256::new();
+    for part in [text]
+        .into_iter()
+        .chain(environments.values().map(String::as_str))
+    {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part.as_bytes());
+    }
+    data_encoding::HEXLOWER.encode(&digest.finalize()[..16])
+}
+
+/// Removes a drop-in, and its directory if nothing else is in it; returns whether it was there.
+fn remove(drop_ins: &Path, path: &Path) -> io::Result<bool> {
+    let was_there = path.symlink_metadata().is_ok();
+    files::remove_if_there(std::fs::remove_file(path))?;
+    // One that is not empty, or not there, stays so.
+    let _ = std::fs::remove_dir(drop_ins);
+    Ok(was_there)
+}
+
+/// Asks systemd, and returns what it says.
+async fn systemctl(args: &[&str]) -> Result<String, UnitError> {
+    let mut command = Command::new(SYSTEMCTL);
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    // Systemd listens to root.
+    if !rustix::process::geteuid().is_root() && may(Capability::Setuid) {
+        command.uid(0).gid(0);
+    }
+    let output = timeout(SYSTEMCTL_TIMEOUT, command.output()).await;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    if status.success() {
+        return Ok(String::from_utf8_lossy(&stdout).into_owned());
+    }
+    let words = String::from_utf8_lossy(&stderr);
+    Err(UnitError::Refused {
+        command: args.join(" "),
+        words: words.trim().chars().take(WORDS_MAX).collect(),
+    })
+}

@@ -51,11 +51,15 @@ fn paths_of_the_tables_exist() {
     }
 }
 
+/// How README runs the tests.
+const TESTS: &str = ".ci/test";
+
 #[test]
 fn the_test_command_is_what_ci_runs() {
     let commands = fenced(&read("README.md"), "sh").concat();
-    assert!(commands.contains("cargo test --workspace\n"));
-    assert!(read(".ci/run").contains("\ncargo test --workspace\n"));
+    assert!(commands.contains(&format!("{TESTS}\n")));
+    assert!(read(".ci/run").contains(&format!("\n{TESTS}\n")));
+    assert!(read(TESTS).contains("\ncargo test --workspace"));
 }
 
 /// How README runs the program.
@@ -71,7 +75,7 @@ fn the_commands_of_readme_work_as_it_says() {
     let mut done = Vec::new();
     for line in fenced(&read("README.md"), "sh").concat().lines() {
         let Some(args) = line.strip_prefix(GOBS) else {
-            assert_eq!(line, "cargo test --workspace");
+            assert_eq!(line, TESTS);
             continue;
         };
         let args = args

@@ -360,7 +360,9 @@ impl Bindings {
     }
 
     async fn join(&self, link: &Link, local: &mut Local) -> Result<(), OpenError> {
-        let first = front::greet(&link.kind, local).await?;
+        let Some(first) = front::greet(&link.kind, local).await? else {
+            return Ok(());
+        };
         let opened = timeout(CONNECT_DEADLINE, self.open(link)).await;
         let mut stream = match opened.unwrap_or(Err(OpenError::TimedOut(CONNECT_DEADLINE))) {
             Ok(stream) => stream,

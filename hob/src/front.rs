@@ -7,16 +7,18 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use crate::service::{http, redis};
+use crate::service::{http, postgres, redis};
 
-/// Speaks to a program before its stream is opened. Returns what the stream begins with.
-pub(crate) async fn greet<L>(kind: &str, local: &mut L) -> io::Result<Vec<u8>>
+/// Speaks to a program before its stream is opened. Returns what the stream begins with, or
+/// nothing where the program needs no stream any more.
+pub(crate) async fn greet<L>(kind: &str, local: &mut L) -> io::Result<Option<Vec<u8>>>
 where
     L: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    tracing::trace!(kind, "connection");
-    local.flush().await?;
-    Ok(Vec::new())
+    match kind {
+        "postgres" => postgres::front(local).await,
+        _ => Ok(Some(Vec::new())),
+    }
 }
 
 /// Tells a program, in its own protocol, why there is no stream for it. Returns whether it was
@@ -27,6 +29,7 @@ where
 {
     tracing::trace!(kind, why, "declined");
     let answer = match kind {
+        "postgres" => return postgres::decline(local, why).await.map(|()| true),
         "redis" => redis::decline(why),
         "http" => http::decline(why),
         _ => return Ok(false),
@@ -44,6 +47,7 @@ where
 {
     tracing::trace!(kind, "check");
     match kind {
+        "postgres" => return postgres::check(stream).await,
         "redis" => redis::check(stream).await?,
         "http" => http::check(stream, "localhost").await?,
         _ => {}

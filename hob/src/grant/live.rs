@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Grants;
-use crate::protocol::{Generation, GrantStatus, StreamReply, TICKET_LIFETIME, TICKET_SIZE, code};
+use crate::protocol::{
+    Generation, GrantStatus, ServiceKind, StreamReply, TICKET_LIFETIME, TICKET_SIZE, code,
+};
 use crate::store::{GrantRow, swissnum_hash};
 
 /// Tickets that one grant may have outstanding: a storm of connections takes one each for the
@@ -49,6 +51,8 @@ pub(super) struct Place<'a> {
     grants: &'a Grants,
     /// The grant, and those that it was made from.
     entered: Vec<Arc<Membrane>>,
+    /// Whether it is over the limit of connections, for a stream that is none.
+    pub(super) crowded: bool,
 }
 
 impl Grants {
@@ -74,14 +78,18 @@ impl Grants {
         let mut place = Place {
             grants: self,
             entered: Vec::new(),
+            crowded: false,
         };
         let lineage = self.live().lineage(membrane).ok_or(StreamReply::Refused)?;
         for membrane in lineage {
             let max = membrane.row.rights.connections_max;
             let max = max.map_or(usize::MAX, |max| max as usize);
+            let kind = membrane.row.minted.as_ref().map(|spec| &spec.kind);
+            let spare = kind.map_or(0, ServiceKind::streams_spare);
             let entered = membrane.streams.send_if_modified(|streams| {
-                let room = *streams < max;
+                let room = *streams < max.saturating_add(spare);
                 *streams += usize::from(room);
+                place.crowded |= *streams > max;
                 room
             });
             if !entered {

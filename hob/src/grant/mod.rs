@@ -222,6 +222,7 @@ impl Grants {
             generation,
             rights,
             secret: GrantSecret(secret),
+            crowded: false,
         }
     }
 

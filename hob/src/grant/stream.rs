@@ -69,7 +69,7 @@ impl Grants {
             _ = revoked.wait_for(|revoked| *revoked) => {
                 Err(io::Error::new(io::ErrorKind::ConnectionAborted, "revoked").into())
             }
-            carried = self.carry(membrane, Opening(&mut stream)) => carried,
+            carried = self.carry(membrane, place.crowded, Opening(&mut stream)) => carried,
         };
         let carried = match carried {
             Ok(()) => Ok(()),
@@ -90,13 +90,19 @@ impl Grants {
         carried
     }
 
-    async fn carry<S>(&self, membrane: &Membrane, opening: Opening<'_, S>) -> Result<(), ServeError>
+    async fn carry<S>(
+        &self,
+        membrane: &Membrane,
+        crowded: bool,
+        opening: Opening<'_, S>,
+    ) -> Result<(), ServeError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let lease = self
+        let mut lease = self
             .lease(membrane)
             .map_err(|broken| ServiceError::Refused(broken.to_string()))?;
+        lease.crowded = crowded;
         self.services.serve(&lease, opening).await
     }
 }

@@ -35,7 +35,7 @@ pub enum ServiceKind {
 }
 
 /// A database of a PostgreSQL server on the machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
     /// The database.
@@ -194,7 +194,20 @@ impl ServiceKind {
     pub(crate) fn is_same_server(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Redis(one), Self::Redis(other)) => one.socket == other.socket,
+            (Self::Postgres(one), Self::Postgres(other)) => {
+                (&one.socket, &one.database) == (&other.socket, &other.database)
+            }
             (one, other) => one == other,
+        }
+    }
+
+    /// Returns how many streams a grant may have over its limit of connections, since not each is
+    /// one: a PostgreSQL client cancels a statement by a connection of its own, and must be able to
+    /// when all others are in use. The kind then tells them apart.
+    pub(crate) fn streams_spare(&self) -> usize {
+        match self {
+            Self::Postgres(_) => 8,
+            _ => 0,
         }
     }
 

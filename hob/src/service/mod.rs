@@ -7,6 +7,7 @@
 
 pub(crate) mod http;
 mod local;
+pub(crate) mod postgres;
 pub(crate) mod redis;
 mod tcp;
 mod unix;
@@ -29,7 +30,7 @@ use crate::splice::splice;
 pub(crate) use local::{Dialled, Local, cut, tune};
 
 /// Kinds that the protocol knows and this hob does not serve. A kind is enabled by leaving here.
-const NOT_YET: &[&str] = &["postgres", "http", "secret", "sturdyref"];
+const NOT_YET: &[&str] = &["http", "secret", "sturdyref"];
 
 /// How long a service may take to accept: it is on this machine or one hop behind it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The services of the machine, with what their kinds keep in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
+    postgres: postgres::Servers,
     redis: redis::Users,
 }
 
@@ -55,6 +57,9 @@ pub(crate) struct Lease {
     pub(crate) rights: Attenuate,
     /// The same each time for this generation of this binding.
     pub(crate) secret: GrantSecret,
+    /// Whether the stream came in over the limit of connections, for what is no connection: see
+    /// [`ServiceKind::streams_spare`].
+    pub(crate) crowded: bool,
 }
 
 /// What a kind makes the password of a role or user from. It never leaves the exporter, and no
@@ -140,6 +145,7 @@ impl Services {
                 ServiceKind::Tcp(_) | ServiceKind::Unix(_) => {
                     dial(&spec.kind).await.map(Dialled::end)
                 }
+                ServiceKind::Postgres(postgres) => self.postgres.probe(postgres).await,
                 ServiceKind::Redis(redis) => self.redis.probe(redis).await,
                 ServiceKind::Http(http) => http::probe(http).await,
                 other => Err(not_served(other)),
@@ -159,8 +165,8 @@ impl Services {
     /// It bounds its own waits, and is not dropped on the way: what was sent may still be done.
     pub(crate) async fn mint(&self, lease: &Lease) -> Result<(), ServiceError> {
         match &lease.spec.kind {
+            ServiceKind::Postgres(postgres) => self.postgres.mint(postgres, lease).await,
             ServiceKind::Redis(redis) => self.redis.mint(redis, lease).await,
-            ServiceKind::Postgres(_) => Err(not_served(&lease.spec.kind)),
             _ => Ok(()),
         }
     }
@@ -173,7 +179,7 @@ impl Services {
     pub(crate) async fn unmint(&self, gone: &Lease) -> Result<(), ServiceError> {
         match &gone.spec.kind {
             ServiceKind::Redis(redis) => self.redis.unmint(redis, gone).await,
-            ServiceKind::Postgres(_) => Err(not_served(&gone.spec.kind)),
+            ServiceKind::Postgres(postgres) => self.postgres.unmint(postgres, gone).await,
             _ => Ok(()),
         }
     }
@@ -196,6 +202,7 @@ impl Services {
                 service.end();
                 Ok(())
             }
+            ServiceKind::Postgres(postgres) => self.postgres.serve(postgres, lease, opening).await,
             ServiceKind::Redis(redis) => self.redis.serve(redis, lease, opening).await,
             ServiceKind::Http(http) => http::serve(http, lease, opening).await,
             other => Err(not_served(other).into()),
@@ -227,7 +234,7 @@ impl Services {
         match &lease.spec.kind {
             ServiceKind::Postgres(postgres) => Facts {
                 database: Some(postgres.database.clone()),
-                username: None,
+                username: Some(postgres::role_name(&lease.generation, &lease.secret)),
             },
             _ => Facts::default(),
         }

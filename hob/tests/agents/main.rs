@@ -4,6 +4,7 @@ mod bindings;
 mod enrollment;
 mod exposing;
 mod metadata;
+mod postgres;
 mod programs;
 mod redis;
 mod revocation;

@@ -1,0 +1,456 @@
+//! Databases of a PostgreSQL server on the machine.
+//!
+//! Each generation of a binding has a role of its own, with its own rights and its own limit of
+//! connections; `install.sql` says how. Nobody knows a password of it: the hob logs in with keys
+//! that follow from its own. A program's start-up is read here, and another one is sent to the
+//! server: so the program lands as its role in its database, whatever it asked for. From then on
+//! its bytes pass untouched.
+
+mod admin;
+mod front;
+mod role;
+mod scram;
+mod session;
+mod wire;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use self::admin::{Admin, AdminError, Place};
+use self::role::{Role, access};
+use self::session::{LoggedIn, LoginError};
+use self::wire::{CancelKey, First, Report, Startup};
+use super::{Dialled, Lease, Local, Opening, ServeError, ServiceError};
+use crate::grant::Chain;
+use crate::protocol::{Generation, Postgres};
+use crate::splice::splice;
+
+pub(crate) use self::front::{check, decline, front};
+pub(crate) use self::role::role_name;
+
+/// How long the receiver may take to send its first packet, which it has whole before it asks for
+/// the stream.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a server may take to let a role in: it may have to start a process first.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a server may take to close the connection of a cancel request.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long sessions may take to end once they were told to. Below the 5 s that a revocation has.
+const SESSIONS_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The pause between two scans for sessions that live on.
+const SCAN_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long an idle session of the hob's own is kept for the next role.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// Sessions of the hob's own that are kept for one service: grants of a machine come one by one.
+const IDLE_SESSIONS_MAX: usize = 2;
+
+/// What the hob knows of the machine's servers. Nothing of it must be kept.
+#[derive(Default)]
+pub(crate) struct Servers {
+    /// Sessions of the hob's own that wait for the next call.
+    idle: Mutex<HashMap<Postgres, Vec<(Instant, Admin)>>>,
+    /// How roles get in, where that is known.
+    routes: Mutex<HashMap<Place, Route>>,
+    /// What cancels the sessions of each grant.
+    sessions: Mutex<HashMap<CancelKey, Generation>>,
+}
+
+/// How the roles of bindings get in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    /// By the server's socket.
+    Socket,
+    /// By its TCP port: Debian's servers ask for no password on the socket, and take only whom the
+    /// machine knows by the role's name.
+    Tcp,
+}
+
+/// What is done in a session of the hob's own.
+enum Task {
+    /// See that it is up.
+    Probe,
+    /// Make a role: what `gobs.mint` takes.
+    Mint([String; 6]),
+    /// Unmake the role of this name.
+    Unmint(String),
+}
+
+/// A session's entry in [`Servers::sessions`], taken out when dropped.
+struct Entry<'a> {
+    servers: &'a Servers,
+    key: Option<CancelKey>,
+}
+
+impl std::fmt::Debug for Servers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Servers")
+    }
+}
+
+impl Servers {
+    /// Logs in as the hob, and sees that what it needs is installed.
+    pub(crate) async fn probe(&self, spec: &Postgres) -> Result<(), ServiceError> {
+        self.perform(spec, &Task::Probe).await?;
+        Ok(())
+    }
+
+    /// Makes the grant's role, and sees that it gets in.
+    pub(crate) async fn mint(&self, spec: &Postgres, lease: &Lease) -> Result<(), ServiceError> {
+        let role = Role::of(lease);
+        let access = access(lease)?;
+        let schemas = lease.rights.schemas.as_deref().unwrap_or_default();
+        let schemas = serde_json::to_string(schemas).unwrap_or_default();
+        let connections = lease.rights.connections_max.map_or(-1, i64::from);
+        let Generation {
+            binding,
+            generation,
+        } = &lease.generation;
+        let note = format!("{binding} generation {generation}");
+        let parameters = [
+            role.name.clone(),
+            role.keys.verifier(),
+            connections.to_string(),
+            access.into(),
+            schemas,
+            note,
+        ];
+        self.perform(spec, &Task::Mint(parameters)).await?;
+        let place = Place::of(spec);
+        if !lock(&self.routes).contains_key(&place) {
+            let startup = role.startup(spec, wire::VERSION, Vec::new());
+            let in_time = timeout(LOGIN_TIMEOUT, self.log_in(&place, &startup, &role));
+            match in_time.await {
+                // As many sessions as it may have: it got as far as that.
+                Ok(Err(LoginError::Refused(report))) if report.code == "53300" => {}
+                Ok(logged_in) => drop(logged_in.map_err(|error| no_route(&place, error))?),
+                Err(_) => return Err(ServiceError::Away(format!("{spec:?} is slow"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what the role of a generation has, and the role. Its streams are cut already.
+    pub(crate) async fn unmint(&self, spec: &Postgres, gone: &Lease) -> Result<(), ServiceError> {
+        let role = role_name(&gone.generation, &gone.secret);
+        Ok(self.perform(spec, &Task::Unmint(role)).await?)
+    }
+
+    /// Carries one stream.
+    pub(crate) async fn serve<S>(
+        &self,
+        spec: &Postgres,
+        lease: &Lease,
+        opening: Opening<'_, S>,
+    ) -> Result<(), ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        // What goes wrong is said as the server would: the program understands that.
+        let stream = opening.open().await?;
+        let first = timeout(FIRST_TIMEOUT, wire::read_first(stream)).await;
+        let first = first.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        let asked = match first {
+            Ok(None) => return Ok(()),
+            Ok(Some(First::Startup(startup))) => startup,
+            Ok(Some(First::Cancel(key))) => {
+                self.cancel(spec, lease, &key).await?;
+                return Ok(());
+            }
+            Ok(Some(First::Tls | First::Gss)) => {
+                let report = Report::fatal("08P01", "the receiver's hob answers that itself");
+                return Ok(refuse(stream, &report).await?);
+            }
+            Err(error) => return Ok(refuse(stream, &error.report()).await?),
+        };
+        if lease.crowded {
+            let text = "as many connections as the binding allows are open";
+            return Ok(refuse(stream, &Report::fatal("53300", text)).await?);
+        }
+        let role = Role::of(lease);
+        let startup = match asked.narrowed() {
+            Ok(parameters) => role.startup(spec, asked.version, parameters),
+            Err(report) => return Ok(refuse(stream, &report).await?),
+        };
+        let logged_in = timeout(LOGIN_TIMEOUT, self.enter(spec, lease, &role, &startup)).await;
+        let logged_in = logged_in.unwrap_or_else(|_| {
+            Err(Report::fatal(
+                "57P03",
+                format!(
+                    "the database server did not answer in {} s",
+                    LOGIN_TIMEOUT.as_secs()
+                ),
+            ))
+        });
+        let (mut server, up) = match logged_in {
+            Ok(logged_in) => logged_in,
+            Err(report) => return Ok(refuse(stream, &report).await?),
+        };
+        let _entry = self.register(&lease.generation, up.key);
+        stream.write_all(&up.said).await?;
+        stream.flush().await?;
+        splice(stream, &mut *server).await?;
+        server.end();
+        Ok(())
+    }
+
+    /// Logs a program in as its role, which is mended if somebody has spoiled it.
+    async fn enter(
+        &self,
+        spec: &Postgres,
+        lease: &Lease,
+        role: &Role,
+        startup: &Startup,
+    ) -> Result<(Dialled, LoggedIn), Report> {
+        let place = Place::of(spec);
+        let error = match self.log_in(&place, startup, role).await {
+            Ok(logged_in) => return Ok(logged_in),
+            Err(error) => error,
+        };
+        let spoiled = match &error {
+            // A role can change its own password.
+            LoginError::Refused(report) => report.code == "28P01" || report.code == "28000",
+            LoginError::Mismatch(_) => true,
+            LoginError::Io(_) | LoginError::Method(_) => false,
+        };
+        let error = if spoiled && self.mint(spec, lease).await.is_ok() {
+            match self.log_in(&place, startup, role).await {
+                Ok(logged_in) => return Ok(logged_in),
+                Err(error) => error,
+            }
+        } else {
+            error
+        };
+        let binding = &lease.generation.binding;
+        tracing::warn!(%binding, error = %Chain(&error), "the server let the role not in");
+        Err(match error {
+            LoginError::Refused(report) => *report,
+            LoginError::Io(_) => Report::fatal("57P03", "the database server does not answer"),
+            LoginError::Method(_) | LoginError::Mismatch(_) => Report::fatal(
+                "28000",
+                "the database server does not take the binding's role",
+            ),
+        })
+    }
+
+    /// Logs a role in by whichever way the server takes.
+    async fn log_in(
+        &self,
+        place: &Place,
+        startup: &Startup,
+        role: &Role,
+    ) -> Result<(Dialled, LoggedIn), LoginError> {
+        let known = lock(&self.routes).get(place).copied();
+        let mut refused = None;
+        for route in known.map_or(vec![Route::Socket, Route::Tcp], |route| vec![route]) {
+            let mut server = dial(place, route).await?;
+            match session::log_in(&mut *server, startup, Some(&role.keys)).await {
+                Ok(up) => {
+                    lock(&self.routes).insert(place.clone(), route);
+                    return Ok((server, up));
+                }
+                // By this way the role does not come in at all.
+                Err(error @ LoginError::Method(_)) => refused = Some(error),
+                Err(LoginError::Refused(report)) if report.code == "28000" => {
+                    refused = Some(LoginError::Refused(report));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused.unwrap_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into()))
+    }
+
+    /// Passes a cancel request on, if it is for a session of this very grant.
+    async fn cancel(&self, spec: &Postgres, lease: &Lease, key: &CancelKey) -> io::Result<()> {
+        if lock(&self.sessions).get(key) != Some(&lease.generation) {
+            // A server says nothing either.
+            return Ok(());
+        }
+        let place = Place::of(spec);
+        let known = lock(&self.routes).get(&place).copied();
+        let ask = async {
+            let mut server = dial(&place, known.unwrap_or(Route::Socket)).await?;
+            server.write_all(&key.encode()).await?;
+            // It closes when it has passed the signal on: the client waits for that.
+            server.read_to_end(&mut Vec::new()).await?;
+            server.end();
+            Ok(())
+        };
+        timeout(CANCEL_TIMEOUT, ask)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn register(&self, generation: &Generation, key: Option<CancelKey>) -> Entry<'_> {
+        if let Some(key) = &key {
+            lock(&self.sessions).insert(key.clone(), generation.clone());
+        }
+        Entry { servers: self, key }
+    }
+
+    /// Does something in a session of the hob's own: one that is kept, or a new one.
+    async fn perform(&self, spec: &Postgres, task: &Task) -> Result<(), AdminError> {
+        let kept = {
+            let mut idle = lock(&self.idle);
+            idle.retain(|_, all| {
+                all.retain(|(since, _)| since.elapsed() < IDLE_MAX);
+                !all.is_empty()
+            });
+            idle.get_mut(spec).and_then(Vec::pop)
+        };
+        if let Some((_, mut admin)) = kept {
+            match task.perform(&mut admin).await {
+                // It may be dead: the server was restarted.
+                Err(error) if !error.is_harmless() => {}
+                outcome => {
+                    self.keep(spec, admin);
+                    return outcome;
+                }
+            }
+        }
+        let mut admin = Place::of(spec).open(spec).await?;
+        let outcome = task.perform(&mut admin).await;
+        if outcome.as_ref().err().is_none_or(AdminError::is_harmless) {
+            self.keep(spec, admin);
+        }
+        outcome
+    }
+
+    fn keep(&self, spec: &Postgres, admin: Admin) {
+        let mut idle = lock(&self.idle);
+        let all = idle.entry(spec.clone()).or_default();
+        if all.len() < IDLE_SESSIONS_MAX {
+            all.push((Instant::now(), admin));
+        }
+    }
+}
+
+impl Task {
+    async fn perform(&self, admin: &mut Admin) -> Result<(), AdminError> {
+        match self {
+            Self::Probe => admin.call("select gobs.version()", &[]).await.map(drop),
+            Self::Mint(parameters) => {
+                let statement = "select gobs.mint($1, $2, $3::integer, $4, $5::json, $6)";
+                let parameters = parameters.each_ref().map(String::as_str);
+                admin.call(statement, &parameters).await.map(drop)
+            }
+            Self::Unmint(role) => unmint(admin, role).await,
+        }
+    }
+}
+
+async fn unmint(admin: &mut Admin, role: &str) -> Result<(), AdminError> {
+    let closed = admin.call("select gobs.close($1)", &[role]).await?;
+    let Some(id) = closed.into_iter().next().flatten() else {
+        return Ok(());
+    };
+    end_sessions(admin, role, &id).await?;
+    let elsewhere = admin.call("select gobs.unmake($1)", &[role]).await?;
+    if let Some(elsewhere) = elsewhere.into_iter().next().flatten() {
+        return Err(AdminError::Elsewhere {
+            role: role.to_owned(),
+            elsewhere,
+        });
+    }
+    // One that set another role before may have come through the first scans.
+    end_sessions(admin, role, &id).await?;
+    admin.call("select gobs.forget($1::oid)", &[&id]).await?;
+    Ok(())
+}
+
+/// Tells the sessions of a role to end, until there are none, twice.
+async fn end_sessions(admin: &mut Admin, role: &str, id: &str) -> Result<(), AdminError> {
+    let deadline = Instant::now() + SESSIONS_DEADLINE;
+    let mut clean = 0;
+    while clean < 2 {
+        let found = admin.call("select gobs.cut($1::oid)", &[id]).await?;
+        clean = match found.first() {
+            Some(Some(none)) if none == "0" => clean + 1,
+            _ => 0,
+        };
+        if Instant::now() >= deadline {
+            return Err(AdminError::Sessions {
+                role: role.to_owned(),
+                after: SESSIONS_DEADLINE,
+            });
+        }
+        if clean < 2 {
+            sleep(SCAN_PAUSE).await;
+        }
+    }
+    Ok(())
+}
+
+async fn dial(place: &Place, route: Route) -> io::Result<Dialled> {
+    let local = match route {
+        Route::Socket => Local::Unix(place.dial(None).await?),
+        Route::Tcp => {
+            let stream = TcpStream::connect(("127.0.0.1", place.port)).await?;
+            super::tune(&stream)?;
+            Local::Tcp(stream)
+        }
+    };
+    Ok(Dialled::new(local))
+}
+
+async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, report: &Report) -> io::Result<()> {
+    stream.write_all(&report.encode()).await?;
+    stream.shutdown().await
+}
+
+fn no_route(place: &Place, error: LoginError) -> AdminError {
+    let socket = place.socket.clone();
+    match error {
+        LoginError::Io(source) => AdminError::Down { socket, source },
+        error => AdminError::NoRoute {
+            socket,
+            port: place.port,
+            source: error,
+        },
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            lock(&self.servers.sessions).remove(key);
+        }
+    }
+}
+
+impl From<AdminError> for ServiceError {
+    fn from(error: AdminError) -> Self {
+        let text = Chain(&error).to_string();
+        match error {
+            AdminError::Down { .. } | AdminError::Slow { .. } | AdminError::Sessions { .. } => {
+                Self::Away(text)
+            }
+            AdminError::Login {
+                source: LoginError::Refused(report),
+                ..
+            }
+            | AdminError::Refused { report, .. }
+                // Starting, ending, full; or others' locks.
+                if ["57", "53", "55", "40"].iter().any(|it| report.code.starts_with(it)) =>
+            {
+                Self::Away(text)
+            }
+            _ => Self::Refused(text),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,375 @@
+//! A real PostgreSQL server in a directory of its own, and a pair of machines beside it.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use hob::protocol::{Attenuate, Expose, Grant, Held, Postgres, ServiceKind};
+use ocapn::Broken;
+use tempfile::TempDir;
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::support::{Boss, Host, Pair, grant, registration};
+
+/// The name of the socket at which PostgreSQL's clients look.
+const SOCKET: &str = ".s.PGSQL.5432";
+
+/// Says where the server's programs are, or what to do.
+const MISSING: &str = "PostgreSQL's server is not installed: run .ci/setup";
+
+/// Who runs the server where the tests run as root, which it refuses to be.
+const SERVER_USER: &str = "postgres";
+
+/// A server. It ends with its handle, or with the test's process.
+pub(crate) struct Cluster {
+    dir: TempDir,
+    port: u16,
+    /// A shell that keeps the server until its input ends.
+    keeper: Child,
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn programs() -> PathBuf {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .expect(MISSING)
+        .map(|entry| entry.expect("an entry").path().join("bin"))
+        .filter(|bin| bin.join("initdb").exists())
+        .collect();
+    versions.sort();
+    versions.pop().expect(MISSING)
+}
+
+/// Returns the name of the server's superuser: whoever runs it.
+pub(crate) fn superuser() -> String {
+    if is_root() {
+        return SERVER_USER.into();
+    }
+    let output = Command::new("id").arg("-un").output().expect("id");
+    String::from_utf8(output.stdout)
+        .expect("a name")
+        .trim()
+        .into()
+}
+
+/// Returns a command that runs as who runs the server.
+pub(crate) fn as_superuser(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    let user = format!("--reuid={SERVER_USER}");
+    command.args([&user, "--regid=nogroup", "--clear-groups"]);
+    command.arg(program);
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    output
+}
+
+impl Cluster {
+    /// Starts one as Debian sets it up: by the kernel's word on the socket, by SCRAM on TCP.
+    pub(crate) fn start(settings: &[&str]) -> Self {
+        let dir = TempDir::with_prefix("pg").expect("a directory");
+        if is_root() {
+            let user = run(Command::new("id").args(["-u", SERVER_USER])).stdout;
+            let user = String::from_utf8(user).expect("a number");
+            let user = user.trim().parse().expect("a number");
+            std::os::unix::fs::chown(dir.path(), Some(user), None).expect("chown");
+        }
+        let port = free_port();
+        let mut init = as_superuser(programs().join("initdb"));
+        init.args([
+            "-D",
+            "data",
+            "-A",
+            "peer",
+            "--auth-host=scram-sha-256",
+            "--no-sync",
+        ]);
+        init.args(["-U", &superuser(), "-E", "UTF8"]);
+        run(init.current_dir(dir.path()));
+        let keeper = Self::keep(&dir, port, settings);
+        let cluster = Self { dir, port, keeper };
+        cluster.wait();
+        cluster
+    }
+
+    /// Returns the server that most tests share, each with a database of its own.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(&["max_connections=400"]))
+    }
+
+    /// Returns a name for a database that nobody has had.
+    pub(crate) fn database() -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        format!("orders{}", COUNT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn keep(dir: &TempDir, port: u16, settings: &[&str]) -> Child {
+        // Its input ends when the test's process does, however that ends.
+        let script = "\"$@\" </dev/null >>log 2>&1 & server=$!; cat >/dev/null; \
+                      kill -QUIT $server; wait $server; [ -e keep ] || rm -rf \"$PWD\"";
+        let mut keeper = as_superuser("sh");
+        keeper
+            .args(["-c", script, "sh"])
+            .arg(programs().join("postgres"));
+        keeper.args(["-D", "data", "-k"]).arg(dir.path());
+        keeper.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+        // A crash of the host is none of these tests.
+        for setting in ["fsync=off", "log_statement=all"].iter().chain(settings) {
+            keeper.args(["-c", setting]);
+        }
+        let keeper = keeper.current_dir(dir.path()).stdin(Stdio::piped());
+        keeper.stdout(Stdio::null()).stderr(Stdio::null());
+        keeper.spawn().expect("a server")
+    }
+
+    fn wait(&self) {
+        let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+        while !self.psql("postgres", "select 1").status.success() {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "no server: {}",
+                self.log()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// Stops the server at once.
+    pub(crate) fn stop(&mut self) {
+        std::fs::write(self.dir.path().join("keep"), "").expect("a file");
+        drop(self.keeper.stdin.take());
+        self.keeper.wait().expect("the server ends");
+    }
+
+    /// Starts it again after [`Cluster::stop`].
+    pub(crate) fn start_again(&mut self, settings: &[&str]) {
+        std::fs::remove_file(self.dir.path().join("keep")).expect("it is stopped");
+        self.keeper = Self::keep(&self.dir, self.port, settings);
+        self.wait();
+    }
+
+    /// Returns the server's log.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Returns the server's own process.
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        let file = std::fs::read_to_string(self.dir.path().join("data/postmaster.pid"));
+        let pid = file
+            .expect("a pid file")
+            .lines()
+            .next()
+            .and_then(|pid| pid.parse().ok());
+        rustix::process::Pid::from_raw(pid.expect("a pid")).expect("a pid")
+    }
+
+    fn psql(&self, database: &str, statements: &str) -> Output {
+        let mut psql = as_superuser("psql");
+        psql.args([
+            "-XAtq",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            database,
+            "-U",
+            &superuser(),
+        ]);
+        psql.arg("-h")
+            .arg(self.dir.path())
+            .args(["-p", &self.port.to_string()]);
+        let psql = psql
+            .args(["-f", "-"])
+            .current_dir("/")
+            .stdin(Stdio::piped());
+        psql.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut psql = psql.spawn().expect("psql");
+        let mut stdin = psql.stdin.take().expect("a pipe");
+        stdin.write_all(statements.as_bytes()).expect("psql reads");
+        drop(stdin);
+        psql.wait_with_output().expect("psql")
+    }
+
+    /// Runs statements as the superuser; returns what they answer.
+    #[track_caller]
+    pub(crate) fn sql(&self, database: &str, statements: &str) -> String {
+        let output = self.psql(database, statements);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{statements}: {said}");
+        String::from_utf8(output.stdout)
+            .expect("UTF-8")
+            .trim()
+            .into()
+    }
+
+    /// Returns the roles that were made for a database, by name.
+    pub(crate) fn roles(&self, database: &str) -> Vec<String> {
+        let ledger = "select p.name from gobs.present p where kind = 'binding' order by 1";
+        self.sql(database, ledger)
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Returns the service of one of its databases.
+    pub(crate) fn service(&self, database: &str) -> ServiceKind {
+        ServiceKind::Postgres(Postgres {
+            database: database.into(),
+            create: true,
+            socket: Some(self.dir.path().join(format!(".s.PGSQL.{}", self.port))),
+            admin_user: None,
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A pair of machines with a database between them.
+pub(crate) struct Bound {
+    pub(crate) pair: Pair,
+    pub(crate) database: String,
+    /// Where programs of `machine.app` look for it.
+    pub(crate) directory: PathBuf,
+    /// A port where they find it, too.
+    pub(crate) port: u16,
+}
+
+/// Returns a port that nobody listens on.
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    free.local_addr().expect("a port").port()
+}
+
+impl Bound {
+    /// Offers a database of its own, and grants nothing yet.
+    pub(crate) async fn offer(cluster: &Cluster) -> Self {
+        let database = Cluster::database();
+        Self::offer_of(cluster.service(&database), &database).await
+    }
+
+    /// Offers this service.
+    pub(crate) async fn offer_of(service: ServiceKind, database: &str) -> Self {
+        let boss = Boss::new().await;
+        let db = Host::start(&boss.invite("machine.db", &[]), &[]);
+        let app = Host::start(&boss.invite("machine.app", &["db"]), &[]);
+        let (exporter, importer) =
+            tokio::join!(boss.client("machine.db"), boss.client("machine.app"));
+        exporter.offer("orders", service).await;
+        let directory = app.runtime.clone();
+        let pair = Pair {
+            boss,
+            db,
+            app,
+            exporter,
+            importer,
+        };
+        Self {
+            pair,
+            database: database.into(),
+            directory,
+            port: free_port(),
+        }
+    }
+
+    /// Offers a database and binds it.
+    pub(crate) async fn start(attenuate: Attenuate) -> Self {
+        let bound = Self::offer(Cluster::shared()).await;
+        bound.bind(1, attenuate).await;
+        bound
+    }
+
+    /// Returns what is asked of the exporter.
+    pub(crate) fn asked(&self, number: u64, attenuate: Attenuate) -> Grant {
+        Grant {
+            attenuate,
+            ..grant(number, &self.pair.importer.designator)
+        }
+    }
+
+    /// Grants a generation and registers it.
+    pub(crate) async fn bind(&self, number: u64, attenuate: Attenuate) -> Held {
+        self.try_bind(number, attenuate).await.expect("a grant")
+    }
+
+    /// Grants a generation and registers it, if the exporter does.
+    pub(crate) async fn try_bind(&self, number: u64, attenuate: Attenuate) -> Result<Held, Broken> {
+        let granted = self
+            .pair
+            .exporter
+            .grant(&self.asked(number, attenuate))
+            .await?;
+        let address = format!("127.0.0.1:{}", self.port);
+        let expose = [
+            Expose::unix(self.directory.join(SOCKET)),
+            Expose::tcp(address),
+        ];
+        let registration = registration(number, &expose);
+        self.pair.importer.register(&registration, &granted).await
+    }
+
+    /// Returns the one role that is there, in the shared server.
+    #[track_caller]
+    pub(crate) fn role(&self) -> String {
+        let roles = Cluster::shared().roles(&self.database);
+        assert_eq!(roles.len(), 1, "{roles:?}");
+        roles.into_iter().next().expect("a role")
+    }
+
+    /// Returns what a program would connect with, if it is careless about everything.
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::new();
+        config
+            .host_path(&self.directory)
+            .user("whoever")
+            .dbname("whatever");
+        config
+    }
+
+    /// Connects as a program.
+    pub(crate) async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
+        let (client, connection) = self.config().connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Runs statements as the program; returns the first value, or the SQLSTATE of the error.
+    pub(crate) async fn ask(&self, statements: &str) -> Result<String, String> {
+        let client = self.connect().await.map_err(|error| code(&error))?;
+        ask(&client, statements).await
+    }
+}
+
+/// Runs statements; returns the first value of the last one, or the SQLSTATE of the error.
+pub(crate) async fn ask(client: &Client, statements: &str) -> Result<String, String> {
+    let answered = client.simple_query(statements).await;
+    let rows = answered.map_err(|error| code(&error))?;
+    let value = rows.iter().rev().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    Ok(value.unwrap_or_default())
+}
+
+/// Returns the SQLSTATE of an error, or what it is instead.
+pub(crate) fn code(error: &tokio_postgres::Error) -> String {
+    match error.code() {
+        Some(code) => code.code().to_owned(),
+        None => format!("{error:?}"),
+    }
+}

@@ -230,7 +230,7 @@ impl Project {
         let evaluator = self.evaluator()?;
         let (mut providers, mut errors) = (HashMap::new(), Vec::new());
         for name in names {
-            match self.provider(&name, &evaluator).await {
+            match self.provider_of(&name, &evaluator, &snapshot.lineage).await {
                 Ok(provider) => {
                     providers.insert(name, provider);
                 }
@@ -253,8 +253,20 @@ impl Project {
         name: &str,
         evaluator: &Evaluator<'_>,
     ) -> Result<Arc<dyn Provider>, Vec<Diagnostic>> {
+        self.provider_of(name, evaluator, "").await
+    }
+
+    /// Returns a provider for the project that the state is of.
+    async fn provider_of(
+        &self,
+        name: &str,
+        evaluator: &Evaluator<'_>,
+        lineage: &str,
+    ) -> Result<Arc<dyn Provider>, Vec<Diagnostic>> {
         let kind = name.split_once('.').map_or(name, |(kind, _)| kind);
-        let provider: Arc<dyn Provider> = match built_in(kind, &self.surroundings) {
+        let mut surroundings = self.surroundings.clone();
+        surroundings.linode.project = lineage.to_owned();
+        let provider: Arc<dyn Provider> = match built_in(kind, &surroundings) {
             Some(provider) => Arc::new(Bounded(provider)),
             None => self.plugin(kind).await?,
         };

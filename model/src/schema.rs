@@ -188,6 +188,11 @@ impl Attribute {
         Self::new(ty, Role::OptionalComputed, change, description)
     }
 
+    /// Returns the attribute by which gobs says who must reach the machine's hob.
+    pub fn admits(description: &str) -> Self {
+        Self::new(ADMITS.clone(), Role::Admits, Change::InPlace, description)
+    }
+
     /// Returns this attribute with what its absence means.
     #[must_use]
     pub fn with_default(mut self, value: impl Into<Value>) -> Self {
@@ -216,6 +221,14 @@ impl Attribute {
 }
 
 impl NestedBlock {
+    /// Returns this block with blocks within it.
+    #[must_use]
+    pub fn with_blocks<const N: usize>(mut self, blocks: [(&str, Self); N]) -> Self {
+        let blocks = blocks.into_iter().map(|(name, it)| (name.to_owned(), it));
+        self.block.blocks.extend(blocks);
+        self
+    }
+
     /// Returns a nested block that goes with its machine.
     pub fn new(nesting: Nesting, change: Change, block: Block) -> Self {
         Self {

@@ -130,6 +130,8 @@ impl Variables {
                 // What the project's own files name does not run by itself (X6).
                 allow_commands: context.may_run_tree,
                 clock_scale: clock_scale(env)?,
+                // The state knows it, once that is open.
+                project: String::new(),
             },
             crash_at: env.get("GOBS_TEST_CRASH_AT").map(crash_at).transpose()?,
         })

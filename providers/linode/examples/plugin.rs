@@ -19,6 +19,7 @@ async fn main() -> std::io::Result<()> {
         url: variable("LINODE_URL"),
         allow_commands: false,
         clock_scale: scale.unwrap_or(1),
+        project: "p".into(),
     });
     serve(Arc::new(provider), tokio::io::stdin(), tokio::io::stdout()).await
 }

@@ -6,11 +6,16 @@
 //! its events, since the answers of actions tell the state before them.
 
 mod api;
+mod blocks;
+mod dns;
+mod firewall;
+mod interfaces;
 mod jobs;
 mod machine;
 mod observe;
 mod pace;
 mod schema;
+mod volume;
 
 use std::process::Stdio;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,6 +27,7 @@ use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, U
 use zeroize::Zeroizing;
 
 use crate::api::Api;
+use crate::blocks::Turns;
 use crate::machine::Machines;
 use crate::pace::Time;
 
@@ -47,6 +53,9 @@ pub struct LinodeHost {
     /// How much faster than this host's the API's clock runs: 1 (as 0 means too), but for tests
     /// against the double.
     pub clock_scale: u32,
+    /// Whose machines they are: what outlives a machine is found again by it. The same for the
+    /// life of a project, and no other's.
+    pub project: String,
 }
 
 /// The provider.
@@ -156,6 +165,8 @@ impl Provider for Linode {
         let machines = match token {
             Some(token) => Some(Arc::new(Machines {
                 api: Api::new(url, token, time)?,
+                project: self.host.project.clone(),
+                turns: Turns::default(),
             })),
             None => None,
         };

@@ -9,6 +9,8 @@ use serde_json::{Map, Value as Json, json};
 use tokio::time::Instant;
 
 use crate::api::{Api, Fail};
+use crate::blocks::{Owner, Turns, elements, entries, with};
+use crate::interfaces::put_network;
 use crate::jobs::Job;
 use crate::observe::{
     OWNER, REBUILT, disk, is_own, is_same_region, json_of, observed, owner_tag, put, runs, tags,
@@ -21,7 +23,7 @@ use crate::schema::{LIST_LAG, USER_DATA_BYTES_MAX};
 const CREATES_MAX: u32 = 4;
 
 /// How often something that should show soon is looked for.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a delete may take.
 const DELETE_WITHIN: Duration = Duration::from_secs(600);
@@ -38,6 +40,9 @@ const REBUILD_TOKEN_CHARS: usize = 20;
 /// The machines of one account.
 pub(crate) struct Machines {
     pub(crate) api: Api,
+    /// Whose machines they are, in an account that several may use.
+    pub(crate) project: String,
+    pub(crate) turns: Turns,
 }
 
 impl Machines {
@@ -46,17 +51,67 @@ impl Machines {
         request: &CreateRequest,
         progress: &Progress,
     ) -> Result<Observed, Error> {
-        let body = create_body(request)?;
+        let mut body = create_body(request)?;
+        let _turn = self.turns.at(&request.address).await;
+        let wanted = &request.wanted;
+        let region = json!({"region": json_of(wanted, "region")});
+        let nothing = Known::empty();
+        let mut owner = Owner {
+            project: &self.project,
+            address: &request.address,
+            id: "",
+            instance: &region,
+            wanted,
+            was: &nothing,
+            seen: &nothing,
+        };
+        self.check_volumes(&owner).await?;
+        // The firewall comes first, so that the machine is never without it.
+        let own = self.ensure_firewall(&owner).await?;
+        let given = json_of(wanted, "firewall_id").and_then(|it| it.as_i64());
+        let firewall = own.and_then(|id| i64::try_from(id).ok()).or(given);
+        put_network(&mut body, wanted, firewall);
+        let instance = match self.made(request, &Json::Object(body), progress).await {
+            Err(error @ (Error::Rejected { .. } | Error::Denied(_))) => {
+                if own.is_some() {
+                    self.remove_firewall(&owner).await?;
+                }
+                return Err(error);
+            }
+            made => made?,
+        };
+        if !has_belongings(wanted) {
+            return observed(&instance, wanted);
+        }
+        let id = instance["id"].to_string();
+        (owner.id, owner.instance) = (&id, &instance);
+        let finished = async {
+            let set = self.belongings(&owner, progress).await?;
+            self.observe(&self.there(&id).await?, &set).await
+        };
+        finished.await.map_err(|error| match error {
+            // The machine itself is there, so this is no refusal of it.
+            Error::Rejected { message, .. } | Error::Denied(message) => Error::InDoubt(message),
+            other => other,
+        })
+    }
+
+    /// Makes the machine itself, and returns it as the API shows it.
+    async fn made(
+        &self,
+        request: &CreateRequest,
+        body: &Json,
+        progress: &Progress,
+    ) -> Result<Json, Error> {
         let label = body["label"].as_str().unwrap_or_default().to_owned();
-        let body = Json::Object(body);
         let mut doubt = String::new();
         for _ in 0..CREATES_MAX {
             match self
                 .api
-                .post("/linode/instances", Class::Create, &body)
+                .post("/linode/instances", Class::Create, body)
                 .await
             {
-                Ok(instance) => return observed(&instance, &request.wanted),
+                Ok(instance) => return Ok(instance),
                 Err(Fail::Refused(reasons)) if is_taken(&reasons) => {
                     doubt = format!("the label {label} is taken, and nothing shows by whom");
                 }
@@ -65,7 +120,7 @@ impl Machines {
             }
             progress(format!("looks whether {label} was made: {doubt}"));
             match self.look_for(&label, &request.token).await? {
-                Look::Ours(instance) => return observed(&instance, &request.wanted),
+                Look::Ours(instance) => return Ok(instance),
                 Look::Foreign(id) => {
                     return Err(Error::Rejected {
                         message: format!("the label {label} is that of Linode {id}, not of gobs"),
@@ -111,10 +166,19 @@ impl Machines {
     }
 
     pub(crate) async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error> {
-        let instance = self.get(&last.id).await?;
-        instance
-            .map(|instance| observed(&instance, &last.attributes))
-            .transpose()
+        match self.get(&last.id).await? {
+            Some(instance) => Ok(Some(self.observe(&instance, &last.attributes).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns a machine with what belongs to it; what the API does not show comes from `set`.
+    async fn observe(&self, instance: &Json, set: &Known) -> Result<Observed, Error> {
+        let seen = observed(instance, set)?;
+        let more = self.observe_belongings(&seen.id, set).await?;
+        let attributes = Known::try_from(with(seen.attributes.value(), more));
+        let attributes = attributes.map_err(|error| Error::InDoubt(error.to_string()))?;
+        Ok(Observed { attributes, ..seen })
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<(Token, Observed)>, Error> {
@@ -126,6 +190,21 @@ impl Machines {
 
     pub(crate) async fn delete(&self, last: &Observed, progress: &Progress) -> Result<(), Error> {
         let path = path_of(&last.id)?;
+        // What goes with the machine goes before it, while the machine tells that it is to go.
+        self.remove_records(&last.attributes).await?;
+        let has_firewall = last
+            .attributes
+            .get("firewall")
+            .is_some_and(|it| !it.is_null());
+        if has_firewall || Self::has_doomed_volumes(&last.attributes) {
+            let instance = self.get(&last.id).await?;
+            if instance.is_some_and(|it| it["status"] != "deleting") {
+                // Nobody reaches it without its firewall, and it writes to no volume.
+                self.power(&last.id, false, progress).await?;
+            }
+            self.remove_seen_firewall(&last.attributes).await?;
+            self.delete_doomed_volumes(&last.attributes).await?;
+        }
         let until = Instant::now() + self.api.time.here(DELETE_WITHIN);
         loop {
             let Some(instance) = self.get(&last.id).await? else {
@@ -165,7 +244,18 @@ impl Machines {
         let user_data = encoded(request.user_data.as_ref())?;
         let instance = self.there(id).await?;
         check_tags(wanted)?;
+        let mut owner = Owner {
+            project: &self.project,
+            address: &request.address,
+            id,
+            instance: &instance,
+            wanted,
+            was,
+            seen: &request.before.attributes,
+        };
+        self.check_volumes(&owner).await?;
         self.set(id, &instance, wanted, was).await?;
+        self.place_in_group(&owner).await?;
         if request.change >= Change::Resize {
             self.resize(id, wanted, progress).await?;
         }
@@ -175,10 +265,22 @@ impl Machines {
         } else if differs(wanted, was, "root_pass") && request.change >= Change::PowerCycle {
             self.set_password(id, wanted, progress).await?;
         }
+        if differs(wanted, was, "interface") {
+            self.set_interfaces(id, wanted, progress).await?;
+        }
+        let instance = self.there(id).await?;
+        owner.instance = &instance;
+        let set = match has_belongings(wanted)
+            || has_belongings(was)
+            || differs(wanted, was, "firewall_id")
+        {
+            true => self.belongings(&owner, progress).await?,
+            false => wanted.clone(),
+        };
         if let Some(on) = wanted.get("booted").and_then(Value::as_bool) {
             self.power(id, on, progress).await?;
         }
-        observed(&self.there(id).await?, wanted)
+        self.observe(&self.there(id).await?, &set).await
     }
 
     /// Sets what can be set at once; each of these may be sent twice.
@@ -212,11 +314,6 @@ impl Machines {
         }
         if !body.is_empty() {
             self.api.put(&path, &Json::Object(body)).await?;
-        }
-        if differs(wanted, was, "firewall_id") {
-            let firewalls: Vec<Json> = json_of(wanted, "firewall_id").into_iter().collect();
-            let body = json!({"firewall_ids": firewalls});
-            self.api.put(&format!("{path}/firewalls"), &body).await?;
         }
         let flag = |name| wanted.get(name).and_then(Value::as_bool);
         let has_private = observed(instance, &Known::empty())?;
@@ -393,7 +490,7 @@ impl Machines {
     }
 
     /// Waits for jobs that are on their way, and returns whether the machine runs then.
-    async fn is_on_when_settled(&self, id: &str) -> Result<bool, Error> {
+    pub(crate) async fn is_on_when_settled(&self, id: &str) -> Result<bool, Error> {
         let until = Instant::now() + self.api.time.here(DELETE_WITHIN);
         loop {
             let instance = self.there(id).await?;
@@ -420,10 +517,17 @@ impl Machines {
         }
     }
 
-    async fn there(&self, id: &str) -> Result<Json, Error> {
+    pub(crate) async fn there(&self, id: &str) -> Result<Json, Error> {
         let instance = self.get(id).await?;
         instance.ok_or_else(|| Error::rejected(format!("Linode {id} is gone")))
     }
+}
+
+/// Returns whether a machine has something beside itself that is looked after.
+fn has_belongings(wanted: &Known) -> bool {
+    wanted.get("firewall").is_some_and(|it| !it.is_null())
+        || !elements(wanted, "dns").is_empty()
+        || !entries(wanted, "volume").is_empty()
 }
 
 /// What a look for a label found.
@@ -433,7 +537,7 @@ enum Look {
     Nothing,
 }
 
-fn path_of(id: &str) -> Result<String, Error> {
+pub(crate) fn path_of(id: &str) -> Result<String, Error> {
     match id.parse::<u64>() {
         Ok(number) => Ok(format!("/linode/instances/{number}")),
         Err(_) => Err(Error::rejected(format!("{id:?} is not the id of a Linode"))),
@@ -460,7 +564,6 @@ fn create_body(request: &CreateRequest) -> Result<Map<String, Json>, Error> {
         "private_ip",
         "swap_size",
         "booted",
-        "firewall_id",
     ];
     for name in fields {
         put(&mut body, wanted, name, name);
@@ -472,6 +575,9 @@ fn create_body(request: &CreateRequest) -> Result<Map<String, Json>, Error> {
         "maintenance_policy",
     );
     put(&mut body, wanted, "backups", "backups_enabled");
+    if let Some(id) = json_of(wanted, "placement_group") {
+        body.insert("placement_group".into(), json!({"id": id}));
+    }
     let label = body.entry("label");
     label.or_insert_with(|| label_of(&request.address.to_string(), &request.token).into());
     let mut tags = match json_of(wanted, "tags") {
@@ -536,7 +642,8 @@ fn no_image() -> Error {
 }
 
 fn differs(wanted: &Known, was: &Known, name: &str) -> bool {
-    json_of(wanted, name) != json_of(was, name)
+    let value = |of: &Known| of.get(name).cloned().unwrap_or(Value::NULL);
+    !value(wanted).same(&value(was))
 }
 
 /// Returns whether tags are the same, whatever their order and case.

@@ -11,12 +11,13 @@ pub(crate) const OWNER: &str = "gobs:";
 pub(crate) const REBUILT: &str = "gobs-rebuild:";
 
 /// Attributes that the API never shows: they are what was set last.
-const UNSEEN: [&str; 5] = [
+const UNSEEN: [&str; 6] = [
     "user_data",
     "authorized_keys",
     "authorized_users",
     "swap_size",
     "firewall_id",
+    "interface",
 ];
 
 /// Regions by their old names, which the API takes and never shows.
@@ -114,6 +115,14 @@ pub(crate) fn observed(instance: &Json, set: &Known) -> Result<Observed, Error> 
         ("booted", booted),
         ("disk_encryption", text(&instance["disk_encryption"])),
         ("maintenance_policy", text(&instance["maintenance_policy"])),
+        (
+            "interface_generation",
+            text(&instance["interface_generation"]),
+        ),
+        (
+            "placement_group",
+            number(&instance["placement_group"]["id"]),
+        ),
         ("address", public.map_or(Value::NULL, Value::from)),
         (
             "ipv4",
@@ -139,6 +148,16 @@ pub(crate) fn observed(instance: &Json, set: &Known) -> Result<Observed, Error> 
         id: id.to_string(),
         attributes,
     })
+}
+
+/// Returns the first public address of each family, without its prefix.
+pub(crate) fn public_addresses(instance: &Json) -> [Option<String>; 2] {
+    let all = instance["ipv4"].as_array().into_iter().flatten();
+    let public = all.filter_map(Json::as_str).find(|it| !is_private(it));
+    let v6 = instance["ipv6"]
+        .as_str()
+        .and_then(|it| it.split('/').next());
+    [public.map(str::to_owned), v6.map(str::to_owned)]
 }
 
 /// Returns whether an address is one of Linode's private ones.

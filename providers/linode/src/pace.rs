@@ -19,6 +19,8 @@ const MARGIN: Duration = Duration::from_secs(1);
 pub(crate) enum Class {
     /// Creating instances.
     Create,
+    /// Creating volumes.
+    Volume,
     /// Paged collections.
     List,
     /// All else.

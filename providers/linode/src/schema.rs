@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use gobs_model::{Attribute, Block, Change, Hosts, ProviderSchema, Type, UserDataForm};
+use gobs_model::{
+    Attribute, Block, Change, Hosts, NestedBlock, Nesting, ProviderSchema, Type, UserDataForm,
+};
 
 /// How long a list may not yet show what exists: no lag was ever found, and nothing promises
 /// that there is none.
@@ -55,6 +57,182 @@ fn settings() -> Block {
 }
 
 fn machine() -> Block {
+    let mut machine = attributes();
+    let blocks = [
+        ("firewall", firewall()),
+        ("dns", dns()),
+        ("volume", volume()),
+        ("interface", interface()),
+    ];
+    machine.blocks = blocks.map(|(name, it)| (name.to_owned(), it)).into();
+    machine
+}
+
+fn firewall() -> NestedBlock {
+    let text = |about: &str| Attribute::optional(Type::String, Change::InPlace, about);
+    let addresses =
+        |about: &str| Attribute::optional(Type::list(Type::String), Change::InPlace, about);
+    let rule = Block::of([
+        ("label", text("What the rule is called.")),
+        ("action", text("ACCEPT or DROP.").with_default("ACCEPT")),
+        (
+            "protocol",
+            text("TCP, UDP, ICMP or IPENCAP.").with_default("TCP"),
+        ),
+        (
+            "ports",
+            text("Ports and ranges: 22, 8000-8080; all of them where absent."),
+        ),
+        ("description", text("What the rule is for.")),
+        ("ipv4", addresses("Networks: 192.0.2.0/24.")),
+        ("ipv6", addresses("Networks: 2001:db8::/32.")),
+    ]);
+    let rules = || NestedBlock::new(Nesting::List, Change::InPlace, rule.clone());
+    let block = Block::of([
+        (
+            "derived",
+            Attribute::optional(
+                Type::Bool,
+                Change::InPlace,
+                "Whether those whom the machine's hob serves are let in, and nobody else for it.",
+            )
+            .with_default(false),
+        ),
+        (
+            "admits",
+            Attribute::admits("Whom it lets in for the machine's hob, by its bindings."),
+        ),
+        (
+            "inbound_policy",
+            text("What becomes of what no inbound rule is about: ACCEPT or DROP.")
+                .with_default("DROP"),
+        ),
+        (
+            "outbound_policy",
+            text("What becomes of what no outbound rule is about: ACCEPT or DROP.")
+                .with_default("ACCEPT"),
+        ),
+        (
+            "label",
+            Attribute::optional_computed(
+                Type::String,
+                Change::InPlace,
+                "Its name in the account, unique there.",
+            ),
+        ),
+        ("id", Attribute::computed(Type::String, "Its identifier.")),
+    ]);
+    NestedBlock::new(Nesting::Single, Change::InPlace, block)
+        .with_blocks([("inbound", rules()), ("outbound", rules())])
+}
+
+fn dns() -> NestedBlock {
+    let text = |about: &str| Attribute::optional(Type::String, Change::InPlace, about);
+    let block = Block::of([
+        (
+            "domain",
+            Attribute::required(Type::String, Change::InPlace, "A domain of the account."),
+        ),
+        (
+            "name",
+            text("The name within the domain; the domain itself where absent.").with_default(""),
+        ),
+        ("type", text("A or AAAA.").with_default("A")),
+        (
+            "ttl",
+            Attribute::optional(
+                Type::Number,
+                Change::InPlace,
+                "How long it may be remembered, in seconds; Linode rounds it up.",
+            ),
+        ),
+        (
+            "target",
+            Attribute::computed(Type::String, "The address that it leads to."),
+        ),
+        ("id", Attribute::computed(Type::String, "Its identifier.")),
+    ]);
+    NestedBlock::new(Nesting::List, Change::InPlace, block)
+}
+
+fn volume() -> NestedBlock {
+    let chosen = |about: &str| Attribute::optional_computed(Type::String, Change::InPlace, about);
+    let block = Block::of([
+        (
+            "size",
+            Attribute::required(
+                Type::Number,
+                Change::InPlace,
+                "How large it is, in GB; it can grow, and never shrinks.",
+            ),
+        ),
+        (
+            "delete",
+            Attribute::optional(
+                Type::Bool,
+                Change::InPlace,
+                "Whether it is destroyed with its machine, or when its block goes.",
+            )
+            .with_default(false),
+        ),
+        (
+            "label",
+            chosen("Its name in the account, and in its path on the machine."),
+        ),
+        (
+            "tags",
+            Attribute::optional(Type::set(Type::String), Change::InPlace, "Its tags."),
+        ),
+        (
+            "encryption",
+            chosen("enabled or disabled; what it is made with stays."),
+        ),
+        ("id", Attribute::computed(Type::String, "Its identifier.")),
+        (
+            "path",
+            Attribute::computed(Type::String, "Its device on the machine."),
+        ),
+    ]);
+    NestedBlock::new(Nesting::Labelled, Change::InPlace, block).outlives()
+}
+
+fn interface() -> NestedBlock {
+    let text = |about: &str| Attribute::optional(Type::String, Change::PowerCycle, about);
+    let block = Block::of([
+        (
+            "purpose",
+            Attribute::required(Type::String, Change::PowerCycle, "public, vlan or vpc."),
+        ),
+        ("label", text("The name of the VLAN.")),
+        (
+            "ipam_address",
+            text("The machine's address in the VLAN, with its prefix."),
+        ),
+        (
+            "subnet_id",
+            Attribute::optional(Type::Number, Change::PowerCycle, "The subnet of the VPC."),
+        ),
+        (
+            "ipv4",
+            text("The machine's address in the VPC; Linode chooses where absent."),
+        ),
+        (
+            "nat_1_1",
+            text("The public address that leads to the one in the VPC, or any."),
+        ),
+        (
+            "primary",
+            Attribute::optional(
+                Type::Bool,
+                Change::PowerCycle,
+                "Whether the default route goes through it.",
+            ),
+        ),
+    ]);
+    NestedBlock::new(Nesting::List, Change::PowerCycle, block)
+}
+
+fn attributes() -> Block {
     let text = |change, about: &str| Attribute::optional(Type::String, change, about);
     let texts = |change, about: &str| Attribute::optional(Type::list(Type::String), change, about);
     let flag = |change, about: &str| Attribute::optional(Type::Bool, change, about);
@@ -153,6 +331,21 @@ fn machine() -> Block {
         (
             "firewall_id",
             number(Change::InPlace, "The firewall that it is under."),
+        ),
+        (
+            "placement_group",
+            number(
+                Change::InPlace,
+                "The placement group that keeps it apart from others.",
+            ),
+        ),
+        (
+            "interface_generation",
+            chosen(
+                Type::String,
+                Change::Replace,
+                "legacy_config or linode: which interfaces it has; the account chooses.",
+            ),
         ),
         (
             "maintenance_policy",

@@ -1,5 +1,7 @@
 //! The provider against the double.
 
+#[path = "provider/blocks.rs"]
+mod blocks;
 #[path = "provider/conform.rs"]
 mod conform;
 #[path = "provider/faults.rs"]

@@ -10,7 +10,7 @@ use crate::host::{create, quiet, start, text, update, wanted};
 /// How often a caller asks again, as `apply` does.
 const TRIES_MAX: usize = 4;
 
-fn kinds() -> Vec<Kind> {
+pub(crate) fn kinds() -> Vec<Kind> {
     vec![
         Kind::TooManyRequests {
             retry_after_s: Some(7),

@@ -29,6 +29,7 @@ pub(crate) async fn provider(double: &Double, token: &str) -> Linode {
         url: Some(double.url()),
         allow_commands: false,
         clock_scale: SCALE,
+        project: "p".into(),
     });
     linode.configure(&Known::empty()).await.expect("configured");
     linode
@@ -53,6 +54,12 @@ pub(crate) fn wanted<const N: usize>(set: [(&'static str, Value); N]) -> Known {
         ("disk_encryption", Value::NULL),
         ("firewall_id", Value::NULL),
         ("maintenance_policy", Value::NULL),
+        ("placement_group", Value::NULL),
+        ("interface_generation", Value::NULL),
+        ("firewall", Value::NULL),
+        ("dns", Value::list([])),
+        ("volume", Value::map::<Arc<str>>([])),
+        ("interface", Value::list([])),
     ];
     let mut all: std::collections::BTreeMap<&str, Value> = plain.into();
     all.extend(set);

@@ -4,6 +4,8 @@ pub mod apply;
 pub mod boot;
 pub mod boss;
 pub mod cli;
+pub mod doctor;
+pub mod import;
 pub mod lang;
 pub mod plan;
 pub mod plugins;

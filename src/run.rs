@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gobs_model::Diagnostic;
-use gobs_state::{Finished, Intent, Outcome, RowChange, Snapshot, Store};
+use gobs_model::{Address, Diagnostic};
+use gobs_state::{Finished, Intent, Outcome, RowChange, Snapshot, Started, Store};
 use tokio::sync::watch;
 
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
@@ -228,35 +228,48 @@ impl<'a> Run<'a> {
     }
 
     fn write(&mut self, changes: Vec<RowChange>) -> Result<(), Box<Diagnostic>> {
-        let unusable = |error| store_error(&error);
         let Some(RowChange::PutRow(first)) = changes.first() else {
             return Ok(());
         };
-        let intent = Intent {
-            address: first.address.clone(),
-            action: "refresh".into(),
-            token: None,
-            claim: None,
-            detail: serde_json::Value::Null,
-        };
-        let mut changes = Some(changes);
-        for started in self
-            .store
-            .commit(Vec::new(), vec![intent])
-            .map_err(unusable)?
-        {
-            let changes = changes.take().unwrap_or_default();
-            let finished = Finished {
-                started,
-                outcome: Outcome::Done,
-                changes,
-            };
-            self.store
-                .commit(vec![finished], Vec::new())
-                .map_err(unusable)?;
-        }
-        Ok(())
+        let address = first.address.clone();
+        let started = intend(&mut self.store, address, "refresh", None)?;
+        finish(&mut self.store, started, Outcome::Done, changes)
     }
+}
+
+/// Writes the intent of a step that is none of a plan.
+pub(crate) fn intend(
+    store: &mut Store,
+    address: Address,
+    action: &str,
+    token: Option<String>,
+) -> Result<Vec<Started>, Box<Diagnostic>> {
+    let intent = Intent {
+        address,
+        action: action.into(),
+        token,
+        claim: None,
+        detail: serde_json::Value::Null,
+    };
+    let started = store.commit(Vec::new(), vec![intent]);
+    started.map_err(|error| store_error(&error))
+}
+
+/// Writes how such a step ended, and what is true since.
+pub(crate) fn finish(
+    store: &mut Store,
+    started: Vec<Started>,
+    outcome: Outcome,
+    changes: Vec<RowChange>,
+) -> Result<(), Box<Diagnostic>> {
+    let mut changes = Some(changes);
+    let finished = started.into_iter().map(|started| Finished {
+        started,
+        outcome: outcome.clone(),
+        changes: changes.take().unwrap_or_default(),
+    });
+    let ended = store.commit(finished.collect(), Vec::new());
+    ended.map(drop).map_err(|error| store_error(&error))
 }
 
 /// Starts the boss; waits out a `gobs status`, which hosts it for a moment.

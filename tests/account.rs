@@ -49,9 +49,24 @@ pub(crate) struct Account {
 impl Account {
     /// Starts a double for a project; it refuses whatever is not journalled before it is asked.
     pub(crate) fn start(project: Project, seed: u64) -> Self {
+        let witnessed = Arc::new(AtomicU64::new(0));
+        let witness = a2_witness(project.path(), Arc::clone(&witnessed));
+        Self::with(project, seed, witnessed, Some(witness))
+    }
+
+    /// Starts a double that others ask too.
+    pub(crate) fn unwitnessed(project: Project, seed: u64) -> Self {
+        Self::with(project, seed, Arc::default(), None)
+    }
+
+    fn with(
+        project: Project,
+        seed: u64,
+        witnessed: Arc<AtomicU64>,
+        witness: Option<Witness>,
+    ) -> Self {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let _inside = runtime.enter();
-        let witnessed = Arc::new(AtomicU64::new(0));
         let double = Double::start(Options {
             seed: Some(seed),
             scale: SCALE,
@@ -59,7 +74,7 @@ impl Account {
                 command: GUEST.replace("GOBS", env!("CARGO_BIN_EXE_gobs")),
                 directory: project.path().join("linodes"),
             }),
-            witness: Some(a2_witness(project.path(), Arc::clone(&witnessed))),
+            witness,
             ..Options::default()
         })
         .expect("listens");

@@ -8,6 +8,7 @@ mod boss;
 mod cli;
 mod crash;
 mod docs;
+mod doctor;
 mod lang;
 mod linode;
 mod linode_crash;

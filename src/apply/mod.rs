@@ -16,9 +16,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use data_encoding::BASE32_NOPAD;
 use gobs_model::{Address, Diagnostic, Name, Value};
 use gobs_provider::Provider;
 use gobs_state::{Finished, Outcome, Row, RowChange, Snapshot, Started, Store, StoreError};
+use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -44,6 +46,15 @@ pub type Providers = HashMap<String, Arc<dyn Provider>>;
 
 /// Where the events of an apply go.
 pub type Events = mpsc::UnboundedSender<Event>;
+
+/// Returns what the tokens of a project's machines end with, by the project's name for life: it
+/// tells them from machines of other projects in the same account.
+pub fn mark_of(lineage: &str) -> String {
+    // 30 bits: two projects of one account share a mark hardly ever, and the rest of a token is
+    // random still.
+    let hash = BASE32_NOPAD.encode(&Sha256::digest(lineage));
+    hash[..6].to_ascii_lowercase()
+}
 
 /// What an apply works with.
 pub struct Apply<'a> {

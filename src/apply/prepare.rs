@@ -12,8 +12,8 @@ use crate::boss::{BindRequest, Boss, UnbindRequest};
 use crate::lang::rights;
 use crate::plan::{Action, Grant, HOB, Held, Step, wanted_of};
 
-use super::Walk;
 use super::act::{BindWork, MachineWork, Teller, Work};
+use super::{Walk, mark_of};
 
 pub(super) type Prepared<T> = Result<T, Box<Diagnostic>>;
 
@@ -95,6 +95,7 @@ impl Walk<'_> {
             } => {
                 let wanted = self.machine_wanted(step, wanted)?;
                 let token = Token::random().map_err(|error| randomness(step, &error.into()))?;
+                let token = token.marked(&mark_of(self.apply.store.lineage()));
                 intent.token = Some(token.0.clone());
                 intent.detail = detail(&Detail::Create {
                     provider: provider.clone(),

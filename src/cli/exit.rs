@@ -6,7 +6,7 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// `plan --detailed-exitcode` succeeded, and there is something to do.
 pub const CHANGES: u8 = 2;
-/// It worked, and something needs a person: `status`.
+/// It worked, and something needs a person: `status`, `doctor`.
 pub const ATTENTION: u8 = 3;
 /// The command line is wrong; nothing was tried (`EX_USAGE` of sysexits.h).
 pub const USAGE: u8 = 64;

@@ -9,9 +9,11 @@ mod approve;
 mod arguments;
 mod argv;
 mod destroy;
+mod doctor;
 mod environment;
 pub mod exit;
 mod hob;
+mod import;
 mod init;
 mod log;
 mod output;
@@ -66,7 +68,8 @@ pub fn run() -> ExitCode {
 )]
 #[command(
     after_help = "Exit codes: 0 done; 1 failed or not approved; 2 changes are waiting \
-    (plan --detailed-exitcode); 3 something needs a person (status); 64 wrong usage.\n\
+    (plan --detailed-exitcode); 3 something needs a person (status, \
+    doctor); 64 wrong usage.\n\
     Environment: GOBS_VAR_name sets a variable; GOBS_INPUT=0 asks nobody; GOBS_IN_AUTOMATION \
     leaves out what to do next; GOBS_CLI_ARGS and GOBS_CLI_ARGS_command add arguments; GOBS_KEY is \
     the state's key; LINODE_TOKEN is the token of the account at Linode, LINODE_URL its API; \
@@ -117,7 +120,9 @@ enum Command {
     Show(show::Show),
     Output(output::Output),
     State(state::State),
+    Import(import::Import),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Ack(ack::Ack),
     Unlock(unlock::Unlock),
     Providers(providers::Providers),
@@ -136,7 +141,9 @@ impl Command {
             Self::Show(it) => it.run(context),
             Self::Output(it) => it.run(context),
             Self::State(it) => it.run(context),
+            Self::Import(it) => it.run(context),
             Self::Status(it) => it.run(context),
+            Self::Doctor(it) => it.run(context),
             Self::Ack(it) => it.run(context),
             Self::Unlock(it) => it.run(context),
             Self::Providers(it) => it.run(context),

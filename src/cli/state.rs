@@ -1,9 +1,10 @@
 //! `gobs state`
 
+use super::import::machine;
 use super::view::text::printable_line;
 use super::{Context, Outcome, exit, remembered};
 
-/// Looks into the state
+/// Looks into the state, and forgets machines
 #[derive(Debug, clap::Args)]
 pub(super) struct State {
     #[command(subcommand)]
@@ -18,11 +19,19 @@ enum Command {
         /// Lists only addresses that are this one, or within it: machine.db, binding.db["a"]
         address: Vec<String>,
     },
+    /// Forgets a machine, which goes on as it is; `gobs import` takes it over again
+    Rm {
+        /// The machine's address: machine.db
+        address: String,
+    },
 }
 
 impl State {
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
-        let Command::List { address: wanted } = &self.command;
+        let wanted = match &self.command {
+            Command::List { address } => address,
+            Command::Rm { address } => return forget(context, address),
+        };
         let snapshot = remembered(context)?.1;
         let addresses = snapshot.rows.keys().map(ToString::to_string);
         let is_within = |address: &str, wanted: &str| {
@@ -39,4 +48,14 @@ impl State {
         context.terminal.out(&lines);
         Ok(exit::DONE)
     }
+}
+
+fn forget(context: &mut Context, address: &str) -> Outcome {
+    let machine = machine(address)?;
+    let (project, _) = remembered(context)?;
+    crate::import::forget(&project, &machine)?;
+    context
+        .terminal
+        .out(&format!("{address} is forgotten; it goes on as it is.\n"));
+    Ok(exit::DONE)
 }

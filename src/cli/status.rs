@@ -45,7 +45,10 @@ impl Status {
 }
 
 /// Asks the boss that a running apply hosts; where none runs, hosts one for the moment.
-async fn report(project: &Project, snapshot: &Snapshot) -> Result<StatusReport, Failure> {
+pub(super) async fn report(
+    project: &Project,
+    snapshot: &Snapshot,
+) -> Result<StatusReport, Failure> {
     let socket = project.paths().boss_socket();
     let asked = || async {
         ask_status(&socket).await.map_err(|error| {

@@ -94,6 +94,10 @@ impl Provider for Bounded {
         within(self.deadlines().look, "import", self.0.import(id)).await
     }
 
+    async fn adopt(&self, id: &str, token: &Token) -> Result<Option<(Token, Observed)>, Error> {
+        within(self.deadlines().look, "adopt", self.0.adopt(id, token)).await
+    }
+
     async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error> {
         let deadline = self.deadlines().update;
         within(deadline, "update", self.0.update(request, progress)).await

@@ -37,6 +37,21 @@ impl Token {
         let letters = bytes.map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
         Ok(Self(letters.into_iter().collect()))
     }
+
+    /// Returns this token with the mark of a project at its end, so that the machines of one
+    /// project can be told from those of others in the same account. The rest stays random.
+    #[must_use]
+    pub fn marked(mut self, mark: &str) -> Self {
+        let kept = self.0.len().saturating_sub(mark.len());
+        self.0.truncate(kept);
+        self.0.push_str(mark);
+        self
+    }
+
+    /// Returns whether this is a token of a project with this mark.
+    pub fn has_mark(&self, mark: &str) -> bool {
+        self.0.ends_with(mark)
+    }
 }
 
 impl std::fmt::Display for Token {
@@ -141,6 +156,25 @@ pub trait Provider: Send + Sync {
             attributes: Known::empty(),
         };
         self.read(&named).await
+    }
+
+    /// Takes over a machine by its own identifier: it can be found by a token from now on, by this
+    /// one or by the one that it had already, and is otherwise left as it is. Nothing when there
+    /// is none.
+    ///
+    /// # Errors
+    /// When it cannot be marked so. By default, only what has a token already is taken over.
+    async fn adopt(&self, id: &str, _token: &Token) -> Result<Option<(Token, Observed)>, Error> {
+        let all = self.list().await?;
+        if let Some(found) = all.into_iter().find(|(_, seen)| seen.id == id) {
+            return Ok(Some(found));
+        }
+        match self.import(id).await? {
+            None => Ok(None),
+            Some(_) => Err(Error::rejected(
+                "this provider takes over no machine that it did not make",
+            )),
+        }
     }
 
     /// Changes a machine.

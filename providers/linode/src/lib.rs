@@ -5,6 +5,7 @@
 //! what is asked again under the same label is refused by Linode itself. Work is waited for by
 //! its events, since the answers of actions tell the state before them.
 
+mod adopt;
 mod api;
 mod blocks;
 mod dns;
@@ -187,6 +188,10 @@ impl Provider for Linode {
 
     async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error> {
         self.machines()?.read(last).await
+    }
+
+    async fn adopt(&self, id: &str, token: &Token) -> Result<Option<(Token, Observed)>, Error> {
+        self.machines()?.adopt(id, token).await
     }
 
     async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error> {

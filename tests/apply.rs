@@ -495,15 +495,27 @@ fn names_on(machine: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn a_grant_that_failed_is_made_by_the_next_apply() {
+fn what_does_not_answer_is_waited_for_and_tried_by_the_next_apply() {
     let project = Project::empty();
     let root = project.path().display().to_string();
+    let socket = project.path().join("db.sock");
+    let listen = || std::os::unix::net::UnixListener::bind(&socket).expect("listens");
     project.write("main.gobs.hcl", &between(&root, ""));
+    let run = project.gobs(APPLY).code(1);
+    contains(&run.stderr, "with machine.db.service.hello");
+    contains(&run.stderr, "db.sock failed: No such file");
+    // The hob's own log is among them.
+    contains(&run.stderr, "The end of the logs of machine.db");
+    contains(&run.stderr, "registered machine=\"machine.db\"");
+    let service = listen();
     project.gobs(APPLY).ok();
+
+    drop(service);
+    std::fs::remove_file(&socket).expect("removed");
     project.write("main.gobs.hcl", &between(&root, &binding("x", "x")));
     let run = project.gobs(APPLY).code(1);
     contains(&run.stderr, "did not answer");
-    let _service = std::os::unix::net::UnixListener::bind(project.path().join("db.sock"));
+    let _service = listen();
     let run = project.gobs(APPLY).ok();
     contains(&run.stdout, "Bindings: 1 granted");
     project.gobs(&["plan", "--detailed-exitcode"]).ok();

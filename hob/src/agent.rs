@@ -28,6 +28,7 @@ use crate::client::{self, ClientPresence};
 use crate::grant::{Chain, Grants};
 use crate::layout::{Layout, Machine, MachineError};
 use crate::local;
+use crate::logs;
 use crate::process::start_time;
 use crate::programs::{Programs, Wanted, environment};
 use crate::protocol::{
@@ -57,6 +58,7 @@ pub(crate) struct Hob {
     pub(crate) grants: Arc<Grants>,
     pub(crate) bindings: Arc<Bindings>,
     pub(crate) locator: PeerLocator,
+    layout: Layout,
     peer: Peer,
     programs: Arc<Programs>,
     machine: watch::Sender<Machine>,
@@ -137,6 +139,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
     );
     let hob = Arc::new(Hob {
         locator: peer.locator(),
+        layout: layout.clone(),
         store,
         grants,
         bindings,
@@ -232,6 +235,13 @@ impl Hob {
             .presence
             .as_ref()
             .map(|presence| presence.peer.clone())
+    }
+
+    /// Returns the end of the machine's logs.
+    pub(crate) async fn log(&self) -> String {
+        let logs = self.layout.logs();
+        let read = tokio::task::spawn_blocking(move || logs::tail(&logs));
+        read.await.unwrap_or_default()
     }
 
     /// Returns what an operator may see.

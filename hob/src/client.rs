@@ -42,6 +42,11 @@ impl ClientPresence {
                 let asked: Probe = args.data("probe")?;
                 Answer::later(async move { Ok(to_passable(&hob.grants.probe(asked).await?)) })
             }
+            method::STREAMS => {
+                let asked: Generation = args.data("streams")?;
+                Answer::value(hob.grants.streams(&asked))
+            }
+            method::LOG => Answer::later(async move { Ok(hob.log().await.into()) }),
             method::WITHDRAW => {
                 let Withdraw { service } = args.data("withdraw")?;
                 Answer::later(async move {

@@ -15,6 +15,7 @@ mod front;
 mod grant;
 pub mod layout;
 mod local;
+mod logs;
 mod metadata;
 mod owner;
 mod process;
@@ -246,7 +247,7 @@ fn run_agent(layout: Layout, session: bool, metadata: &[String]) -> Result<(), S
     // A host that has its own subscriber keeps it.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(logs::Remembering)
         .with_ansi(false)
         .try_init();
     if session && let Err(error) = rustix::process::setsid() {

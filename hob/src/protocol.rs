@@ -14,6 +14,8 @@
 //! | | `withdraw` | [`Withdraw`] | null |
 //! | | `probe` | [`Probe`] | [`Check`] |
 //! | | `grant` | [`Grant`] | [`Granted`] |
+//! | | `streams` | [`Generation`] | how many streams of the grant are open |
+//! | | `log` | [`Probe`] | the end of the machine's logs, as text |
 //! | | `revoke` | [`Generation`] | null, once nothing flows any more and nothing is left of it |
 //! | | `register-binding` | [`Registration`], the grant, its sturdyref | [`Held`] |
 //! | | `unregister-binding` | [`Generation`] | null |
@@ -57,6 +59,10 @@ pub mod method {
     pub const WITHDRAW: &str = "withdraw";
     /// On the client presence of the exporter: whether a service answers its protocol.
     pub const PROBE: &str = "probe";
+    /// On the client presence of the exporter: how many streams of a grant are open.
+    pub const STREAMS: &str = "streams";
+    /// On the client presence: the end of the machine's logs.
+    pub const LOG: &str = "log";
     /// On the client presence of the exporter: makes a grant.
     pub const GRANT: &str = "grant";
     /// On the client presence of the exporter: ends a generation and all before it.

@@ -65,7 +65,10 @@ pub(super) enum Work {
         machine: (Instance, u64),
         service: Name,
         spec: Known,
+        ready: Duration,
         changes: Vec<RowChange>,
+        stop: watch::Receiver<bool>,
+        teller: Teller,
     },
     Withdraw {
         boss: Boss,
@@ -78,6 +81,7 @@ pub(super) enum Work {
         boss: Boss,
         request: UnbindRequest,
         row: Option<Arc<Row>>,
+        teller: Teller,
     },
 }
 
@@ -96,6 +100,8 @@ pub(super) struct BindWork {
     pub(super) boss: Boss,
     pub(super) request: BindRequest,
     pub(super) revokes: Option<UnbindRequest>,
+    /// How long live streams may go on before that.
+    pub(super) drain: Duration,
     /// The row that the binding has until now.
     pub(super) old: Option<Arc<Row>>,
     pub(super) name: Name,
@@ -195,14 +201,33 @@ impl Work {
                 machine,
                 service,
                 spec,
+                ready,
                 changes,
+                mut stop,
+                teller,
             } => {
-                let done = boss.offer(&machine, &service, &spec).await;
-                let address = Address::Service {
-                    machine: machine.0,
-                    service,
+                teller.waiting("the service");
+                let address = teller.address.clone();
+                let offer = boss.offer(&machine, &service, &spec, ready);
+                let done = tokio::select! {
+                    done = offer => done,
+                    // What was offered is offered again by the next apply.
+                    () = asked_to_stop(&mut stop) => return Ended::Failed {
+                        diagnostic: Box::new(Diagnostic::error(
+                            "Stopped waiting",
+                            format!("{address} did not answer yet. The next apply waits for it \
+                                     again."),
+                        )),
+                        changes: Vec::new(),
+                    },
                 };
-                settled("Offer failed", &address, done, changes)
+                match done {
+                    Err(error @ BossError::NotReady { .. }) => Ended::Failed {
+                        diagnostic: Box::new(not_ready(&address, &error)),
+                        changes: Vec::new(),
+                    },
+                    done => settled("Offer failed", &address, done, changes),
+                }
             }
             Self::Withdraw {
                 boss,
@@ -218,11 +243,19 @@ impl Work {
                 settled("Withdrawal failed", &address, done, changes)
             }
             Self::Bind(work) => work.run().await,
-            Self::Unbind { boss, request, row } => {
+            Self::Unbind {
+                boss,
+                request,
+                row,
+                teller,
+            } => {
                 let binding = request.binding.clone();
                 match boss.unbind(request).await {
                     Ok(Unbound::Done) => Ended::Done(vec![RowChange::RemoveRow(binding)]),
-                    Ok(Unbound::Pending(_)) => Ended::Done(pending(row.as_deref())),
+                    Ok(Unbound::Pending(why) | Unbound::Left(why)) => {
+                        teller.progress()(format!("revoke pending: {why}"));
+                        Ended::Done(pending(row.as_deref()))
+                    }
                     Err(error) => refused("Revocation failed", &binding, &error),
                 }
             }
@@ -246,8 +279,7 @@ impl BindWork {
         let bound = match bound {
             Ok(bound) => bound,
             Err(error @ BossError::NotReady { .. }) => {
-                let exporter = Address::Machine(self.request.exporter.0.clone());
-                let diagnostic = not_ready(&binding, &exporter, &error);
+                let diagnostic = not_ready(&binding, &error);
                 return self.abandon(Box::new(diagnostic)).await;
             }
             Err(error) => {
@@ -256,8 +288,17 @@ impl BindWork {
             }
         };
         if let Some(revokes) = self.revokes {
+            if !self.drain.is_zero() {
+                self.teller.waiting("live streams to end");
+                tokio::select! {
+                    () = self.boss.drain(&revokes, self.drain) => {}
+                    // The rest of the time is not given then.
+                    () = asked_to_stop(&mut stop) => {}
+                }
+            }
             let detail = match self.boss.unbind(revokes).await {
-                Ok(Unbound::Done) => None,
+                // The access is cut; the hob takes away the rest, whoever asks it.
+                Ok(Unbound::Done | Unbound::Left(_)) => None,
                 Ok(Unbound::Pending(detail)) => Some(detail),
                 Err(error) => Some(error.to_string()),
             };
@@ -289,7 +330,7 @@ impl BindWork {
             importer: Some(self.request.importer),
         };
         match self.boss.unbind(request).await {
-            Ok(Unbound::Done) => Ended::Failed {
+            Ok(Unbound::Done | Unbound::Left(_)) => Ended::Failed {
                 diagnostic,
                 changes: pending(self.old.as_deref()),
             },
@@ -573,13 +614,17 @@ fn refusal(summary: &str, address: &Address, error: &BossError) -> Box<Diagnosti
     Box::new(diagnostic)
 }
 
-fn not_ready(binding: &Address, exporter: &Address, error: &BossError) -> Diagnostic {
-    let detail = format!("{binding}: {error}.");
+fn not_ready(address: &Address, error: &BossError) -> Diagnostic {
+    let mut detail = format!("{address}: {error}.");
+    if let BossError::NotReady { machine, log, .. } = error
+        && !log.is_empty()
+    {
+        let machine = Address::Machine(machine.clone());
+        detail += &format!("\nThe end of the logs of {machine}:\n{}", log.trim_end());
+    }
     Diagnostic::error("Service does not answer", detail)
-        .about(binding.clone(), Path::default())
-        .hint(format!(
-            "Look at the logs of {exporter}; the next apply tries again."
-        ))
+        .about(address.clone(), Path::default())
+        .hint("The next apply tries again.")
 }
 
 async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {

@@ -232,6 +232,7 @@ impl Walk<'_> {
             Action::Offer {
                 spec,
                 incarnation,
+                ready_s,
                 simulated,
             } => {
                 let spec = self.service_spec(step, spec)?;
@@ -252,7 +253,10 @@ impl Walk<'_> {
                         machine: (machine, *incarnation),
                         service,
                         spec,
+                        ready: Duration::from_secs(*ready_s),
                         changes,
+                        stop: self.apply.stop.clone(),
+                        teller: self.teller(step),
                     },
                     _ => Work::Rows(changes),
                 }
@@ -308,6 +312,7 @@ impl Walk<'_> {
                         boss: self.boss(step)?,
                         request,
                         row,
+                        teller: self.teller(step),
                     }
                 }
             }
@@ -342,6 +347,7 @@ impl Walk<'_> {
                 generation: grant.generation,
                 from_incarnation: grant.from_incarnation,
                 to_incarnation: grant.to_incarnation,
+                parent: grant.via.as_ref().map(|via| via.generation),
                 phase: Phase::Granted,
             },
         };
@@ -359,6 +365,7 @@ impl Walk<'_> {
             generation: grant.generation,
             exporter: (exporter, grant.from_incarnation),
             service,
+            parent: grant.via.clone().map(|via| (via.binding, via.generation)),
             importer: (importer, grant.to_incarnation),
             name: grant.name.clone(),
             attenuate: rights(&grant.attenuate).ok_or_else(|| bug(step))?,
@@ -377,6 +384,11 @@ impl Walk<'_> {
                 }
                 request
             }),
+            // Rights that are narrowed end at once; it is another service that takes over.
+            drain: match &step.action {
+                Action::Move { .. } => Duration::from_secs(grant.drain_s),
+                _ => Duration::ZERO,
+            },
             name: grant.name,
             row,
             stop: self.apply.stop.clone(),

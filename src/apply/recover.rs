@@ -293,7 +293,7 @@ async fn settle(
             };
             if let Some(request) = revocation(snapshot, address, detail) {
                 match boss.unbind(request).await {
-                    Ok(Unbound::Done) => {}
+                    Ok(Unbound::Done | Unbound::Left(_)) => {}
                     Ok(Unbound::Pending(why)) => return Err(cannot(format!("{why}."))),
                     Err(error) => return Err(cannot(format!("{error}."))),
                 }

@@ -14,6 +14,12 @@ pub(super) const HOB_DEADLINE: Duration = Duration::from_secs(30);
 /// How long an exporter may be away before a revocation is left pending.
 const REVOKE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a machine's logs are asked for when something is wrong already.
+const LOG_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the streams of a grant that is to end are counted.
+const DRAIN_PAUSE: Duration = Duration::from_millis(200);
+
 /// A grant to be made and handed over.
 #[derive(Clone, Debug)]
 pub struct BindRequest {
@@ -25,6 +31,8 @@ pub struct BindRequest {
     pub exporter: (Instance, u64),
     /// The service's name on it.
     pub service: Name,
+    /// The binding that it is made from, and which grant of that; where it is made from one.
+    pub parent: Option<(Address, u64)>,
     /// The machine that gets it, with its incarnation.
     pub importer: (Instance, u64),
     /// The name that it gets there.
@@ -66,28 +74,35 @@ pub enum Unbound {
     Done,
     /// The receiver's side is closed as far as it could be reached; the exporter could not be.
     Pending(String),
+    /// Nothing flows any more, but something of it is still at the server, a role or a user, which
+    /// the exporter's hob goes on to take away.
+    Left(String),
 }
 
 impl Boss {
-    /// Tells a machine's hob of a service.
+    /// Tells a machine's hob of a service; returns when that answers its protocol.
     ///
     /// # Errors
-    /// When the hob is away or refuses.
+    /// When the hob is away or refuses, or the service does not answer in time.
     pub async fn offer(
         &self,
         machine: &(Instance, u64),
         service: &Name,
         spec: &Known,
+        ready: Duration,
     ) -> Result<(), BossError> {
-        let service = service.to_string();
+        let name = service.to_string();
         let data = Passable::Struct(
             ocapn::Struct::new()
-                .with("service", service.as_str())
+                .with("service", name.as_str())
                 .with("spec", to_passable(spec.value())),
         );
-        self.call(&key(machine), method::OFFER, vec![data], HOB_DEADLINE)
+        let key = key(machine);
+        self.call(&key, method::OFFER, vec![data], HOB_DEADLINE)
             .await?;
-        Ok(())
+        let probe = protocol::to_passable(&protocol::Probe { service: name });
+        self.wait_ready((&key, method::PROBE, probe), machine, service, ready)
+            .await
     }
 
     /// Tells a machine's hob that a service is offered no longer.
@@ -134,7 +149,10 @@ impl Boss {
                 generation: request.generation,
                 receiver: receiver.designator.clone(),
                 attenuate: request.attenuate.clone(),
-                parent: None,
+                parent: request
+                    .parent
+                    .as_ref()
+                    .map(|(binding, of)| generation(binding, *of)),
             });
             let answer = self
                 .call(&exporter, method::GRANT, vec![grant], HOB_DEADLINE)
@@ -165,36 +183,88 @@ impl Boss {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         };
-        self.wait_ready(&request, &importer).await?;
+        let check = protocol::to_passable(&generation(&request.binding, request.generation));
+        self.wait_ready(
+            (&importer, method::CHECK_BINDING, check),
+            &request.exporter,
+            &request.service,
+            request.ready,
+        )
+        .await?;
         Ok(Bound {
             address: held.address,
             directory: held.directory,
         })
     }
 
-    async fn wait_ready(&self, request: &BindRequest, importer: &Key) -> Result<(), BossError> {
-        let deadline = Instant::now() + request.ready;
+    /// Asks a hob again and again whether a service answers, until it does or its time is over.
+    async fn wait_ready(
+        &self,
+        (asked, method, data): (&Key, &str, Passable),
+        exporter: &(Instance, u64),
+        service: &Name,
+        ready: Duration,
+    ) -> Result<(), BossError> {
+        let deadline = Instant::now() + ready;
         let mut pause = RETRY_MIN;
         loop {
-            let data = protocol::to_passable(&generation(&request.binding, request.generation));
             let answer = self
-                .call(importer, method::CHECK_BINDING, vec![data], HOB_DEADLINE)
+                .call(asked, method, vec![data.clone()], HOB_DEADLINE)
                 .await?;
-            let check: protocol::Check = protocol::from_passable("check-binding's answer", &answer)
-                .map_err(|error| malformed(importer, &error))?;
+            let check: protocol::Check = protocol::from_passable(method_answer(method), &answer)
+                .map_err(|error| malformed(asked, &error))?;
             if check.answers {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let waited = request.ready;
                 return Err(BossError::NotReady {
-                    waited,
+                    waited: ready,
                     detail: check.detail,
+                    machine: exporter.0.clone(),
+                    log: self.log_of(exporter, service).await,
                 });
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
+    }
+
+    /// Returns the end of a machine's logs, if its hob is there to tell.
+    async fn log_of(&self, machine: &(Instance, u64), service: &Name) -> String {
+        let data = protocol::to_passable(&protocol::Probe {
+            service: service.to_string(),
+        });
+        let answer = self
+            .call(&key(machine), method::LOG, vec![data], LOG_TIMEOUT)
+            .await;
+        let text = answer
+            .ok()
+            .and_then(|it| it.as_str().map(ToOwned::to_owned));
+        text.unwrap_or_default()
+    }
+
+    /// Waits until no stream of a grant is open any more, or its time is over, or nobody is there
+    /// to tell.
+    pub async fn drain(&self, request: &UnbindRequest, within: Duration) {
+        let Some(exporter) = &request.exporter else {
+            return;
+        };
+        let data = protocol::to_passable(&generation(&request.binding, request.generation));
+        let drained = async {
+            loop {
+                let args = vec![data.clone()];
+                let streams = self
+                    .call(&key(exporter), method::STREAMS, args, HOB_DEADLINE)
+                    .await;
+                match streams {
+                    Ok(Passable::Int(streams)) if streams.to_u64() != Some(0) => {}
+                    _ => return,
+                }
+                tokio::time::sleep(DRAIN_PAUSE).await;
+            }
+        };
+        // Whoever is not done by then is cut.
+        let _ = tokio::time::timeout(within, drained).await;
     }
 
     /// Takes a grant back: at the exporter, where it counts, and at the receiver.
@@ -233,6 +303,14 @@ impl Boss {
         // The exporter's word is what cuts; but a receiver that keeps the name and the listener
         // would be in the way of the next binding, so neither is forgotten.
         match (revoked, closed) {
+            (
+                Err(BossError::Refused {
+                    code: Some(it),
+                    message,
+                    ..
+                }),
+                Ok(()),
+            ) if it == code::PENDING => Ok(Unbound::Left(message)),
             (
                 Err(BossError::Unreachable {
                     machine, detail, ..
@@ -322,6 +400,13 @@ fn generation(binding: &Address, generation: u64) -> Generation {
     Generation {
         binding: binding.to_string(),
         generation,
+    }
+}
+
+fn method_answer(method: &str) -> &'static str {
+    match method {
+        method::PROBE => "probe's answer",
+        _ => "check-binding's answer",
     }
 }
 

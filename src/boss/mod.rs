@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gobs_model::Address;
+use gobs_model::{Address, Instance};
 use gobs_state::{BossStore, StoreError};
 use hob::protocol::{self, host_and_port};
 use ocapn::netlayer::tls_rpk::{TlsRpk, TlsRpkOptions};
@@ -146,13 +146,17 @@ pub enum BossError {
         /// What it said.
         message: String,
     },
-    /// The service does not answer through the binding.
+    /// The service does not answer.
     #[error("the service did not answer within {} s: {detail}", waited.as_secs())]
     NotReady {
         /// How long it was tried.
         waited: Duration,
         /// What the last try said.
         detail: String,
+        /// The machine that offers it.
+        machine: Instance,
+        /// The end of that machine's logs; empty where they cannot be had.
+        log: String,
     },
 }
 

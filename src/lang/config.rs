@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gobs_model::{Name, SourceSpan, Type, Value};
+use gobs_model::{Diagnostic, Name, SourceSpan, Type, Value};
 
 use super::source::{Sources, Span};
 use super::syntax::{Attribute, Block, Body, Expr};
@@ -320,6 +320,44 @@ impl Config {
             BlockId::Output(name) => self.outputs.get(name)?.span,
         };
         Some(self.sources.place(span))
+    }
+}
+
+impl Config {
+    /// Returns where a binding says a limit.
+    pub(crate) fn limit_at(&self, binding: &Name, limit: &str) -> Option<SourceSpan> {
+        let limits = self.bindings.get(binding)?.attenuate.as_ref()?;
+        let found = limits.iter().find(|it| &*it.name.text == limit)?;
+        Some(self.sources.place(found.name.span))
+    }
+
+    /// Returns the limits that a binding asks for and a service cannot enforce, as mistakes.
+    pub(crate) fn unenforceable(
+        &self,
+        binding: &Name,
+        service: &gobs_model::Address,
+    ) -> Vec<Diagnostic> {
+        let gobs_model::Address::Service { machine, service } = service else {
+            return Vec::new();
+        };
+        let machine = self.machines.get(&machine.name);
+        let Some(kind) = machine
+            .and_then(|it| it.services.get(service))
+            .map(|it| it.kind)
+        else {
+            return Vec::new();
+        };
+        let limits = self
+            .bindings
+            .get(binding)
+            .and_then(|it| it.attenuate.as_ref());
+        let wrong = limits.into_iter().flatten().filter_map(|it| {
+            let why = super::service::unenforceable(kind.as_str(), &it.name.text)?;
+            let error = Diagnostic::error("Unenforceable attenuation", why)
+                .at(self.sources.place(it.name.span));
+            Some(error.hint(super::service::enforceable(kind.as_str())))
+        });
+        wrong.collect()
     }
 }
 

@@ -179,9 +179,6 @@ impl Decoder<'_> {
         let depends_on = depends_on
             .map(|it| self.depends_on(&it))
             .unwrap_or_default();
-        if let Some(drain) = arguments.iter().find(|it| &*it.name.text == "drain") {
-            self.later(drain.name.span, "\"drain\"");
-        }
         let rest = Body {
             attributes: arguments,
             blocks: std::mem::take(&mut block.body.blocks),

@@ -107,6 +107,11 @@ impl<'a> Evaluator<'a> {
         }
     }
 
+    /// Returns the time of the plan, in seconds since 1970, where it is known.
+    pub(crate) fn now_s(&self) -> Option<u64> {
+        self.inputs.map(|it| it.now_s)
+    }
+
     /// Returns what should be looked at, though nothing stops for it.
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings

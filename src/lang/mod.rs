@@ -46,6 +46,7 @@ pub use evaluator::{Evaluator, Schemas};
 pub use inputs::{Assignment, Files, Given, Inputs, NoFiles, Origin, parse_vars};
 pub use service::rights;
 pub use source::Source;
+pub use time::rfc3339;
 
 /// What [`load`] found.
 #[derive(Clone, Debug, Default)]

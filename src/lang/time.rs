@@ -1,7 +1,7 @@
 //! Times of the calendar, as RFC 3339 writes them.
 
 /// Returns a time in seconds since 1970 as `2026-11-22T15:04:05Z`.
-pub(crate) fn rfc3339(seconds: u64) -> String {
+pub fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Days to a date, counted in eras of 400 years from the first of March of year 0.
     let days = days + 719_468;

@@ -401,9 +401,7 @@ fn reference(eval: &mut Eval<'_>, expr: &Expr, ty: &Type) -> Option<Address> {
     let detail = match &value.kind {
         Kind::Ref(address) if value.type_of() == *ty => return Some((**address).clone()),
         Kind::Ref(address) if matches!(**address, Address::Binding(_)) && *ty == Type::Service => {
-            "This version of gobs cannot give on what came through another binding yet; name the \
-             service itself."
-                .into()
+            return Some((**address).clone());
         }
         Kind::Ref(address) => format!("This must be {example}; {address} is a {}.", address.kind()),
         Kind::Unknown(have) if super::convert::convertible(have, ty) => {

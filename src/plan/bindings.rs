@@ -10,19 +10,29 @@ use super::machines::needed;
 use super::services::ServicePlan;
 use super::{Action, Because, Grant, Held, Planner};
 
-/// The longest path that a unix socket can be bound to, in bytes: `sockaddr_un` has 108 with the
-/// final zero.
-pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
-
 /// A declared binding that is not as it was granted; its step is made once every machine's fate
 /// is known.
 #[derive(Debug)]
 pub(crate) struct ToGrant {
     instance: Instance,
+    /// With the service at the root as `from`.
     values: BindingValues,
+    /// The binding that it is given on from, where it is.
+    via: Option<Instance>,
     /// The incarnations of the machines at both ends.
     ends: [u64; 2],
     because: Vec<Because>,
+}
+
+impl ToGrant {
+    pub(super) fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Says why it is granted.
+    pub(super) fn because(&mut self, because: Because) {
+        self.because.push(because);
+    }
 }
 
 /// A binding's row, taken apart.
@@ -33,6 +43,7 @@ struct Existing<'a> {
     to_incarnation: u64,
     phase: Phase,
     from: &'a Address,
+    via: Option<&'a Address>,
     to: &'a Address,
     name: Name,
 }
@@ -44,17 +55,21 @@ impl<'a> Existing<'a> {
             from_incarnation,
             to_incarnation,
             phase,
+            ..
         } = row.kind
         else {
             return None;
         };
+        let from = row.wanted.get("from")?.as_ref_address()?;
+        let service = row.wanted.get("service").and_then(Value::as_ref_address);
         Some(Self {
             row,
             generation,
             from_incarnation,
             to_incarnation,
             phase,
-            from: row.wanted.get("from")?.as_ref_address()?,
+            from: service.unwrap_or(from),
+            via: service.is_some().then_some(from),
             to: row.wanted.get("to")?.as_ref_address()?,
             name: Name::new(row.wanted.get("as")?.as_str()?).ok()?,
         })
@@ -78,7 +93,12 @@ impl Existing<'_> {
 }
 
 /// Returns why a binding must be granted again, or moved.
-fn differences(existing: &Existing<'_>, values: &BindingValues, ends: [u64; 2]) -> Vec<Because> {
+fn differences(
+    existing: &Existing<'_>,
+    values: &BindingValues,
+    via: Option<&Address>,
+    ends: [u64; 2],
+) -> Vec<Because> {
     if existing.phase == Phase::RevokePending {
         return vec![Because::RevokePending];
     }
@@ -113,8 +133,8 @@ fn differences(existing: &Existing<'_>, values: &BindingValues, ends: [u64; 2]) 
         let (path, change) = (Path::attribute(field), Change::InPlace);
         because.push(Because::Changed { path, change });
     }
-    if *existing.from != values.from {
-        let was = existing.from.clone();
+    if *existing.from != values.from || existing.via != via {
+        let was = existing.via.unwrap_or(existing.from).clone();
         because.insert(0, Because::FromChanged { was });
     }
     because
@@ -123,13 +143,20 @@ fn differences(existing: &Existing<'_>, values: &BindingValues, ends: [u64; 2]) 
 impl Grant {
     /// Returns what the binding's row keeps as asked.
     pub fn wanted(&self) -> Value {
-        wanted(
-            &self.from,
-            &self.to,
-            &self.name,
-            &self.attenuate,
-            &self.expose,
-        )
+        let asked = [
+            ("from", self.declared_from().clone().into()),
+            ("to", self.to.clone().into()),
+            ("as", self.name.as_str().into()),
+            ("attenuate", self.attenuate.clone()),
+            ("expose", self.expose.clone()),
+        ];
+        let service = self.via.as_ref().map(|_| self.from.clone().into());
+        Value::object(asked.into_iter().chain(service.map(|it| ("service", it))))
+    }
+
+    /// Returns what the configuration names: the service, or the binding that it is given on from.
+    pub fn declared_from(&self) -> &Address {
+        self.via.as_ref().map_or(&self.from, |via| &via.binding)
     }
 }
 
@@ -152,26 +179,19 @@ fn object(name: Value, row: Option<&Row>) -> Value {
     Value::object(computed.into_iter().chain([("as", name)]))
 }
 
-fn wanted(from: &Address, to: &Address, name: &Name, attenuate: &Value, expose: &Value) -> Value {
-    Value::object([
-        ("from", from.clone().into()),
-        ("to", to.clone().into()),
-        ("as", name.as_str().into()),
-        ("attenuate", attenuate.clone()),
-        ("expose", expose.clone()),
-    ])
-}
-
 impl Planner<'_> {
     /// Evaluates one instance of a declared binding.
     pub(crate) fn binding(&mut self, instance: &Instance) {
-        let values = match self.evaluator.binding(instance) {
+        let mut values = match self.evaluator.binding(instance) {
             Ok(values) => values,
             Err(errors) => return self.fail(BlockId::Binding(instance.name.clone()), errors),
         };
         self.check_name(instance, &values);
         self.check_exposed(instance, &values);
         self.bindings.insert(instance.clone());
+        let Some(via) = self.trace(instance, &mut values) else {
+            return;
+        };
         let Some(ends) = self.check_ends(instance, &values) else {
             return;
         };
@@ -186,27 +206,45 @@ impl Planner<'_> {
         };
         let because = match &existing {
             None => vec![Because::Declared],
-            Some(existing) => differences(existing, &values, ends),
+            Some(existing) => {
+                let parent = via.clone().map(Address::Binding);
+                let mut because = differences(existing, &values, parent.as_ref(), ends);
+                let moved = self.service(&values.from).is_some_and(|it| it.moved);
+                if moved && because.is_empty() {
+                    let service = values.from.clone();
+                    because.push(Because::ServiceChanged { service });
+                }
+                because
+            }
         };
+        self.check_expiry(instance, because.is_empty());
         if self.is_referenced(&BlockId::Binding(instance.name.clone())) {
             let kept = existing.filter(|it| it.serves(&values, ends));
             let name = Value::from(values.name.as_str());
             let object = object(name, kept.map(|it| it.row));
             self.evaluator.set_object(address, object);
         }
-        if !because.is_empty() {
-            self.to_grant.push(ToGrant {
-                instance: instance.clone(),
-                values,
-                ends,
-                because,
-            });
+        let binding = ToGrant {
+            instance: instance.clone(),
+            values,
+            via,
+            ends,
+            because,
+        };
+        match (binding.because.is_empty(), &binding.via) {
+            (false, _) => self.to_grant.push(binding),
+            (true, Some(_)) => self.given_on.push(binding),
+            (true, None) => {}
         }
     }
 
     /// Plans the declared bindings, then the end of those that are not declared.
     pub(crate) fn bindings(&mut self) {
-        for binding in std::mem::take(&mut self.to_grant) {
+        self.follow_parents();
+        let mut to_grant = std::mem::take(&mut self.to_grant);
+        // What is given on comes after what it is made from.
+        to_grant.sort_by_key(|it| self.depth(&it.instance));
+        for binding in to_grant {
             self.grant(&binding);
         }
         let snapshot = self.snapshot;
@@ -231,6 +269,7 @@ impl Planner<'_> {
             };
             self.unbind(&existing, vec![because]);
         }
+        self.end_children_first();
         self.hand_names_over();
     }
 
@@ -239,6 +278,7 @@ impl Planner<'_> {
         let ToGrant {
             instance,
             values,
+            via,
             ends,
             because,
         } = binding;
@@ -256,6 +296,7 @@ impl Planner<'_> {
         let grant = Grant {
             generation: self.fresh(existing.map(|it| it.generation)),
             from: values.from.clone(),
+            via: via.as_ref().map(|parent| self.via(parent)),
             to: values.to.clone(),
             name: values.name.clone(),
             attenuate: values.attenuate.clone(),
@@ -263,10 +304,14 @@ impl Planner<'_> {
             from_incarnation,
             to_incarnation,
             ready_s: self.service(&values.from).map_or(0, |it| it.ready_s),
+            drain_s: values.drain.as_secs(),
         };
+        self.generations.insert(instance.clone(), grant.generation);
         let needs = self.needs(&BlockId::Binding(instance.name.clone()), &values.reads);
         let mut depends_on = vec![grant.from.clone(), grant.to.clone()];
-        depends_on.extend(needed(&needs).into_iter().filter(|it| *it != grant.to));
+        depends_on.extend(grant.via.iter().map(|via| via.binding.clone()));
+        let needed = needed(&needs).into_iter();
+        depends_on.extend(needed.filter(|it| *it != grant.to && it != grant.declared_from()));
         let listener = existing.filter(|it| it.serves(values, *ends));
         let shown = object(grant.name.as_str().into(), listener.map(|it| it.row));
         let planned = merged(&grant.wanted(), &shown);
@@ -308,7 +353,11 @@ impl Planner<'_> {
             }
         }
         let offer = self.service(&values.from).and_then(|it| it.offer);
-        for first in offer.into_iter().chain(unbind) {
+        let parent = via.as_ref().and_then(|parent| {
+            let found = self.bind_steps.iter().find(|(it, _)| it == parent);
+            found.map(|(_, node)| *node)
+        });
+        for first in offer.into_iter().chain(unbind).chain(parent) {
             self.draft.wait(first, node);
         }
         if let Some(moved) = moved {
@@ -354,6 +403,7 @@ impl Planner<'_> {
             planned: Value::NULL,
         });
         if let Address::Binding(instance) = &existing.row.address {
+            self.unbinds.push((instance.clone(), node));
             let name = (existing.to.clone(), existing.name.clone());
             self.released.insert(name, (instance.clone(), node));
         }
@@ -388,155 +438,6 @@ impl Planner<'_> {
         }
     }
 
-    /// Returns the incarnations of the machines at both ends, or reports why there is no binding.
-    fn check_ends(&mut self, instance: &Instance, values: &BindingValues) -> Option<[u64; 2]> {
-        let mut errors = Vec::new();
-        let mut incarnations = [0; 2];
-        let from = machine_of(&values.from).unwrap_or_else(|| values.from.clone());
-        for (at, end) in [&from, &values.to].into_iter().enumerate() {
-            let machine = end.as_machine();
-            if machine.is_some_and(|it| self.failed.contains(&BlockId::Machine(it.name.clone()))) {
-                return None;
-            }
-            let Some(plan) = machine
-                .and_then(|it| self.machines.get(it))
-                .filter(|it| it.stays)
-            else {
-                errors.push(Diagnostic::error(
-                    "Binding to nothing",
-                    format!("binding.{instance} needs {end}, which is not declared."),
-                ));
-                continue;
-            };
-            incarnations[at] = plan.incarnation;
-            if !plan.hob {
-                let error = Diagnostic::error(
-                    "Binding without a hob",
-                    format!(
-                        "binding.{instance} needs the hob of {end}, but that machine has \
-                         `hob {{ enabled = false }}`: nobody on it can give or hold a capability."
-                    ),
-                );
-                errors.push(error.hint("Enable the hob, or remove the binding."));
-            }
-        }
-        if from == values.to {
-            let error = Diagnostic::error(
-                "Binding of a machine to itself",
-                format!(
-                    "binding.{instance} gives {} to the machine that offers it.",
-                    values.from
-                ),
-            );
-            errors.push(error.hint("Programs on that machine reach the service without it."));
-        }
-        let missing = from
-            .as_machine()
-            .and_then(|it| self.machines.get(it))
-            .filter(|plan| {
-                let Address::Service { service, .. } = &values.from else {
-                    return true;
-                };
-                plan.stays && !plan.services.contains_key(service)
-            });
-        if let Some(plan) = missing {
-            let names: Vec<&str> = plan.services.keys().map(Name::as_str).collect();
-            let declares = match names.as_slice() {
-                [] => "declares no services".to_owned(),
-                names => format!("declares {}", names.join(", ")),
-            };
-            errors.push(Diagnostic::error(
-                "Service is not declared",
-                format!(
-                    "binding.{instance} is from {}, but {from} {declares}.",
-                    values.from
-                ),
-            ));
-        }
-        if self.is_simulated(&from) != self.is_simulated(&values.to) && errors.is_empty() {
-            errors.push(Diagnostic::error(
-                "Binding between a simulated and a real machine",
-                format!(
-                    "binding.{instance} is from {} to {}, of which only one is simulated: a \
-                     simulated machine is a row only, and can neither give nor hold a capability.",
-                    values.from, values.to
-                ),
-            ));
-        }
-        for path in sockets(&values.expose).filter(|it| it.len() > SOCKET_PATH_BYTES_MAX) {
-            let error = Diagnostic::error(
-                "Socket path is too long",
-                format!(
-                    "binding.{instance} is to listen on {path}, which has {} bytes; a unix \
-                     socket's path can have {SOCKET_PATH_BYTES_MAX}.",
-                    path.len()
-                ),
-            );
-            errors.push(error.hint("Choose a shorter directory, such as one below /run."));
-        }
-        if errors.is_empty() {
-            return Some(incarnations);
-        }
-        self.report(&BlockId::Binding(instance.name.clone()), errors);
-        None
-    }
-
-    /// Reports a binding that would be known by another one's name on the same machine.
-    fn check_name(&mut self, instance: &Instance, values: &BindingValues) {
-        let name = (values.to.clone(), values.name.clone());
-        let Some(other) = self.names.insert(name, instance.clone()) else {
-            return;
-        };
-        let error = Diagnostic::error(
-            "Two bindings of one name",
-            format!(
-                "binding.{other} and binding.{instance} are both known as {:?} on {}.",
-                values.name.as_str(),
-                values.to
-            ),
-        );
-        let error = error.hint("Give one of them another name with `as`.");
-        self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
-    }
-
-    /// Reports a binding that would listen where another one on the same machine does, or set a
-    /// variable that another one sets.
-    fn check_exposed(&mut self, instance: &Instance, values: &BindingValues) {
-        for expose in values.expose.as_elements().unwrap_or_default() {
-            // Where, or what, is taken by one binding only.
-            let place = ["unix", "tcp"].into_iter().find_map(|kind| {
-                let text = expose.get(kind)?.as_str()?;
-                Some(format!("{kind} = {text:?}"))
-            });
-            let variables = expose.get("env").and_then(Value::as_entries);
-            let variables = variables.into_iter().flatten().map(|(name, _)| name);
-            let taken = place.into_iter().map(|place| (place, true));
-            for (what, listens) in taken.chain(variables.map(|name| (name.to_string(), false))) {
-                let key = (values.to.clone(), what.clone());
-                let Some(other) = self.exposed.insert(key, instance.clone()) else {
-                    continue;
-                };
-                let (on, verb) = (&values.to, if listens { "say" } else { "set" });
-                let who = match other == *instance {
-                    true => format!("binding.{instance} {verb}s twice"),
-                    false => format!("binding.{other} and binding.{instance} both {verb}"),
-                };
-                let (summary, detail) = match listens {
-                    true => (
-                        "Two bindings at one address",
-                        format!("{who} `{what}` on {on}; only one can listen there."),
-                    ),
-                    false => (
-                        "Two bindings set one variable",
-                        format!("{who} the variable {what} on {on}."),
-                    ),
-                };
-                let error = Diagnostic::error(summary, detail);
-                self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
-            }
-        }
-    }
-
     fn existing<'b>(&mut self, row: &'b Row) -> Option<Existing<'b>> {
         let existing = Existing::of(row);
         if existing.is_none() {
@@ -555,26 +456,17 @@ impl Planner<'_> {
         existing
     }
 
-    fn is_simulated(&self, address: &Address) -> bool {
+    pub(super) fn is_simulated(&self, address: &Address) -> bool {
         let machine = address.as_machine().and_then(|it| self.machines.get(it));
         machine.is_some_and(|it| it.simulated)
     }
 
-    fn service(&self, service: &Address) -> Option<&ServicePlan> {
+    pub(super) fn service(&self, service: &Address) -> Option<&ServicePlan> {
         let Address::Service { machine, service } = service else {
             return None;
         };
         self.machines.get(machine)?.services.get(service)
     }
-}
-
-fn machine_of(address: &Address) -> Option<Address> {
-    address.as_machine().cloned().map(Address::Machine)
-}
-
-fn sockets(expose: &Value) -> impl Iterator<Item = &str> {
-    let elements = expose.as_elements().unwrap_or_default().iter();
-    elements.filter_map(|it| it.get("unix").and_then(Value::as_str))
 }
 
 fn merged(wanted: &Value, object: &Value) -> Value {

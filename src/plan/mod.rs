@@ -7,11 +7,13 @@
 //! each binding once all machines are decided. They put steps and edges into the `draft`, which
 //! orders them. `review` trusts nobody and looks at the result; `file` keeps it for later.
 
+mod binding_checks;
 mod bindings;
 mod diff;
 mod draft;
 mod file;
 mod graph;
+mod lineage;
 mod machines;
 mod review;
 mod services;
@@ -30,7 +32,7 @@ pub use file::{PlanFile, PlanFileError, RecordedFile, RecordedFiles, RecordedInp
 pub use review::{ImpossiblePlan, review};
 pub use step::{
     Action, Because, BlockShape, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Options,
-    OutputChange, Plan, Step, StepId,
+    OutputChange, Plan, Step, StepId, Via,
 };
 
 pub(crate) use diff::without_additions;
@@ -68,6 +70,10 @@ pub fn plan(
         machines: BTreeMap::new(),
         bindings: BTreeSet::new(),
         to_grant: Vec::new(),
+        given_on: Vec::new(),
+        traced: BTreeMap::new(),
+        generations: BTreeMap::new(),
+        unbinds: Vec::new(),
         names: BTreeMap::new(),
         exposed: BTreeMap::new(),
         released: BTreeMap::new(),
@@ -112,6 +118,14 @@ struct Planner<'a> {
     /// Bindings that are declared, and those of them that are granted, again or anew.
     bindings: BTreeSet<Instance>,
     to_grant: Vec<bindings::ToGrant>,
+    /// Bindings made from others that stay as they are, unless what they are made from does not.
+    given_on: Vec<bindings::ToGrant>,
+    /// Where each declared binding comes from.
+    traced: BTreeMap<Instance, lineage::Traced>,
+    /// The generations of the bindings that are granted.
+    generations: BTreeMap<Instance, u64>,
+    /// The steps that revoke bindings.
+    unbinds: Vec<(Instance, Node)>,
     /// The names by which machines know their bindings.
     names: BTreeMap<(Address, Name), Instance>,
     /// Which binding listens at an address of a machine: `tcp` or `unix`, and the text.

@@ -77,6 +77,8 @@ enum Left<'a> {
     Binding {
         generation: u64,
         from: &'a Address,
+        /// What it is made from.
+        parent: Option<(&'a Address, u64)>,
         to: &'a Address,
         ends: [u64; 2],
         granted: bool,
@@ -102,10 +104,16 @@ impl<'a> Left<'a> {
                 generation,
                 from_incarnation,
                 to_incarnation,
+                parent,
                 phase,
             } => Self::Binding {
                 generation: *generation,
-                from: row.wanted.get("from")?.as_ref_address()?,
+                from: {
+                    let service = row.wanted.get("service").and_then(Value::as_ref_address);
+                    service.or_else(|| row.wanted.get("from")?.as_ref_address())?
+                },
+                parent: parent
+                    .and_then(|parent| Some((row.wanted.get("from")?.as_ref_address()?, parent))),
                 to: row.wanted.get("to")?.as_ref_address()?,
                 ends: [*from_incarnation, *to_incarnation],
                 granted: *phase == Phase::Granted,
@@ -386,9 +394,24 @@ impl<'a> Review<'a> {
             }
             _ => {}
         }
+        if let Some(via) = &grant.via {
+            let granted = matches!(
+                self.rows.get(&via.binding),
+                Some(Left::Binding { generation, .. }) if *generation == via.generation
+            );
+            if !granted {
+                let what = format!("is made from a grant of {} that is not there", via.binding);
+                self.find(step, &what);
+            }
+            let steps = self.steps.get(&via.binding).cloned().unwrap_or_default();
+            if steps.iter().any(|it| !step.after.contains(&it.id)) {
+                self.find(step, &format!("does not wait for {}", via.binding));
+            }
+        }
         let left = Left::Binding {
             generation: grant.generation,
             from: &grant.from,
+            parent: grant.via.as_ref().map(|via| (&via.binding, via.generation)),
             to: &grant.to,
             ends: [grant.from_incarnation, grant.to_incarnation],
             granted: true,
@@ -442,17 +465,22 @@ impl<'a> Review<'a> {
                     Address::Binding(it),
                     Left::Binding {
                         from,
+                        parent,
                         to,
                         ends,
                         granted,
                         ..
                     },
                 ) => {
+                    let orphan = parent.is_some_and(|(parent, then)| {
+                        let is = self.rows.get(parent);
+                        !matches!(is, Some(Left::Binding { generation, .. }) if *generation == then)
+                    });
                     let is = [from, to].map(|end| {
                         end.as_machine()
                             .and_then(|machine| self.incarnation(machine))
                     });
-                    let stale = is != ends.map(Some) || !granted;
+                    let stale = is != ends.map(Some) || !granted || orphan;
                     let block = config.bindings.contains_key(&it.name);
                     (
                         block,

@@ -18,6 +18,19 @@ pub(crate) struct ServicePlan {
     pub(crate) offer: Option<Node>,
     /// How long to wait until it answers, in seconds.
     pub(crate) ready_s: u64,
+    /// Whether what bindings have at it is of no use any more: it is another server, or database.
+    pub(crate) moved: bool,
+}
+
+/// Returns whether bindings from a service have something at it, a role or a user, that is not
+/// where the service is now.
+fn moves(was: &Value, now: &Value) -> bool {
+    let minted = |spec: &Value| {
+        ["postgres", "redis"]
+            .iter()
+            .any(|it| spec.get(it).is_some())
+    };
+    (minted(was) || minted(now)) && !was.same(now)
 }
 
 impl Planner<'_> {
@@ -64,6 +77,8 @@ impl Planner<'_> {
                 }),
             };
             let before = row.map_or(Value::NULL, |row| row.wanted.value().clone());
+            let moved = row.is_some() && moves(&before, &service.spec);
+            let ready_s = service.ready.as_secs();
             let node = offer.map(|because| {
                 let incarnation = plan.incarnation;
                 let simulated = plan.simulated;
@@ -73,6 +88,7 @@ impl Planner<'_> {
                     action: Action::Offer {
                         spec: spec.clone(),
                         incarnation,
+                        ready_s,
                         simulated,
                     },
                     because: vec![because],
@@ -89,12 +105,12 @@ impl Planner<'_> {
                 }
                 node
             });
-            let ready_s = service.ready.as_secs();
             plan.services.insert(
                 name.clone(),
                 ServicePlan {
                     offer: node,
                     ready_s,
+                    moved,
                 },
             );
         }

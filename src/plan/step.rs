@@ -147,6 +147,8 @@ pub enum Action {
         spec: Value,
         /// The incarnation of the machine that offers it.
         incarnation: u64,
+        /// How long to wait until it answers its protocol, in seconds.
+        ready_s: u64,
         /// Whether this writes the row only.
         simulated: bool,
     },
@@ -193,6 +195,9 @@ pub struct Grant {
     pub generation: u64,
     /// The service.
     pub from: Address,
+    /// The binding that it is given on from, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Via>,
     /// The machine that gets it.
     pub to: Address,
     /// The name that programs on `to` know it by (`as`).
@@ -207,6 +212,17 @@ pub struct Grant {
     pub to_incarnation: u64,
     /// How long to wait until the service answers through the binding, in seconds.
     pub ready_s: u64,
+    /// How long live streams may go on where the binding leads elsewhere, in seconds.
+    pub drain_s: u64,
+}
+
+/// The grant that another one is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Via {
+    /// The binding.
+    pub binding: Address,
+    /// Which grant of it.
+    pub generation: u64,
 }
 
 /// A capability that was given out.
@@ -271,6 +287,16 @@ pub enum Because {
     FromChanged {
         /// The service it led to.
         was: Address,
+    },
+    /// The service is another one now, and what was made for the binding at it is of no use.
+    ServiceChanged {
+        /// The service.
+        service: Address,
+    },
+    /// The binding that it is made from is granted again, and the grant of before ends with it.
+    ParentGranted {
+        /// The binding that it is made from.
+        parent: Address,
     },
     /// The binding is for another machine.
     ToChanged {

@@ -77,6 +77,7 @@ fn load() -> Result<(), Box<dyn Error>> {
                     generation: 1,
                     from_incarnation: 1,
                     to_incarnation: 1,
+                    parent: None,
                     phase: Phase::Granted,
                 },
                 ..row(&address, false)

@@ -62,6 +62,9 @@ pub enum RowKind {
         from_incarnation: u64,
         /// The incarnation of the importing machine at the grant.
         to_incarnation: u64,
+        /// The generation of the binding that it was made from, where it was made from one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent: Option<u64>,
         /// How far it is.
         phase: Phase,
     },

@@ -103,6 +103,7 @@ fn binding_row(name: &str, needs: &[&str]) -> Row {
             generation: 3,
             from_incarnation: 1,
             to_incarnation: 2,
+            parent: None,
             phase: Phase::RevokePending,
         },
         ..machine_row("machine.unused", Value::object([("as", "db".into())]))

@@ -244,7 +244,12 @@ impl Pair {
         let spec = Known::try_from(spec).expect("known");
         let offered = pair
             .boss
-            .offer(&(instance("machine.db"), 1), &name("orders"), &spec)
+            .offer(
+                &(instance("machine.db"), 1),
+                &name("orders"),
+                &spec,
+                PATIENCE,
+            )
             .await;
         offered.expect("offered");
         pair
@@ -269,6 +274,7 @@ pub(super) fn bind_request(generation: u64) -> BindRequest {
         generation,
         exporter: (instance("machine.db"), 1),
         service: name("orders"),
+        parent: None,
         importer: (instance("machine.app"), 1),
         name: name("db"),
         attenuate: hob::protocol::Attenuate::default(),

@@ -29,6 +29,9 @@ use gobs_state::{Phase, Row, RowKind, Snapshot};
 
 use simulation::{Pick, World, apply};
 
+/// The time of every plan: 2027-01-15T08:00:00Z.
+const NOW_S: u64 = 1_800_000_000;
+
 /// The cases that are there must not get fewer by an accident of the file system.
 const CASES_MIN: usize = 30;
 
@@ -118,7 +121,10 @@ impl Default for World {
         });
         let schemas = [dummy.schema().clone(), cloud()];
         Self {
-            inputs: Inputs::default(),
+            inputs: Inputs {
+                now_s: NOW_S,
+                ..Inputs::default()
+            },
             schemas: schemas.map(|schema| (schema.name.clone(), schema)).into(),
             snapshot: Snapshot::default(),
             options: Options {

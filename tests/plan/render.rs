@@ -164,6 +164,9 @@ fn grant(grant: &Grant) -> String {
         grant.to_incarnation,
         grant.name
     );
+    if let Some(via) = &grant.via {
+        let _ = write!(out, ", via {} generation {}", via.binding, via.generation);
+    }
     if !grant.attenuate.is_null() {
         let _ = write!(out, ", attenuate {:?}", grant.attenuate);
     }
@@ -209,6 +212,8 @@ fn because(because: &Because) -> String {
         Because::NewIncarnation { machine } => format!("{machine} is new"),
         Because::FromChanged { was } => format!("it was from {was}"),
         Because::ToChanged { was } => format!("it was to {was}"),
+        Because::ServiceChanged { service } => format!("{service} is another one"),
+        Because::ParentGranted { parent } => format!("{parent} is granted again"),
         Because::RevokePending => "its revocation is pending".into(),
         Because::MachineGone { machine } => format!("{machine} goes"),
     }

@@ -213,6 +213,7 @@ impl Apply<'_> {
             generation: grant.generation,
             from_incarnation: grant.from_incarnation,
             to_incarnation: grant.to_incarnation,
+            parent: grant.via.as_ref().map(|via| via.generation),
             phase: Phase::Granted,
         };
         self.put(step, real.wanted(), known(observed), kind);

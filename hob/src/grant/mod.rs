@@ -185,6 +185,13 @@ impl Grants {
         membrane.answers(Some(from)).then(|| self.object(membrane))
     }
 
+    /// Returns how many streams of a grant are open.
+    pub(crate) fn streams(&self, asked: &Generation) -> u64 {
+        let live = self.live();
+        let found = live.grants.get(asked);
+        found.map_or(0, |membrane| *membrane.streams.borrow() as u64)
+    }
+
     /// Returns what an operator may see.
     pub(crate) fn status(&self) -> Vec<GrantStatus> {
         let live = self.live();

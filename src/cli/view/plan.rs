@@ -368,7 +368,8 @@ fn binding(instance: &Instance, step: &Step) -> Item {
         }
         Action::Unbind { held, .. } => {
             let mut before = entries(&step.before);
-            before.extend(ends(&held.from, &held.to, &held.name));
+            let from = declared_from(&before, held);
+            before.extend(ends(&from, &held.to, &held.name));
             (Symbol::Delete, "will be revoked", Some(before), None)
         }
         _ => (Symbol::Update, "changes", None, None),
@@ -417,7 +418,10 @@ fn ends(from: &Address, to: &Address, name: &Name) -> [(Arc<str>, Value); 3] {
 /// Returns what a grant is made of, and what is known of the binding then.
 fn granted(grant: &Grant, planned: &Value) -> Entries {
     let mut all = planned.as_entries().cloned().unwrap_or_default();
-    all.extend(ends(&grant.from, &grant.to, &grant.name));
+    all.extend(ends(grant.declared_from(), &grant.to, &grant.name));
+    if grant.via.is_some() {
+        all.insert("service".into(), grant.from.clone().into());
+    }
     all.insert("attenuate".into(), grant.attenuate.clone());
     let is_default = grant.expose.as_elements().is_some_and(<[Value]>::is_empty);
     if !is_default {
@@ -440,9 +444,20 @@ fn held_fields(held: &Held, before: &Value, step: &Step) -> Entries {
             all.remove(name.as_str());
         }
     }
-    all.extend(before.as_entries().cloned().unwrap_or_default());
-    all.extend(ends(&held.from, &held.to, &held.name));
+    let before = before.as_entries().cloned().unwrap_or_default();
+    let from = declared_from(&before, held);
+    if !before.contains_key("service") {
+        all.remove("service");
+    }
+    all.extend(before);
+    all.extend(ends(&from, &held.to, &held.name));
     all
+}
+
+/// Returns what the configuration named: the service, or the binding that it was given on from.
+fn declared_from(before: &Entries, held: &Held) -> Address {
+    let from = before.get("from").and_then(Value::as_ref_address);
+    from.unwrap_or(&held.from).clone()
 }
 
 /// Returns the fields of a binding: what it leads from and to comes first.
@@ -504,6 +519,12 @@ fn reason(because: &Because, instance: &Instance) -> Option<String> {
         Because::ProviderChanged { was } => format!("because its provider was {was}"),
         Because::NotEnrolled => "because its hob has not registered yet".into(),
         Because::NewIncarnation { machine } => format!("because {machine} begins anew"),
+        Because::ServiceChanged { service } => {
+            format!("because {service} is another one, where nothing of it is yet")
+        }
+        Because::ParentGranted { parent } => {
+            format!("because it is made from {parent}, which is granted again")
+        }
         Because::RevokePending => "because an earlier grant is still to be taken back".into(),
         Because::MachineGone { machine } => format!("because {machine} goes away"),
     })

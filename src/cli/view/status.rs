@@ -300,6 +300,7 @@ mod tests {
             generation: 2,
             from_incarnation: 1,
             to_incarnation: 1,
+            parent: None,
             phase,
         };
         row(at, wanted, kind)

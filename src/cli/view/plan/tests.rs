@@ -88,6 +88,7 @@ fn offer(at: &str, before: Value, spec: Value) -> Step {
     let action = Action::Offer {
         spec,
         incarnation: 1,
+        ready_s: 300,
         simulated: false,
     };
     step(at, action, Because::Declared, before, Value::NULL)
@@ -97,6 +98,7 @@ fn grant(from: &str) -> Grant {
     Grant {
         generation: 2,
         from: address(from),
+        via: None,
         to: address("machine.app"),
         name: Name::new("db").expect("a name"),
         attenuate: object([("connections_max", 20.into())]),
@@ -104,6 +106,7 @@ fn grant(from: &str) -> Grant {
         from_incarnation: 1,
         to_incarnation: 1,
         ready_s: 60,
+        drain_s: 30,
     }
 }
 

@@ -1,0 +1,8 @@
+machine "db" {
+  provider = dummy
+  service "orders" { tcp = "127.0.0.1:5432" }
+}
+
+machine "app" {
+  provider = dummy
+}

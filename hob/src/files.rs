@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::expose::ExposeError;
 use crate::owner::Owner;
 use crate::protocol::{Described, Expose, Place};
+use crate::service::postgres;
 
 /// The link in a binding's directory that is swapped when its files change.
 const DATA: &str = "..data";
@@ -22,14 +23,16 @@ const PRIVATE_MODE: u32 = 0o700;
 /// The text of each file.
 pub(crate) type Entries = BTreeMap<&'static str, String>;
 
-/// Returns what is told of a binding that is listened for at `place`, by file.
-pub(crate) fn entries(service: &Described, place: &Place) -> Entries {
+/// Returns what is told of a binding that is listened for at `place`, by file; they are in
+/// `directory`.
+pub(crate) fn entries(service: &Described, place: &Place, directory: &Path) -> Entries {
     let mut files = BTreeMap::from([("provider", "gobs".to_owned())]);
     let kind = service.kind.as_str();
     let (plain, uri) = match (kind, place) {
         ("redis", Place::Unix(path)) => (kind, format!("unix://{}", path.display())),
         ("redis" | "http", Place::Tcp(address)) => (kind, format!("{kind}://{address}")),
         ("http", Place::Unix(_)) => (kind, place.to_string()),
+        ("postgres", place) => ("postgresql", place.to_string()),
         (_, Place::Unix(_)) => ("unix", place.to_string()),
         (_, Place::Tcp(address)) => ("tcp", format!("tcp://{address}")),
     };
@@ -58,7 +61,32 @@ pub(crate) fn entries(service: &Described, place: &Place) -> Entries {
             .into_iter()
             .filter_map(|(file, text)| Some((file, text.clone()?))),
     );
+    if let (Some(database), Some(username)) = (&service.database, &service.username)
+        && kind == "postgres"
+    {
+        let at = match place {
+            Place::Tcp(address) => host_and_port(address),
+            Place::Unix(path) => postgres::of_socket(path)
+                .or_else(|| postgres::of_socket(&directory.join(postgres::SOCKET_NAME))),
+        };
+        let more = at.map(|at| postgres::entries(at, database, username));
+        files.extend(more.into_iter().flatten());
+    }
     files
+}
+
+/// Makes a link to a binding's socket in its directory, where the clients of its kind look for one
+/// by name.
+pub(crate) fn link_socket(kind: &str, place: &Place, directory: &Path) -> io::Result<()> {
+    let Place::Unix(path) = place else {
+        return Ok(());
+    };
+    if kind != "postgres" || postgres::of_socket(path).is_some() {
+        return Ok(());
+    }
+    let link = directory.join(postgres::SOCKET_NAME);
+    remove_if_there(fs::remove_file(&link))?;
+    symlink(path, link)
 }
 
 /// Returns the parts of `host:port`; an IPv6 address loses its brackets.
@@ -253,7 +281,7 @@ mod tests {
         let owner = Owner::of(&Expose::default()).unwrap();
         let mut service = service("tcp");
         service.r#type = Some("postgresql".into());
-        let tcp = entries(&service, &Place::Tcp("[::1]:5432".into()));
+        let tcp = entries(&service, &Place::Tcp("[::1]:5432".into()), Path::new("/d"));
         write_files(&dir, &tcp, &owner).unwrap();
         let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
         assert_eq!(read("type").as_deref(), Some("postgresql"));
@@ -269,7 +297,7 @@ mod tests {
         );
 
         service.r#type = None;
-        let unix = entries(&service, &Place::Unix("/run/x".into()));
+        let unix = entries(&service, &Place::Unix("/run/x".into()), Path::new("/d"));
         write_files(&dir, &unix, &owner).unwrap();
         assert_eq!(read("type").as_deref(), Some("unix"));
         assert_eq!(read("path").as_deref(), Some("/run/x"));
@@ -317,7 +345,7 @@ mod tests {
         let tcp = Expose::tcp("127.0.0.1:5432");
         let exposed = [unix, tcp].map(|expose| {
             let place = expose.place.clone().unwrap();
-            let entries = entries(&service("tcp"), &place);
+            let entries = entries(&service("tcp"), &place, Path::new("/d"));
             (expose, place, entries)
         });
         let text: Vec<_> = variables("app-db", &exposed)

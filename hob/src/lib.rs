@@ -70,6 +70,8 @@ Usage: hob [--dir DIR] [--session] [--metadata URL]...
        hob [--dir DIR] list [--json]        the bindings: name, address, directory
        hob [--dir DIR] get NAME [--json]    a binding's address, or all of it
        hob [--dir DIR] env [--json]         the environment of programs, for eval \"$(hob env)\"
+       hob setup postgres USER              the SQL that a superuser runs once in a database, so
+                                            that a hob that is USER there can hand it out
        hob [--dir DIR] run [--wait SECONDS] [--] CMD...
                                             becomes CMD with that environment, once every
                                             binding that is expected is granted
@@ -99,6 +101,9 @@ enum Command {
         wait: Duration,
         argv: Vec<OsString>,
     },
+    Setup {
+        user: String,
+    },
     Help,
     Version,
 }
@@ -110,6 +115,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let outcome = match parse(args) {
         Ok((_, Command::Help)) => print(USAGE),
         Ok((_, Command::Version)) => print(&format!("hob {}\n", env!("CARGO_PKG_VERSION"))),
+        Ok((_, Command::Setup { user })) => print(&service::postgres::setup(&user)),
         Ok((layout, Command::Ask { question, json })) => with_socket(&layout, async |socket| {
             ask::ask(socket, question, json).await
         }),
@@ -172,6 +178,14 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
             "status" => question(Question::Status),
             "list" => question(Question::List),
             "env" => question(Question::Environment),
+            "setup" => {
+                if value("what is set up, postgres,")? != "postgres" {
+                    return Err("setup is for postgres only".into());
+                }
+                let user = value("the user")?;
+                let user = user.into_string().map_err(|_| "an argument is not UTF-8")?;
+                Command::Setup { user }
+            }
             "get" => {
                 let name = value("the name")?;
                 let name = name.into_string().map_err(|_| "an argument is not UTF-8")?;

@@ -262,7 +262,7 @@ impl Slot {
             .iter()
             .zip(places)
             .map(|(expose, place)| {
-                let entries = files::entries(&row.service, &place);
+                let entries = files::entries(&row.service, &place, &self.directory);
                 (expose.clone(), place, entries)
             })
             .collect();
@@ -281,12 +281,14 @@ impl Slot {
         };
         let owner = shown.exposes.first().map(Owner::of).transpose();
         let owner = owner.map_err(io::Error::other)?;
-        let entries = files::entries(&row.service, &first);
+        let entries = files::entries(&row.service, &first, &self.directory);
+        let kind = row.service.kind.clone();
         let (directory, environment) = (self.directory.clone(), self.environment.clone());
         let text = self.text_of(&shown);
         let write = move || {
             if let Some(owner) = owner {
                 files::write_files(&directory, &entries, &owner)?;
+                files::link_socket(&kind, &first, &directory)?;
             }
             if let Some(dir) = environment.parent() {
                 files::make_dir(dir, false)?;

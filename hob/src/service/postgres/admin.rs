@@ -364,6 +364,23 @@ impl Admin {
     }
 }
 
+/// Returns what a superuser runs in a database, for a hob that is this user there.
+pub(crate) fn setup(user: &str) -> String {
+    let (name, text) = (user.replace('"', "\"\""), user.replace('\'', "''"));
+    format!(
+        "{INSTALL}
+do $do$
+begin
+  if not exists (select from pg_roles where rolname = '{text}') then
+    create role \"{name}\" login;
+  end if;
+end
+$do$;
+grant gobs_hob to \"{name}\";
+"
+    )
+}
+
 /// Returns whether a server that refused a login may take it in a moment: it starts, or is full.
 fn is_passing(report: &Report) -> bool {
     report.code == "57P03" || report.code == "53300"

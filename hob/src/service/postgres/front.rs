@@ -1,6 +1,7 @@
 //! The importer's end: an unmodified program's first packets, and what its files say.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -11,6 +12,12 @@ use super::wire::{self, First, Report, Startup, put};
 
 /// How long a program may take for its first packets: as long as PostgreSQL gives it.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The name of a socket in which libpq and its like find a server.
+pub(crate) const SOCKET_NAME: &str = ".s.PGSQL.5432";
+
+/// What begins such a name, before its port.
+const SOCKET_PREFIX: &str = ".s.PGSQL.";
 
 /// What is taken of a program that was told that it has no connection, and for how long.
 const REST_BYTES_MAX: u64 = 64 << 10;
@@ -100,6 +107,50 @@ where
     }
 }
 
+/// Returns the directory of a socket and its port, where PostgreSQL's clients can be pointed at it.
+pub(crate) fn of_socket(path: &Path) -> Option<(String, String)> {
+    let port = path.file_name()?.to_str()?.strip_prefix(SOCKET_PREFIX)?;
+    Some((path.parent()?.to_str()?.to_owned(), port.to_owned()))
+}
+
+/// Returns what the files of a binding say beside its type, by their names. There is no password:
+/// none is needed.
+pub(crate) fn entries(
+    (host, port): (String, String),
+    database: &str,
+    username: &str,
+) -> [(&'static str, String); 5] {
+    let uri = format!(
+        // As parameters, since not every client takes a path before the database.
+        "postgresql:///{}?host={}&port={}&user={}",
+        escape(database),
+        escape(&host),
+        escape(&port),
+        escape(username)
+    );
+    [
+        ("host", host),
+        ("port", port),
+        ("database", database.to_owned()),
+        ("username", username.to_owned()),
+        ("uri", uri),
+    ]
+}
+
+/// Returns a text as it stands in a URI; slashes are plain in a parameter.
+fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                escaped.push(char::from(byte));
+            }
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::duplex;
@@ -162,5 +213,21 @@ mod tests {
             assert_eq!((heard[0], &*report.code), (b'E', "08P01"));
         }
         assert_eq!(say(&[]).await.1.unwrap(), None);
+    }
+
+    #[test]
+    fn files_say_where_the_database_is() {
+        let at = of_socket(Path::new("/run/app 1/.s.PGSQL.5433")).unwrap();
+        let uri = "postgresql:///or%26ders?host=/run/app%201&port=5433&user=gobs_db_1";
+        let expected = [
+            ("host", "/run/app 1"),
+            ("port", "5433"),
+            ("database", "or&ders"),
+            ("username", "gobs_db_1"),
+            ("uri", uri),
+        ];
+        let expected = expected.map(|(name, text)| (name, text.to_owned()));
+        assert_eq!(entries(at, "or&ders", "gobs_db_1"), expected);
+        assert_eq!(of_socket(Path::new("/run/app/socket")), None);
     }
 }

@@ -140,7 +140,10 @@ declare
   member record;
   rights text;
 begin
-  if exists (select from gobs.present p where p.name = session_user and p.kind = 'binding') then
+  -- Who is not in the group could not use it any more, temporary tables among them.
+  if exists (select from gobs.present p where p.name = session_user and p.kind = 'binding')
+    and exists (select from gobs.present p where p.kind = 'owner'
+                and pg_has_role(session_user, p.id, 'member')) then
     execute format('reassign owned by %I to %I', session_user, gobs.group_role('owner', 0));
   end if;
   for object in
@@ -220,8 +223,9 @@ begin
   loop
     for other in
       select rolname from pg_authid a where rolname !~ '^pg_' and not rolsuper
-      and not exists (select from gobs.present p
-                      where p.id = a.oid and p.kind in ('binding', 'read'))
+      and (exists (select from gobs.present p where p.id = a.oid and p.kind in ('write', 'owner'))
+        -- What other databases' bindings have is in theirs, and would keep their roles from going.
+        or coalesce(shobj_description(a.oid, 'pg_authid'), '') not like 'Kept by gobs: %')
     loop
       execute format('grant %s on %s to %I', given.rights, given.object, other.rolname);
     end loop;

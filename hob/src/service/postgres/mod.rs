@@ -31,7 +31,8 @@ use crate::grant::Chain;
 use crate::protocol::{Generation, Postgres};
 use crate::splice::splice;
 
-pub(crate) use self::front::{check, decline, front};
+pub(crate) use self::admin::setup;
+pub(crate) use self::front::{SOCKET_NAME, check, decline, entries, front, of_socket};
 pub(crate) use self::role::role_name;
 
 /// How long the receiver may take to send its first packet, which it has whole before it asks for

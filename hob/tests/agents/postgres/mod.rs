@@ -1,5 +1,8 @@
 //! Databases of a real PostgreSQL server, bound to programs that know nothing of it.
 
 mod cluster;
+mod crashing;
 mod errors;
 mod landing;
+mod revoking;
+mod rights;

@@ -1,0 +1,192 @@
+//! S4, S5: nothing of a role survives its revocation, and what it made does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hob::protocol::{Attenuate, code};
+use tokio::time::{Instant, timeout};
+
+use super::cluster::{Bound, Cluster, ask};
+use crate::support::{PATIENCE, eventually, generation};
+
+/// What S4 promises of streams, and of roles.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Storms that are revoked in the middle, and the programs of each.
+const STORMS: u64 = 30;
+const PROGRAMS: usize = 12;
+
+/// Sessions whose role is not there any more, or is one of a binding.
+const SURVIVORS: &str = "select count(*) from pg_stat_activity a
+    where datname = current_database() and pid <> pg_backend_pid()
+    and backend_type = 'client backend'
+    and application_name <> 'gobs' and (usename is null or usename like 'gobs\\_%')";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s4_a_session_that_set_another_role_ends_with_its_own() {
+    let cluster = Cluster::shared();
+    let bound = Bound::start(Attenuate::default()).await;
+    let owner = format!("set role gobs_owner_{}", bound.database);
+    let mut sleeping = Vec::new();
+    for statement in [
+        format!("{owner}; select pg_sleep(1000)"),
+        format!("{owner}; do $$ begin loop perform 1; end loop; end $$"),
+        "begin; create table open (); select pg_sleep(1000)".into(),
+    ] {
+        let client = bound.connect().await.unwrap();
+        sleeping.push(tokio::spawn(async move { ask(&client, &statement).await }));
+    }
+    let (idle, listening) = (
+        bound.connect().await.unwrap(),
+        bound.connect().await.unwrap(),
+    );
+    ask(&idle, &owner).await.unwrap();
+    ask(&listening, "listen anything; select pg_advisory_lock(1)")
+        .await
+        .unwrap();
+    let busy =
+        "select count(*) from pg_stat_activity where state = 'active' and usename like 'gobs\\_%'
+                and datname = current_database()";
+    eventually("all are busy", async || {
+        cluster.sql(&bound.database, busy) == "3"
+    })
+    .await;
+
+    let asked = Instant::now();
+    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+    assert!(asked.elapsed() < GONE_WITHIN, "{:?}", asked.elapsed());
+    assert_eq!(cluster.sql(&bound.database, SURVIVORS), "0");
+    assert_eq!(cluster.roles(&bound.database), Vec::<String>::new());
+    for program in sleeping {
+        assert!(
+            timeout(CLOSED_WITHIN, program)
+                .await
+                .unwrap()
+                .unwrap()
+                .is_err()
+        );
+    }
+    eventually("the others end", async || {
+        idle.is_closed() && listening.is_closed()
+    })
+    .await;
+    assert_eq!(bound.ask("select 1").await, Err("57P03".into()));
+    // Again is the same, and the name never comes back.
+    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+    let refused = bound.try_bind(1, Attenuate::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Some(code::REVOKED));
+    assert_eq!(
+        cluster.sql(&bound.database, "select to_regclass('open') is null"),
+        "t"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s5_a_role_that_owns_something_elsewhere_is_pending_until_that_is_gone() {
+    let cluster = Cluster::shared();
+    let bound = Bound::start(Attenuate::default()).await;
+    let role = bound.role();
+    let other = Cluster::database();
+    cluster.sql("postgres", &format!("create database {other}"));
+    cluster.sql(
+        &other,
+        &format!("create table t (); alter table t owner to {role}"),
+    );
+    let client = bound.connect().await.unwrap();
+    let pending = bound
+        .pair
+        .exporter
+        .revoke(&generation(1))
+        .await
+        .unwrap_err();
+    assert_eq!(pending.code(), Some(code::PENDING), "{pending}");
+    let text = pending.to_string();
+    assert!(
+        text.contains(&other) && text.contains(&format!("DROP OWNED BY {role}")),
+        "{text}"
+    );
+    // The access has ended all the same.
+    eventually("the session is cut", async || client.is_closed()).await;
+    let login = format!("select rolcanlogin from pg_roles where rolname = '{role}'");
+    assert_eq!(cluster.sql("postgres", &login), "f");
+    assert_eq!(cluster.sql(&bound.database, SURVIVORS), "0");
+    let mend = format!("reassign owned by {role} to current_user; drop owned by {role}");
+    cluster.sql(&other, &mend);
+    eventually("the hob comes again", async || {
+        cluster.roles(&bound.database).is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s4_nothing_survives_a_storm_and_no_byte_comes_after_the_acknowledgement() {
+    let cluster = Cluster::shared();
+    let bound = Arc::new(Bound::start(Attenuate::default()).await);
+    let tables = "create table stamps (n bigint); grant insert on stamps to public";
+    cluster.sql(&bound.database, tables);
+    // Every number is counted before it is sent.
+    let stamp = Arc::new(AtomicU64::new(0));
+    for storm in 1..=STORMS {
+        if storm > 1 {
+            bound.bind(storm, Attenuate::default()).await;
+        }
+        let before = stamp.load(Ordering::SeqCst);
+        let programs: Vec<_> = (0..PROGRAMS)
+            .map(|_| {
+                let (bound, stamp) = (Arc::clone(&bound), Arc::clone(&stamp));
+                tokio::spawn(async move {
+                    // Until it cannot connect any more: a new session each few statements.
+                    while let Ok(client) = bound.connect().await {
+                        for _ in 0..5 {
+                            let number = stamp.fetch_add(1, Ordering::SeqCst) + 1;
+                            let insert = format!("insert into stamps values ({number})");
+                            if ask(&client, &insert).await.is_err() {
+                                break;
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        eventually("the storm blows", async || {
+            stamp.load(Ordering::SeqCst) > before + 10 * PROGRAMS as u64
+        })
+        .await;
+        let asked = Instant::now();
+        bound
+            .pair
+            .exporter
+            .revoke(&generation(storm))
+            .await
+            .unwrap();
+        let acknowledged = stamp.load(Ordering::SeqCst);
+        assert!(
+            asked.elapsed() < GONE_WITHIN,
+            "storm {storm}: {:?}",
+            asked.elapsed()
+        );
+        assert_eq!(
+            cluster.sql(&bound.database, SURVIVORS),
+            "0",
+            "storm {storm}"
+        );
+        assert_eq!(
+            cluster.roles(&bound.database),
+            Vec::<String>::new(),
+            "storm {storm}"
+        );
+        for program in programs {
+            timeout(PATIENCE, program).await.unwrap().unwrap();
+        }
+        let last: u64 = cluster
+            .sql(&bound.database, "select max(n) from stamps")
+            .parse()
+            .unwrap();
+        assert!(
+            last <= acknowledged,
+            "storm {storm}: {last} after {acknowledged}"
+        );
+    }
+}

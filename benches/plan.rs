@@ -84,6 +84,7 @@ fn world(snapshot: Snapshot) -> World {
         options: Options {
             destroy: false,
             simulated: BTreeSet::from(["dummy".to_owned()]),
+            ..Options::default()
         },
         drift: Vec::new(),
     }

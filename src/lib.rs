@@ -4,6 +4,7 @@ pub mod apply;
 pub mod boot;
 pub mod boss;
 pub mod cli;
+pub mod clock;
 pub mod doctor;
 pub mod import;
 pub mod lang;

@@ -16,10 +16,12 @@ use gobs_state::{
     Store, StoreError,
 };
 
-use crate::apply::Providers;
-use crate::boss::{BossError, BossOptions};
+use crate::apply::{Providers, homes};
+use crate::boss::{BossError, BossOptions, beside};
+use crate::clock::Clock;
 use crate::lang::{
-    Assignment, BlockId, Config, Evaluator, Files, Inputs, Schemas, Source, check, load, parse_vars,
+    Assignment, BlockId, BossPlace, Config, Evaluator, Files, Inputs, Schemas, Source, check, load,
+    parse_vars,
 };
 use crate::plan::{
     Options, PlanFile, RecordedFile, RecordedFiles, RecordedInputs, check_cycles, plan,
@@ -46,6 +48,8 @@ pub struct Surroundings {
     pub key: Option<String>,
     /// The agent's command, to which the dummy provider adds `--dir DIR`.
     pub agent: Vec<OsString>,
+    /// How hobs reach the boss, where that is said outside the directory.
+    pub boss: BossPlace,
     /// Where machines of this host have their sockets.
     pub runtime_root: PathBuf,
     /// Where providers that are no part of gobs are looked for.
@@ -134,7 +138,8 @@ impl Project {
         files: Arc<DiskFiles>,
     ) -> Self {
         let loaded = load(&sources);
-        let (config, mut diagnostics) = (loaded.config, loaded.diagnostics);
+        let (mut config, mut diagnostics) = (loaded.config, loaded.diagnostics);
+        diagnostics.extend(surroundings.boss.settle(&mut config.settings));
         let directory = absolute(&surroundings.directory);
         let search = surroundings.plugins.clone();
         let (plugins, wrong) = Plugins::new(directory, search, &config);
@@ -368,12 +373,14 @@ impl Project {
     }
 
     /// Returns how this project's boss is reached.
-    pub fn boss_options(&self) -> BossOptions {
+    pub fn boss_options(&self, snapshot: &Snapshot) -> BossOptions {
         BossOptions {
             listen: self.config.settings.boss_listen.clone(),
             advertise: self.config.settings.boss_advertise.clone(),
             socket: self.paths().boss_socket(),
-            program: program(&self.surroundings.agent),
+            program: beside(&self.surroundings.agent),
+            clock: Clock::system(),
+            homes: homes(snapshot, &self.schemas),
         }
     }
 
@@ -477,14 +484,6 @@ fn built_in(name: &str, surroundings: &Surroundings) -> Option<Arc<dyn Provider>
         "linode" => Some(Arc::new(Linode::new(surroundings.linode.clone()))),
         _ => None,
     }
-}
-
-/// Returns the program that machines are given as their agent: the small one beside this program,
-/// else this program itself.
-fn program(agent: &[OsString]) -> Option<PathBuf> {
-    let own = PathBuf::from(agent.first()?);
-    let small = own.with_file_name("hob");
-    Some(if small.is_file() { small } else { own })
 }
 
 /// Machines outlive this process and its working directory.

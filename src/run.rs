@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gobs_model::{Address, Diagnostic};
-use gobs_state::{Finished, Intent, Outcome, RowChange, Snapshot, Started, Store};
+use gobs_state::{
+    BossStore, Finished, Intent, Outcome, RowChange, RowKind, Snapshot, Started, Store,
+};
 use tokio::sync::watch;
 
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
@@ -69,7 +71,11 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     let providers = project.providers(&snapshot).await?;
     let (snapshot, warnings) = apply::recover_in_memory(snapshot, doubts, &providers).await?;
     let refreshed = refreshed(&snapshot, &providers, choices).await?;
-    let mut planned = make_plan(project, &providers, refreshed, choices)?;
+    let unclaimed = match project.paths().state.exists() {
+        true => unclaimed(&project.boss_store().map_err(one)?, &refreshed.snapshot)?,
+        false => BTreeSet::new(),
+    };
+    let mut planned = make_plan(project, &providers, refreshed, choices, unclaimed)?;
     planned.plan.warnings.extend(warnings);
     Ok(planned)
 }
@@ -109,7 +115,7 @@ impl<'a> Run<'a> {
         let boss = if providers.values().all(|provider| provider.is_simulated()) {
             None
         } else {
-            Some(start_boss(project).await?)
+            Some(start_boss(project, &snapshot).await?)
         };
         let recovered = recover(&mut store, &providers, boss.as_ref(), events).await;
         let mut run = Self {
@@ -162,7 +168,9 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        make_plan(self.project, &self.providers, refreshed, choices)
+        let tables = self.project.boss_store().map_err(one)?;
+        let unclaimed = unclaimed(&tables, &refreshed.snapshot)?;
+        make_plan(self.project, &self.providers, refreshed, choices, unclaimed)
     }
 
     /// Takes a plan file: the plan is as it was made, or it is refused.
@@ -273,11 +281,11 @@ pub(crate) fn finish(
 }
 
 /// Starts the boss; waits out a `gobs status`, which hosts it for a moment.
-async fn start_boss(project: &Project) -> Result<Boss, Vec<Diagnostic>> {
+async fn start_boss(project: &Project, snapshot: &Snapshot) -> Result<Boss, Vec<Diagnostic>> {
     let deadline = Instant::now() + BOSS_WAIT;
     loop {
         let store = project.boss_store().map_err(one)?;
-        match Boss::start(store, project.boss_options()).await {
+        match Boss::start(store, project.boss_options(snapshot)).await {
             Ok(boss) => return Ok(boss),
             Err(BossError::Running(_)) if Instant::now() < deadline => {
                 tokio::time::sleep(BOSS_LOOK).await;
@@ -285,6 +293,22 @@ async fn start_boss(project: &Project) -> Result<Boss, Vec<Diagnostic>> {
             Err(error) => return Err(one(boss_error(&error))),
         }
     }
+}
+
+/// Returns the machines whose hob never came, and cannot come any more.
+fn unclaimed(
+    tables: &BossStore,
+    snapshot: &Snapshot,
+) -> Result<BTreeSet<Address>, Vec<Diagnostic>> {
+    let found = tables.unclaimed(SystemTime::now());
+    let found = found.map_err(|error| one(store_error(&error)))?;
+    let is_there = |(address, claimed): &(Address, u64)| {
+        let kind = snapshot.rows.get(address).map(|row| &row.kind);
+        matches!(kind, Some(RowKind::Machine { incarnation, enrolled: None, .. })
+            if incarnation == claimed)
+    };
+    let there = found.into_iter().filter(is_there);
+    Ok(there.map(|(address, _)| address).collect())
 }
 
 async fn refreshed(
@@ -307,6 +331,7 @@ fn make_plan(
     providers: &Providers,
     refreshed: Refreshed,
     choices: Choices,
+    unclaimed: BTreeSet<Address>,
 ) -> Result<Planned, Vec<Diagnostic>> {
     let simulated = providers
         .iter()
@@ -314,6 +339,7 @@ fn make_plan(
     let options = Options {
         destroy: choices.destroy,
         simulated: simulated.map(|(name, _)| name.clone()).collect(),
+        unclaimed,
     };
     let Refreshed {
         snapshot, drift, ..

@@ -37,6 +37,8 @@ impl Site {
             advertise: Vec::new(),
             socket: at("boss.sock"),
             program: Some(program.to_owned()),
+            clock: gobs::clock::Clock::system(),
+            homes: Vec::new(),
         };
         let boss = Boss::start(tables, options).await.expect("the boss starts");
         let site = Self { directory, boss };

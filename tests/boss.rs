@@ -6,3 +6,4 @@ mod home;
 mod hostile;
 mod operator;
 mod restart;
+mod time;

@@ -5,6 +5,7 @@ mod apply;
 mod binding;
 mod boot;
 mod boss;
+mod calls;
 mod cli;
 mod crash;
 mod docs;

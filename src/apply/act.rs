@@ -1,16 +1,18 @@
 //! Effects: each runs only when its intent is on disk.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path};
 use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
-use gobs_state::{Phase, Row, RowChange, RowKind, Started, SwissnumHash};
+use gobs_state::{Phase, Row, RowChange, RowKind, Started};
 use tokio::sync::watch;
 
 use crate::boss::{BindRequest, Boss, BossError, UnbindRequest, Unbound};
 use crate::plan::without_additions;
 
+use super::home::{Awaited, Invited};
 use super::prepare::{set_enrolled, with_bound, with_observed};
 use super::{Event, Events};
 
@@ -55,7 +57,7 @@ pub(super) enum Work {
     Enroll {
         boss: Boss,
         incarnation: u64,
-        deadline: Duration,
+        awaited: Box<Awaited>,
         row: Row,
         stop: watch::Receiver<bool>,
         teller: Teller,
@@ -90,7 +92,7 @@ pub(super) struct MachineWork {
     pub(super) provider: Arc<dyn Provider>,
     pub(super) boss: Option<Boss>,
     /// The invitation that the machine's hob is given, if it is given one.
-    pub(super) invitation: Option<SwissnumHash>,
+    pub(super) invited: Option<Invited>,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) teller: Teller,
 }
@@ -136,6 +138,13 @@ impl Teller {
         });
     }
 
+    fn say(&self, text: String) {
+        let _ = self.events.send(Event::Progress {
+            address: self.address.clone(),
+            text,
+        });
+    }
+
     fn progress(&self) -> Progress {
         let teller = self.clone();
         Arc::new(move |text| {
@@ -168,16 +177,26 @@ impl Work {
             Self::Enroll {
                 boss,
                 incarnation,
-                deadline,
+                awaited,
                 mut row,
                 mut stop,
                 teller,
             } => {
                 teller.waiting("the hob");
                 let machine = row.address.clone();
-                let arrival = boss.wait_registered(&machine, incarnation, deadline);
+                let visits = async {
+                    if !awaited.call.is_empty() {
+                        boss.visit(&machine, incarnation, &awaited.call).await;
+                    }
+                    // Whoever waits for the arrival ends this.
+                    std::future::pending::<Infallible>().await
+                };
                 let registered = tokio::select! {
-                    registered = arrival => registered,
+                    registered = boss.wait_registered(&machine, incarnation, awaited.ttl) => {
+                        registered
+                    }
+                    never = visits => match never {},
+                    never = awaited.look_after(&boss, &machine, incarnation) => match never {},
                     // Waiting changes nothing, so it need not be finished.
                     () = asked_to_stop(&mut stop) => return Ended::Failed {
                         diagnostic: Box::new(Diagnostic::error(
@@ -190,6 +209,12 @@ impl Work {
                 };
                 match registered {
                     Ok(registered) => {
+                        if let Some(from) = registered.unexpected {
+                            teller.say(format!(
+                                "Its hob called from {from}, which is none of its addresses: see \
+                                 that nobody else has its place (require_address refuses that)"
+                            ));
+                        }
                         set_enrolled(&mut row, &registered.designator);
                         Ended::Done(vec![RowChange::PutRow(Box::new(row))])
                     }
@@ -353,7 +378,7 @@ impl MachineWork {
                 .await;
             let error = match answer {
                 Ok(observed) => {
-                    self.accepted();
+                    self.accepted(&observed);
                     return created(row, observed);
                 }
                 Err(error) => error,
@@ -365,13 +390,13 @@ impl MachineWork {
             // Never repeated blindly: it may exist.
             match self.look_for(&request.token).await {
                 Ok(Some(observed)) if bare == row.wanted => {
-                    self.accepted();
+                    self.accepted(&observed);
                     return created(row, observed);
                 }
                 // It is there, but perhaps not all that comes after it: a repeat makes only that.
                 Ok(Some(_)) if lost < LOST_TRIES_MAX => {}
                 Ok(Some(observed)) => {
-                    self.accepted();
+                    self.accepted(&observed);
                     row.wanted = bare;
                     return self.incomplete(&error, with_observed(row, observed));
                 }
@@ -405,7 +430,7 @@ impl MachineWork {
                 .await;
             match answer {
                 Ok(observed) => {
-                    self.accepted();
+                    self.accepted(&observed);
                     self.forget(ended);
                     let row = with_observed(row, observed);
                     return Ended::Done(vec![RowChange::PutRow(Box::new(row))]);
@@ -434,12 +459,9 @@ impl MachineWork {
         Ended::Done(changes)
     }
 
-    fn accepted(&self) {
-        if let (Some(boss), Some(invitation)) = (&self.boss, self.invitation)
-            && let Err(error) = boss.accepted(invitation)
-        {
-            // The time to claim then counts from the invitation, which is a little earlier.
-            tracing::warn!(%error, machine = %self.teller.address, "an acceptance was not noted");
+    fn accepted(&self, seen: &Observed) {
+        if let (Some(boss), Some(invited)) = (&self.boss, &self.invited) {
+            invited.accepted(boss, &self.teller.address, self.provider.schema(), seen);
         }
     }
 
@@ -597,8 +619,8 @@ fn refused(summary: &str, address: &Address, error: &BossError) -> Ended {
 fn refusal(summary: &str, address: &Address, error: &BossError) -> Box<Diagnostic> {
     let hint = match error {
         BossError::Unclaimed { .. } => Some(
-            "Look at the machine's own log. `gobs apply` waits again; to start over, change the \
-             machine so that it is rebuilt, or destroy it.",
+            "Look at the machine's own log (journalctl -u gobs-hob, its console). The next apply \
+             offers to begin anew with a fresh secret.",
         ),
         BossError::Unreachable { .. } => {
             Some("See `gobs status`, and whether the machine runs. The next apply tries again.")

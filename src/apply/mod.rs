@@ -8,6 +8,7 @@
 mod act;
 mod arrivals;
 mod event;
+mod home;
 mod prepare;
 mod recover;
 mod user_data;
@@ -31,6 +32,7 @@ use crate::plan::{Action, Plan, Step, StepId};
 use act::{Ended, Work};
 use arrivals::Arrivals;
 pub use event::{Event, Summary, Verb};
+pub use home::homes;
 pub(crate) use prepare::observed_of;
 pub use recover::{Recovered, recover, recover_in_memory};
 

@@ -9,10 +9,11 @@ use gobs_state::{Intent, Phase, Row, RowChange, RowKind};
 use serde::{Deserialize, Serialize};
 
 use crate::boss::{BindRequest, Boss, UnbindRequest};
-use crate::lang::rights;
+use crate::lang::{HobValues, rights};
 use crate::plan::{Action, Grant, HOB, Held, Step, wanted_of};
 
 use super::act::{BindWork, MachineWork, Teller, Work};
+use super::home::{self, Awaited, Invited};
 use super::{Walk, mark_of};
 
 pub(super) type Prepared<T> = Result<T, Box<Diagnostic>>;
@@ -129,10 +130,8 @@ impl Walk<'_> {
                         enrolled: None,
                     },
                 };
-                self.machine_work(step, provider, &intent, |work| Work::Create {
-                    work,
-                    request,
-                    row,
+                self.machine_work(step, provider, &intent, home::hob_of(&row.wanted), |work| {
+                    Work::Create { work, request, row }
                 })?
             }
             Action::Update {
@@ -185,12 +184,18 @@ impl Walk<'_> {
                         user_data,
                     };
                     let ended = rebuilt.then(|| incarnation_of(&row)).flatten();
-                    self.machine_work(step, provider, &intent, |work| Work::Update {
-                        work,
-                        request,
-                        row: next,
-                        ended,
-                    })?
+                    self.machine_work(
+                        step,
+                        provider,
+                        &intent,
+                        home::hob_of(&next.wanted),
+                        |work| Work::Update {
+                            work,
+                            request,
+                            row: next,
+                            ended,
+                        },
+                    )?
                 } else {
                     Work::Rows(vec![RowChange::PutRow(Box::new(next))])
                 }
@@ -201,11 +206,13 @@ impl Walk<'_> {
                 changes.extend(self.services_of(&step.address).map(RowChange::RemoveRow));
                 let ended = incarnation_of(&row).unwrap_or_default();
                 let before = observed_of(&row);
-                self.machine_work(step, provider, &intent, |work| Work::Delete {
-                    work,
-                    before,
-                    ended,
-                    changes,
+                self.machine_work(step, provider, &intent, HobValues::default(), |work| {
+                    Work::Delete {
+                        work,
+                        before,
+                        ended,
+                        changes,
+                    }
                 })?
             }
             Action::Enroll {
@@ -219,10 +226,23 @@ impl Walk<'_> {
                     set_enrolled(&mut row, "simulated");
                     Work::Rows(vec![RowChange::PutRow(Box::new(row))])
                 } else {
+                    let RowKind::Machine { provider, .. } = &row.kind else {
+                        return Err(bug(step));
+                    };
+                    let provider = Arc::clone(self.provider(step, provider)?);
+                    let (hob, schema) = (home::hob_of(&row.wanted), provider.schema());
+                    let seen = &row.observed;
+                    let boss = self.boss(step)?;
+                    home::expect(&boss, &step.address, *incarnation, &hob, schema, Some(seen));
                     Work::Enroll {
-                        boss: self.boss(step)?,
+                        awaited: Box::new(Awaited {
+                            call: home::call(&hob, schema, seen),
+                            seen: observed_of(&row),
+                            ttl: Duration::from_secs(*deadline_s),
+                            provider,
+                        }),
+                        boss,
                         incarnation: *incarnation,
-                        deadline: Duration::from_secs(*deadline_s),
                         row,
                         stop: self.apply.stop.clone(),
                         teller: self.teller(step),
@@ -454,12 +474,17 @@ impl Walk<'_> {
         step: &Step,
         provider: &str,
         intent: &Intent,
+        hob: HobValues,
         work: impl FnOnce(MachineWork) -> Work,
     ) -> Prepared<Work> {
         Ok(work(MachineWork {
             provider: Arc::<dyn Provider>::clone(self.provider(step, provider)?),
             boss: self.apply.boss.clone(),
-            invitation: intent.claim.as_ref().map(|claim| claim.swissnum_hash),
+            invited: intent.claim.as_ref().map(|claim| Invited {
+                claim: claim.swissnum_hash,
+                incarnation: claim.incarnation,
+                hob,
+            }),
             stop: self.apply.stop.clone(),
             teller: self.teller(step),
         }))

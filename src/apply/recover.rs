@@ -14,7 +14,7 @@ use crate::boss::{Boss, UnbindRequest, Unbound};
 
 use super::act::{look_for, only_made};
 use super::prepare::{Detail, observed_of, provider_wanted, with_observed};
-use super::{Event, Events, Providers};
+use super::{Event, Events, Providers, home};
 
 /// How many steps are settled at once: most of them wait, and a provider takes this many reads.
 const SETTLING_MAX: usize = 64;
@@ -210,7 +210,8 @@ async fn settle(
                 None => Ok(Verdict::again("not created")),
                 Some(observed) => {
                     if let (Some(boss), Some(claim)) = (boss, &intent.claim)
-                        && let Err(error) = boss.accepted(claim.swissnum_hash)
+                        && let Err(error) =
+                            boss.accepted(claim.swissnum_hash, home::hob_of(&wanted).deadline)
                     {
                         tracing::warn!(%error, machine = %address, "an acceptance was not noted");
                     }

@@ -10,7 +10,7 @@ use crate::lang::{HobSource, HobUser, HobValues};
 use crate::plan::{HOB, Step};
 
 use super::prepare::{Prepared, about, randomness};
-use super::{Walk, expected_names};
+use super::{Walk, expected_names, home};
 
 impl Walk<'_> {
     /// Returns what a machine is to start with; `seen` is the machine as it is, where there is one.
@@ -31,12 +31,14 @@ impl Walk<'_> {
             return Ok(own.map(|own| UserData(own.to_owned())));
         }
         let boss = self.boss(step)?;
+        home::expect(&boss, &step.address, incarnation, &hob, schema, None);
         let invitation = boss
             .mint_invitation(
                 &step.address,
                 incarnation,
+                hob.dial,
                 hob.listens_on(schema.hosts.elsewhere),
-                advertised(&hob, schema, seen),
+                home::advertised(&hob, schema, seen),
                 &expected_names(self.apply.plan, &step.address),
             )
             .map_err(|error| randomness(step, &error))?;
@@ -54,37 +56,6 @@ impl Walk<'_> {
         })?;
         Ok(Some(UserData(message)))
     }
-}
-
-/// Returns what a hob tells others to dial. An attribute of the machine stands for its value;
-/// where that is not known yet, the hob finds its own address.
-fn advertised(hob: &HobValues, schema: &ProviderSchema, seen: Option<&Known>) -> Vec<String> {
-    let resolve = |text: &String| -> Vec<String> {
-        if !schema.machine.attributes.contains_key(text) {
-            return vec![text.clone()];
-        }
-        seen.and_then(|seen| seen.get(text))
-            .map(addresses_in)
-            .unwrap_or_default()
-    };
-    hob.advertise.iter().flat_map(resolve).collect()
-}
-
-/// Returns the addresses in an attribute: a text or a list of them, a prefix's length left out.
-fn addresses_in(value: &Value) -> Vec<String> {
-    let texts: Vec<&str> = match value.as_str() {
-        Some(text) => vec![text],
-        None => value
-            .as_elements()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect(),
-    };
-    let bare = texts
-        .iter()
-        .map(|text| text.split('/').next().unwrap_or_default());
-    bare.map(str::to_owned).collect()
 }
 
 /// Returns how a machine gets its hob.

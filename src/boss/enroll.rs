@@ -7,7 +7,6 @@
 //! seed and the hob's key, so that nothing of it has to be stored.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -16,12 +15,15 @@ use gobs_state::{ClaimOutcome, HobRow, JoinOutcome, NewClaim, StoreError, Swissn
 use hob::protocol::{self, Args, Registered as RegisteredData, code, method};
 use hob::server::{Active, Call, Refused, Registering, Reply, ServerPresence};
 use ocapn::{
-    Answer, Broken, Object, Passable, PeerId, Reference, Sturdyref, SturdyrefTable, Swissnum, Turn,
+    Answer, Broken, Object, Passable, PeerId, PeerLocator, Reference, Sturdyref, SturdyrefTable,
+    Swissnum, Turn,
 };
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::bind::to_passable;
+use crate::lang::Dial;
+
 use super::{Boss, BossError, Inner, Key, lock};
 
 /// What a new machine is given, and what must be on disk before anybody gets it.
@@ -30,13 +32,6 @@ pub struct Invitation {
     pub user_data: protocol::UserData,
     /// For the journal; holds its hash.
     pub claim: NewClaim,
-}
-
-/// A hob that called home.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registered {
-    /// The designator of its key.
-    pub designator: String,
 }
 
 /// One machine's hob as this boss has it.
@@ -54,6 +49,7 @@ impl Boss {
         &self,
         machine: &Address,
         incarnation: u64,
+        dial: Dial,
         listen: &str,
         advertise: Vec<String>,
         expects: &[(Name, Value)],
@@ -64,10 +60,17 @@ impl Boss {
             swissnum_hash: SwissnumHash::of(&*secret),
             machine: machine.clone(),
             incarnation,
-            minted_at: SystemTime::now(),
+            minted_at: self.0.clock.now(),
         };
         let sturdyref = Sturdyref {
-            peer: self.locator(),
+            peer: match dial {
+                Dial::Hob => self.locator(),
+                // It waits to be called, and has nothing to dial in vain.
+                Dial::Boss => {
+                    let own = self.locator();
+                    PeerLocator::new(own.transport, own.designator)
+                }
+            },
             swissnum: Swissnum::new(*secret),
         };
         let user_data = protocol::UserData {
@@ -93,44 +96,6 @@ impl Boss {
         lock(&self.0.expects).insert((machine.clone(), incarnation), names.collect());
     }
 
-    /// Waits until the hob of a machine has registered.
-    ///
-    /// # Errors
-    /// When it has not by the deadline, or its claim is contested.
-    pub async fn wait_registered(
-        &self,
-        machine: &Address,
-        incarnation: u64,
-        deadline: Duration,
-    ) -> Result<Registered, BossError> {
-        let key = (machine.clone(), incarnation);
-        let mut registrations = self.0.registrations.subscribe();
-        let arrival = async {
-            loop {
-                if let Some(Presence {
-                    state: ServerPresence::Active(active),
-                    ..
-                }) = lock(&self.0.presences).get(&key)
-                {
-                    return Registered {
-                        designator: active.key.clone(),
-                    };
-                }
-                // The sender lives as long as this boss.
-                let _ = registrations.changed().await;
-            }
-        };
-        let registered =
-            tokio::time::timeout(deadline, arrival)
-                .await
-                .map_err(|_| BossError::Unclaimed {
-                    machine: machine.clone(),
-                    waited: deadline,
-                })?;
-        self.refuse_contested(machine, incarnation)?;
-        Ok(registered)
-    }
-
     /// Refuses to give anything to a machine whose claim another key tried in time.
     pub(super) fn refuse_contested(
         &self,
@@ -152,15 +117,6 @@ impl Boss {
         }
     }
 
-    /// Says that a provider has accepted the machine of an invitation: the time to claim counts
-    /// from here.
-    ///
-    /// # Errors
-    /// When the state file cannot be written.
-    pub fn accepted(&self, invitation: SwissnumHash) -> Result<(), StoreError> {
-        self.0.store.accepted(invitation, SystemTime::now())
-    }
-
     /// Forgets a machine that is deleted or rebuilt: its claim and its presence end.
     ///
     /// # Errors
@@ -168,7 +124,7 @@ impl Boss {
     pub fn forget(&self, machine: &Address, incarnation: u64) -> Result<(), StoreError> {
         self.0
             .store
-            .forget_machine(machine, incarnation, SystemTime::now())?;
+            .forget_machine(machine, incarnation, self.0.clock.now())?;
         lock(&self.0.presences).retain(|(at, age), _| at != machine || *age > incarnation);
         Ok(())
     }
@@ -337,10 +293,14 @@ impl Boss {
             }
         }
         let hash = SwissnumHash::of(swissnum);
+        let at_home = self.is_at_home(hash, from)?;
+        if !at_home {
+            return Ok(None);
+        }
         let outcome =
             self.0
                 .store
-                .claim(hash, &from.designator, from.address, SystemTime::now())?;
+                .claim(hash, &from.designator, from.address, self.0.clock.now())?;
         match outcome {
             ClaimOutcome::Bound(claim) | ClaimOutcome::Again(claim) => {
                 let key = (claim.machine, claim.incarnation);
@@ -364,7 +324,7 @@ impl Boss {
             .map(|presence| presence.state.clone())
             .ok_or_else(|| Broken::new(code::UNKNOWN, "this machine is gone"))?;
         let (next, reply) = state.turn(Call::Register(Box::new(call)));
-        let now = SystemTime::now();
+        let now = self.0.clock.now();
         match reply {
             Reply::Refused(Refused::Stale) => {
                 // The state file notes it too: there is a copy of the hob, and both are locked.

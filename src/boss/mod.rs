@@ -5,12 +5,14 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `arrival.rs` | waits for machines, calls those that cannot, looks from where they come |
 //! | `enroll.rs` | one-time claims, presences pending → active, sturdyrefs bound to keys |
 //! | `bind.rs` | offers, grants, hand-overs, revocations |
 //! | `program.rs` | serves its own `hob` to machines that have none |
 //! | `operator.rs` | the posts' `get-machine`, `list-machines`, `create-machine` over CapTP |
 //! | `status.rs` | what an operator sees, and the socket that shows it beside a running apply |
 
+mod arrival;
 mod bind;
 mod enroll;
 mod operator;
@@ -19,7 +21,7 @@ mod status;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,14 +30,18 @@ use gobs_model::{Address, Instance};
 use gobs_state::{BossStore, StoreError};
 use hob::protocol::{self, host_and_port};
 use ocapn::netlayer::tls_rpk::{TlsRpk, TlsRpkOptions};
-use ocapn::{Identity, Limits, Netlayer, Peer, PeerLocator, SessionEvent, Sturdyref};
+use ocapn::{Identity, Limits, Netlayer, Peer, PeerLocator, SessionEvent, StreamDialer, Sturdyref};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+pub use arrival::{Expected, Home, Registered};
 pub use bind::{BindRequest, Bound, UnbindRequest, Unbound};
-pub use enroll::{Invitation, Registered};
+pub use enroll::Invitation;
 pub use operator::{Machines, operator_identity, operator_sturdyref};
+pub use program::beside;
 pub use status::{AlertReport, HobReport, StatusReport, ask_status};
+
+use crate::clock::Clock;
 
 use enroll::Presence;
 
@@ -78,6 +84,10 @@ pub struct BossOptions {
     /// The program that it serves to machines that need a hob: a `hob`, or a `gobs`, which is one
     /// where it is called so.
     pub program: Option<PathBuf>,
+    /// What time it is.
+    pub clock: Clock,
+    /// From where hobs are to call that have not registered yet.
+    pub homes: Vec<Home>,
 }
 
 /// Why the boss could not do what it was asked.
@@ -122,12 +132,12 @@ pub enum BossError {
         detail: String,
     },
     /// The machine never claimed, or claimed and never registered.
-    #[error("the hob on {machine} did not call home within {} s", waited.as_secs())]
+    #[error("the hob on {machine} did not call home in time{}", elsewhere(refused.as_ref()))]
     Unclaimed {
         /// The machine.
         machine: Address,
-        /// How long it was waited for.
-        waited: Duration,
+        /// From where somebody called who was refused for that address.
+        refused: Option<IpAddr>,
     },
     /// Another key tried the machine's claim while it was open: nothing is given to it until an
     /// operator has looked.
@@ -160,6 +170,12 @@ pub enum BossError {
     },
 }
 
+fn elsewhere(refused: Option<&IpAddr>) -> String {
+    refused.map_or_else(String::new, |from| {
+        format!("; a call from {from} was refused, which is none of its addresses")
+    })
+}
+
 /// A machine of one incarnation.
 type Key = (Address, u64);
 
@@ -177,6 +193,11 @@ struct Inner {
     expects: Mutex<HashMap<Key, BTreeMap<String, Vec<protocol::Expose>>>>,
     machines: Mutex<Option<Arc<dyn Machines>>>,
     program: program::OwnProgram,
+    clock: Clock,
+    /// Dials those whose key is not known yet.
+    dialer: StreamDialer,
+    /// From where machines are expected to call.
+    homes: Mutex<HashMap<Key, arrival::Caller>>,
     /// Counts registrations, for whoever waits for one.
     registrations: watch::Sender<u64>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -223,6 +244,9 @@ impl Boss {
             expects: Mutex::default(),
             machines: Mutex::default(),
             program: program::OwnProgram::new(options.program),
+            clock: options.clock,
+            dialer: netlayer.stream_dialer(),
+            homes: Mutex::new(arrival::callers(options.homes)),
             registrations: watch::Sender::new(0),
             tasks: Mutex::default(),
         });

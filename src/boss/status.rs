@@ -37,6 +37,10 @@ pub struct StatusReport {
     pub hobs: Vec<HobReport>,
     /// What needs a person, newest first.
     pub alerts: Vec<AlertReport>,
+    /// The machines, each with its incarnation, whose hob did not call home in time. Some may
+    /// never have been made.
+    #[serde(default)]
+    pub unclaimed: Vec<(String, u64)>,
 }
 
 /// One hob.
@@ -124,7 +128,13 @@ impl Boss {
                 contested: alert.contested,
             })
             .collect();
-        Ok(StatusReport { hobs, alerts })
+        let unclaimed = self.0.store.unclaimed(self.0.clock.now())?.into_iter();
+        let unclaimed = unclaimed.map(|(machine, incarnation)| (machine.to_string(), incarnation));
+        Ok(StatusReport {
+            hobs,
+            alerts,
+            unclaimed: unclaimed.collect(),
+        })
     }
 
     async fn hob_status(&self, key: &Key) -> Option<HobStatus> {

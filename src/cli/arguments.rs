@@ -8,7 +8,7 @@ use gobs_provider_linode::LinodeHost;
 use gobs_state::CrashAt;
 
 use crate::apply::PARALLELISM_DEFAULT;
-use crate::lang::{Assignment, Given, Origin};
+use crate::lang::{Assignment, BossPlace, Given, Origin};
 use crate::plugins::{PluginSearch, split_path};
 use crate::project::{Project, Surroundings};
 use crate::run::Choices;
@@ -122,6 +122,10 @@ impl Variables {
             variables: self.given.clone(),
             key: given("GOBS_KEY")?,
             agent: vec![agent.into(), OsString::from("hob")],
+            boss: BossPlace {
+                listen: given("GOBS_BOSS_LISTEN")?,
+                advertise: given("GOBS_BOSS_ADVERTISE")?,
+            },
             runtime_root: runtime_root(),
             plugins: plugins(context),
             linode: LinodeHost {

@@ -72,8 +72,9 @@ pub fn run() -> ExitCode {
     doctor); 64 wrong usage.\n\
     Environment: GOBS_VAR_name sets a variable; GOBS_INPUT=0 asks nobody; GOBS_IN_AUTOMATION \
     leaves out what to do next; GOBS_CLI_ARGS and GOBS_CLI_ARGS_command add arguments; GOBS_KEY is \
-    the state's key; LINODE_TOKEN is the token of the account at Linode, LINODE_URL its API; \
-    GOBS_LOG (debug, gobs=trace, ...) logs to stderr or to GOBS_LOG_PATH; NO_COLOR and \
+    the state's key; GOBS_BOSS_LISTEN and GOBS_BOSS_ADVERTISE say how hobs reach this \
+    host; LINODE_TOKEN is the token of the account at Linode, LINODE_URL its API; GOBS_LOG (debug, \
+    gobs=trace, ...) logs to stderr or to GOBS_LOG_PATH; NO_COLOR and \
     CLICOLOR_FORCE are obeyed.\n\
     Terraform's single-dash long flags (-auto-approve, -var 'a=b') work too."
 )]

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gobs_model::Diagnostic;
-use gobs_state::Snapshot;
+use gobs_state::{Row, RowKind, Snapshot};
 
 use crate::boss::{Boss, BossError, StatusReport, ask_status};
 use crate::project::{Project, boss_error};
@@ -31,6 +31,7 @@ impl Status {
                 "needs_person": needs_person,
                 "hobs": report.hobs,
                 "alerts": report.alerts,
+                "unclaimed": unclaimed(&report, &snapshot),
             });
             context.terminal.out(&format!("{json:#}\n"));
         } else {
@@ -42,6 +43,18 @@ impl Status {
             exit::DONE
         })
     }
+}
+
+/// Returns the machines that exist and whose hob did not call home in time.
+fn unclaimed(report: &StatusReport, snapshot: &Snapshot) -> Vec<String> {
+    let is_it = |row: &Row| match row.kind {
+        RowKind::Machine { incarnation, .. } => report
+            .unclaimed
+            .contains(&(row.address.to_string(), incarnation)),
+        _ => false,
+    };
+    let rows = snapshot.rows.values().filter(|row| is_it(row));
+    rows.map(|row| row.address.to_string()).collect()
 }
 
 /// Asks the boss that a running apply hosts; where none runs, hosts one for the moment.
@@ -62,7 +75,7 @@ pub(super) async fn report(
     if snapshot.rows.is_empty() {
         return Ok(StatusReport::default());
     }
-    match Boss::start(project.boss_store()?, project.boss_options()).await {
+    match Boss::start(project.boss_store()?, project.boss_options(snapshot)).await {
         Ok(boss) => {
             let report = boss.status().await;
             boss.shutdown().await;

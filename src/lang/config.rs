@@ -50,6 +50,41 @@ impl Default for Settings {
     }
 }
 
+/// How hobs reach the boss, where that is said outside the project: it depends on the host that a
+/// run is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BossPlace {
+    /// `GOBS_BOSS_LISTEN`: where the boss listens.
+    pub listen: Option<String>,
+    /// `GOBS_BOSS_ADVERTISE`: the addresses that hobs dial, apart by commas.
+    pub advertise: Option<String>,
+}
+
+impl BossPlace {
+    /// Puts what is said in the place of what the project says; returns what is wrong with it.
+    pub fn settle(&self, settings: &mut Settings) -> Vec<Diagnostic> {
+        let mut wrong = Vec::new();
+        let mut check = |name: &str, text: &str, any_port: bool| {
+            if let Err(why) = super::address::socket(text, any_port) {
+                let detail = format!("{name}: {why}.");
+                wrong.push(Diagnostic::error("Bad value in the environment", detail));
+            }
+        };
+        if let Some(listen) = &self.listen {
+            check("GOBS_BOSS_LISTEN", listen, true);
+            settings.boss_listen.clone_from(listen);
+        }
+        if let Some(advertise) = &self.advertise {
+            let texts = advertise.split(',').map(|it| it.trim().to_owned());
+            settings.boss_advertise = texts.filter(|it| !it.is_empty()).collect();
+            for text in &settings.boss_advertise {
+                check("GOBS_BOSS_ADVERTISE", text, false);
+            }
+        }
+        wrong
+    }
+}
+
 /// A `variable` block.
 #[derive(Clone, Debug)]
 pub struct Variable {

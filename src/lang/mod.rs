@@ -38,9 +38,10 @@ use gobs_model::Diagnostic;
 
 pub use check::{check, unique};
 pub use config::{
-    Binding, BindingValues, BlockId, Config, Dependency, Dial, Expansion, HobSource, HobUser,
-    HobValues, IgnoreChanges, Lifecycle, Local, MACHINE_WORDS, Machine, MachineValues, Output,
-    PROVIDER_WORDS, ProviderConfig, Service, ServiceKind, ServiceValues, Settings, Variable,
+    Binding, BindingValues, BlockId, BossPlace, Config, Dependency, Dial, Expansion, HobSource,
+    HobUser, HobValues, IgnoreChanges, Lifecycle, Local, MACHINE_WORDS, Machine, MachineValues,
+    Output, PROVIDER_WORDS, ProviderConfig, Service, ServiceKind, ServiceValues, Settings,
+    Variable,
 };
 pub use evaluator::{Evaluator, Schemas};
 pub use inputs::{Assignment, Files, Given, Inputs, NoFiles, Origin, parse_vars};

@@ -165,7 +165,7 @@ impl Planner<'_> {
     }
 }
 
-fn machine_of(address: &Address) -> Option<Address> {
+pub(super) fn machine_of(address: &Address) -> Option<Address> {
     address.as_machine().cloned().map(Address::Machine)
 }
 

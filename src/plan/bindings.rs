@@ -5,6 +5,7 @@ use gobs_state::{Phase, Row, RowKind};
 
 use crate::lang::{BindingValues, BlockId};
 
+use super::binding_checks;
 use super::draft::{NewStep, Node};
 use super::machines::needed;
 use super::services::ServicePlan;
@@ -195,6 +196,8 @@ impl Planner<'_> {
         let Some(ends) = self.check_ends(instance, &values) else {
             return;
         };
+        let from = binding_checks::machine_of(&values.from).unwrap_or_else(|| values.from.clone());
+        self.check_edge(instance, &from, &values.to);
         let address = Address::Binding(instance.clone());
         let snapshot = self.snapshot;
         let existing = match snapshot.rows.get(&address) {

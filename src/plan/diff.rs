@@ -17,7 +17,7 @@ pub const HOB: &str = "hob";
 
 /// The settings of the `hob` block that a running hob has from its user data: only a fresh
 /// enrollment changes them.
-const HOB_FROM_USER_DATA: [&str; 3] = ["enabled", "listen", "advertise"];
+const HOB_FROM_USER_DATA: [&str; 4] = ["enabled", "listen", "advertise", "user"];
 
 /// One attribute that is asked for otherwise than last time.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,18 +42,23 @@ pub fn change_of(block: &Block, was: &Value, wanted: &Value) -> Option<Change> {
     found.into_iter().map(|it| it.change).max()
 }
 
-/// Returns how the settings of the `hob` block differ. A fresh enrollment is a rebuild where the
-/// provider has such a thing, and a replacement where it has not.
-pub(crate) fn hob_differences(block: &Block, was: &Value, wanted: &Value) -> Vec<Difference> {
+/// Returns what a fresh enrollment costs: a rebuild where the provider has such a thing, and a
+/// replacement where it has not.
+pub(crate) fn afresh(block: &Block) -> Change {
     let rebuilds = block
         .attributes
         .values()
         .any(|it| it.change == Change::Rebuild);
-    let afresh = if rebuilds {
-        Change::Rebuild
-    } else {
-        Change::Replace
-    };
+    match rebuilds {
+        true => Change::Rebuild,
+        false => Change::Replace,
+    }
+}
+
+/// Returns how the settings of the `hob` block differ. A fresh enrollment is a rebuild where the
+/// provider has such a thing, and a replacement where it has not.
+pub(crate) fn hob_differences(block: &Block, was: &Value, wanted: &Value) -> Vec<Difference> {
+    let afresh = afresh(block);
     let at = Path::attribute(HOB);
     let none = BTreeMap::new();
     let (was, wanted) = (was.as_entries(), wanted.as_entries());

@@ -10,6 +10,7 @@ use crate::lang::{BlockId, HobValues, IgnoreChanges, MachineValues};
 
 use super::diff::{self, HOB};
 use super::draft::{NewStep, Node};
+use super::reach::{self, Place};
 use super::services::ServicePlan;
 use super::{Action, Because, DriftKind, Need, Planner};
 
@@ -22,6 +23,8 @@ pub(crate) struct MachinePlan {
     pub(crate) hob: bool,
     /// Whether it is a row only.
     pub(crate) simulated: bool,
+    /// Where it is, and from where its hob can be dialled.
+    pub(crate) place: Place,
     /// Its incarnation afterwards.
     pub(crate) incarnation: u64,
     /// The incarnation that is there before and is not ended by this plan.
@@ -173,8 +176,12 @@ impl Planner<'_> {
             stays: true,
             hob: values.hob.enabled,
             simulated: declared.simulated,
+            place: reach::place(&values.hob, &schema.hosts),
             ..MachinePlan::default()
         };
+        if !declared.simulated {
+            self.check_home(&declared.address, &values.hob, &schema.hosts);
+        }
         let main = self.carry_out(&declared, fate, existing.as_ref(), &mut machine);
         if let Some(main) = main {
             self.wait_for(&needs, main);
@@ -304,6 +311,11 @@ impl Planner<'_> {
                 });
                 costliest = costliest.max(Some(change));
             }
+        }
+        let hob_is_wanted = values.hob.enabled && existing.enrolled.is_none();
+        if hob_is_wanted && self.options.unclaimed.contains(&existing.row.address) {
+            because.push(Because::Unclaimed);
+            costliest = costliest.max(Some(diff::afresh(block)));
         }
         match costliest {
             None => Fate::Keep,

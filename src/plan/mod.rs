@@ -15,6 +15,7 @@ mod file;
 mod graph;
 mod lineage;
 mod machines;
+mod reach;
 mod review;
 mod services;
 mod step;
@@ -80,6 +81,7 @@ pub fn plan(
         taken: Vec::new(),
         referenced: BTreeSet::new(),
         last_hob: None,
+        out_of_reach: BTreeSet::new(),
         withdrawn: BTreeMap::new(),
         bind_steps: Vec::new(),
         gates: BTreeMap::new(),
@@ -137,6 +139,8 @@ struct Planner<'a> {
     /// The machine and binding blocks that something refers to: only their objects are shown.
     referenced: BTreeSet<BlockId>,
     last_hob: Option<(HobValues, Value)>,
+    /// The blocks of which was said that somebody cannot be dialled.
+    out_of_reach: BTreeSet<BlockId>,
     withdrawn: BTreeMap<Address, Node>,
     /// The steps that grant bindings.
     bind_steps: Vec<(Instance, Node)>,

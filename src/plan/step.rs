@@ -278,6 +278,9 @@ pub enum Because {
     },
     /// Its hob has not registered yet.
     NotEnrolled,
+    /// Its hob never called home, and the time for that is over: what it was given to claim its
+    /// place with is worthless.
+    Unclaimed,
     /// The machine at one end is new, rebuilt or replaced.
     NewIncarnation {
         /// The machine.
@@ -360,6 +363,8 @@ pub struct Options {
     pub destroy: bool,
     /// The providers (`dummy`, `dummy.alias`) whose machines are rows only.
     pub simulated: std::collections::BTreeSet<String>,
+    /// The machines whose time to claim their place is over.
+    pub unclaimed: std::collections::BTreeSet<Address>,
 }
 
 /// How much a plan does: the two lines below it, and below an apply.

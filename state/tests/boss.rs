@@ -268,25 +268,34 @@ fn b6_the_time_counts_from_acceptance_and_is_extended_up_to_a_stop() {
         claims[0].expires_at
     };
     assert_eq!(expires(&boss), at(ttl));
-    boss.accepted(hash, at(100)).expect("written");
-    boss.accepted(hash, at(900)).expect("written");
+    boss.accepted(hash, at(100), CLAIM_TTL).expect("written");
+    boss.accepted(hash, at(900), CLAIM_TTL).expect("written");
     assert_eq!(expires(&boss), at(100 + ttl), "the first acceptance counts");
-    boss.provisioning(hash, at(100 + ttl - 1)).expect("written");
+    boss.provisioning(hash, at(100 + ttl - 1), CLAIM_TTL)
+        .expect("written");
     assert_eq!(expires(&boss), at(100 + 2 * ttl - 1));
-    boss.provisioning(hash, at(200)).expect("written");
+    boss.provisioning(hash, at(200), CLAIM_TTL)
+        .expect("written");
     assert_eq!(expires(&boss), at(100 + 2 * ttl - 1), "never shortened");
     for minute in 0..stop / 60 {
-        boss.provisioning(hash, at(100 + minute * 60))
+        boss.provisioning(hash, at(100 + minute * 60), CLAIM_TTL)
             .expect("written");
     }
     assert_eq!(expires(&boss), at(100 + stop), "the hard stop");
-    boss.provisioning(hash, at(100 + stop)).expect("written");
+    boss.provisioning(hash, at(100 + stop), CLAIM_TTL)
+        .expect("written");
+    let unclaimed = |now| boss.unclaimed(at(now)).expect("readable");
+    assert_eq!(unclaimed(99 + stop), []);
+    assert_eq!(unclaimed(100 + stop), [(address("machine.a"), 1)]);
     let refused = ClaimOutcome::Refused(Refusal::Expired);
     assert_eq!(try_claim(&boss, SWISSNUM, "k", 100 + stop), refused);
     assert!(matches!(
         try_claim(&boss, SWISSNUM, "k", 99 + stop),
         ClaimOutcome::Bound(_)
     ));
+    assert_eq!(boss.unclaimed(at(100 + stop)).expect("readable"), []);
+    let claim = boss.claim_of(hash).expect("readable").expect("there");
+    assert_eq!(claim.bound_key.as_deref(), Some("k"));
 }
 
 fn hob(incarnation: u64, designator: &str) -> HobRow {

@@ -8,6 +8,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use gobs::boss::{BindRequest, Boss, BossError, BossOptions, Bound, UnbindRequest};
+use gobs::clock::Clock;
+use gobs::lang::Dial;
 use gobs_model::{Address, Instance, Known, Name, Value};
 use gobs_state::{BossStore, DataKey, Intent, Lock, NewClaim, Store};
 use hob::layout::{Layout, MACHINE_FORMAT, Machine};
@@ -36,6 +38,8 @@ pub(super) struct Home {
     directory: TempDir,
     key: DataKey,
     store: Mutex<Store>,
+    /// The time that its bosses have.
+    pub(super) clock: Clock,
 }
 
 impl Home {
@@ -51,6 +55,7 @@ impl Home {
             directory,
             key,
             store: Mutex::new(store),
+            clock: Clock::system(),
         }
     }
 
@@ -80,6 +85,8 @@ impl Home {
             advertise: advertise.iter().map(|it| (*it).to_owned()).collect(),
             socket: self.socket(),
             program: None,
+            clock: self.clock.clone(),
+            homes: Vec::new(),
         };
         Boss::start(self.tables(), options).await
     }
@@ -91,7 +98,7 @@ impl Home {
 
     /// Invites a machine's first incarnation, as apply does; returns its user data.
     pub(super) fn invite(&self, boss: &Boss, machine: &str) -> String {
-        self.invite_as_of(boss, machine, 1, SystemTime::now())
+        self.invite_as_of(boss, machine, 1, self.clock.now())
     }
 
     /// The same for any incarnation, with an invitation that was made at another time.
@@ -102,9 +109,21 @@ impl Home {
         incarnation: u64,
         at: SystemTime,
     ) -> String {
+        self.invite_to(boss, machine, incarnation, at, (Dial::Hob, "127.0.0.1:0"))
+    }
+
+    /// The same for a hob that listens here, and dials or is dialled.
+    pub(super) fn invite_to(
+        &self,
+        boss: &Boss,
+        machine: &str,
+        incarnation: u64,
+        at: SystemTime,
+        (dial, listen): (Dial, &str),
+    ) -> String {
         let machine = address(machine);
         let invitation = boss
-            .mint_invitation(&machine, incarnation, "127.0.0.1:0", Vec::new(), &[])
+            .mint_invitation(&machine, incarnation, dial, listen, Vec::new(), &[])
             .expect("an invitation");
         let intent = Intent {
             address: machine,

@@ -119,7 +119,7 @@ impl Default for World {
             agent: Vec::new(),
             runtime_root: "unused".into(),
         });
-        let schemas = [dummy.schema().clone(), cloud()];
+        let schemas = [dummy.schema().clone(), cloud(), far()];
         Self {
             inputs: Inputs {
                 now_s: NOW_S,
@@ -130,6 +130,7 @@ impl Default for World {
             options: Options {
                 destroy: false,
                 simulated: BTreeSet::from(["dummy.rows".to_owned()]),
+                unclaimed: BTreeSet::new(),
             },
             drift: Vec::new(),
         }
@@ -186,6 +187,11 @@ fn edit(world: &mut World, line: &str) {
             };
             *enrolled = None;
         }),
+        ["unclaimed", address] => {
+            edit(world, &format!("unenroll {address}"));
+            let address = address.parse().expect("an address");
+            world.options.unclaimed.insert(address);
+        }
         ["forget", address] => {
             world
                 .snapshot
@@ -231,6 +237,21 @@ fn drift(world: &mut World, address: &str, now: impl FnOnce(&Known) -> Option<Kn
         .extend(gobs::plan::drift(schema, row, now.as_ref()));
     if let Some(now) = now {
         Arc::make_mut(row).observed = now;
+    }
+}
+
+/// A provider whose machines are elsewhere, and boot with cloud-init.
+fn far() -> ProviderSchema {
+    let cloud = cloud();
+    ProviderSchema {
+        name: "far".into(),
+        hosts: gobs_model::Hosts {
+            elsewhere: true,
+            user_data: gobs_model::UserDataForm::CloudInit,
+            addresses: vec!["ipv4".into()],
+            ..cloud.hosts.clone()
+        },
+        ..cloud
     }
 }
 

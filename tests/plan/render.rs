@@ -209,6 +209,7 @@ fn because(because: &Because) -> String {
         Because::Gone => "gone".into(),
         Because::ProviderChanged { was } => format!("it was at {was}"),
         Because::NotEnrolled => "not enrolled".into(),
+        Because::Unclaimed => "unclaimed".into(),
         Because::NewIncarnation { machine } => format!("{machine} is new"),
         Because::FromChanged { was } => format!("it was from {was}"),
         Because::ToChanged { was } => format!("it was to {was}"),

@@ -335,6 +335,9 @@ fn schema() -> ProviderSchema {
             ),
         ]),
         list_lag: LIST_LAG,
-        hosts: gobs_model::Hosts::default(),
+        hosts: gobs_model::Hosts {
+            addresses: vec!["address".into()],
+            ..gobs_model::Hosts::default()
+        },
     }
 }

@@ -518,6 +518,7 @@ fn reason(because: &Because, instance: &Instance) -> Option<String> {
         Because::Gone => "because it was deleted outside of gobs".into(),
         Because::ProviderChanged { was } => format!("because its provider was {was}"),
         Because::NotEnrolled => "because its hob has not registered yet".into(),
+        Because::Unclaimed => "because its hob never called home".into(),
         Because::NewIncarnation { machine } => format!("because {machine} begins anew"),
         Because::ServiceChanged { service } => {
             format!("because {service} is another one, where nothing of it is yet")

@@ -43,9 +43,19 @@ pub fn status(report: &StatusReport, snapshot: &Snapshot, now_s: u64) -> (String
     let mut bindings = Vec::new();
     for row in snapshot.rows.values() {
         match &row.kind {
-            RowKind::Machine { enrolled, .. } => {
-                let hob = hobs.get(row.address.to_string().as_str()).copied();
-                machines.push(machine(row, enrolled.is_some(), hob, now_s));
+            RowKind::Machine {
+                enrolled,
+                incarnation,
+                ..
+            } => {
+                let address = row.address.to_string();
+                let hob = hobs.get(address.as_str()).copied();
+                let state = match enrolled {
+                    Some(_) => Enrollment::Done,
+                    None if report.unclaimed.contains(&(address, *incarnation)) => Enrollment::Over,
+                    None => Enrollment::Open,
+                };
+                machines.push(machine(row, state, hob, now_s));
             }
             RowKind::Binding {
                 generation, phase, ..
@@ -101,7 +111,16 @@ fn section(heading: &str, lines: &[Line]) -> String {
     out
 }
 
-fn machine(row: &Row, is_enrolled: bool, hob: Option<&HobReport>, now_s: u64) -> Line {
+/// How it stands with a machine's first call home.
+#[derive(Clone, Copy)]
+enum Enrollment {
+    Done,
+    Open,
+    /// Nobody called in time.
+    Over,
+}
+
+fn machine(row: &Row, enrollment: Enrollment, hob: Option<&HobReport>, now_s: u64) -> Line {
     let has_hob = row.wanted.get("hob").and_then(|hob| hob.get("enabled"));
     let has_hob = has_hob.and_then(Value::as_bool).unwrap_or(true);
     let (health, state, more) = match hob {
@@ -120,11 +139,17 @@ fn machine(row: &Row, is_enrolled: bool, hob: Option<&HobReport>, now_s: u64) ->
             (Health::Ill, "not reached", more)
         }
         None if !has_hob => (Health::Unsaid, "no hob", Vec::new()),
-        None if is_enrolled => (Health::Unsaid, "a row only", Vec::new()),
-        None => {
-            let more = vec!["its hob has not registered; the next apply waits for it".into()];
-            (Health::Ill, "not enrolled", more)
-        }
+        None => match enrollment {
+            Enrollment::Done => (Health::Unsaid, "a row only", Vec::new()),
+            Enrollment::Open => {
+                let more = vec!["its hob has not registered; the next apply waits for it".into()];
+                (Health::Ill, "not enrolled", more)
+            }
+            Enrollment::Over => {
+                let more = "its hob did not call home in time; the next apply offers to begin anew";
+                (Health::Ill, "unclaimed", vec![more.into()])
+            }
+        },
     };
     Line {
         health,
@@ -359,6 +384,7 @@ mod tests {
         let report = StatusReport {
             hobs: vec![hob("machine.app", Some(app))],
             alerts: Vec::new(),
+            unclaimed: Vec::new(),
         };
         check(
             &report,
@@ -402,6 +428,7 @@ Bindings
         let report = StatusReport {
             hobs: vec![hob("machine.app", Some(app)), hob("machine.away", None)],
             alerts: vec![alert],
+            unclaimed: vec![("machine.never".into(), 1), ("machine.new".into(), 7)],
         };
         check(
             &report,
@@ -411,6 +438,7 @@ Bindings
                     observed: known(Value::object([("directory", "/m".into())])),
                     ..machine_row("machine.away", true)
                 },
+                machine_row("machine.never", false),
                 machine_row("machine.new", false),
                 binding_row("binding.away", "machine.away", Phase::Granted),
                 binding_row("binding.old", "machine.app", Phase::Granted),
@@ -418,10 +446,12 @@ Bindings
             ]),
             true,
             "Machines
-  machine.app   connected     hob 0.1.0
-  machine.away  not reached   last registered 5 minutes ago, gobs hob --dir /m starts it \
+  machine.app    connected     hob 0.1.0
+  machine.away   not reached   last registered 5 minutes ago, gobs hob --dir /m starts it \
              again
-  machine.new   not enrolled  its hob has not registered; the next apply waits for it
+  machine.never  unclaimed     its hob did not call home in time; the next apply offers to begin \
+             anew
+  machine.new    not enrolled  its hob has not registered; the next apply waits for it
 
 Bindings
   binding.away     not known       machine.db.service.orders to machine.away

@@ -176,11 +176,17 @@ impl BossStore {
         })
     }
 
-    /// Counts a claim's time from the provider's acceptance of its machine; the first call counts.
+    /// Counts a claim's time, usually [`CLAIM_TTL`], from the provider's acceptance of its machine;
+    /// the first call counts.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn accepted(&self, hash: SwissnumHash, now: SystemTime) -> Result<(), StoreError> {
+    pub fn accepted(
+        &self,
+        hash: SwissnumHash,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
         self.write(|transaction, _| {
             transaction.execute(
                 "UPDATE claims SET accepted_at = ?2, expires_at = ?3, closes_at = ?4
@@ -188,7 +194,7 @@ impl BossStore {
                 (
                     hash.0,
                     milliseconds(now),
-                    after(now, CLAIM_TTL),
+                    after(now, ttl.min(CLAIM_LIFETIME_MAX)),
                     after(now, CLAIM_LIFETIME_MAX),
                 ),
             )?;
@@ -201,14 +207,48 @@ impl BossStore {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn provisioning(&self, hash: SwissnumHash, now: SystemTime) -> Result<(), StoreError> {
+    pub fn provisioning(
+        &self,
+        hash: SwissnumHash,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
         self.write(|transaction, _| {
             transaction.execute(
                 "UPDATE claims SET expires_at = max(expires_at, min(?3, closes_at))
                  WHERE swissnum_hash = ?1 AND bound_key IS NULL AND expires_at > ?2",
-                (hash.0, milliseconds(now), after(now, CLAIM_TTL)),
+                (hash.0, milliseconds(now), after(now, ttl)),
             )?;
             Ok(())
+        })
+    }
+
+    /// Returns a claim, used or not; nothing where there is none with this hash.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn claim_of(&self, hash: SwissnumHash) -> Result<Option<Claim>, StoreError> {
+        self.read(|database| claim_by_hash(&database.connection, hash))
+    }
+
+    /// Returns the machines, each with its incarnation, whose every claim ran out before anybody
+    /// came. Some of them may never have been made.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn unclaimed(&self, now: SystemTime) -> Result<Vec<(Address, u64)>, StoreError> {
+        self.read(|database| {
+            let mut statement = database.connection.prepare_cached(
+                "SELECT machine, incarnation FROM claims GROUP BY machine, incarnation
+                 HAVING count(bound_key) = 0
+                     AND max(iif(revoked_at IS NULL, expires_at, 0)) <= ?1",
+            )?;
+            let mut rows = statement.query([milliseconds(now)])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                found.push((address(row, "machine")?, count(row.get("incarnation")?)?));
+            }
+            Ok(found)
         })
     }
 
@@ -348,10 +388,7 @@ pub(crate) fn new_claim(
     }))
 }
 
-fn claim_by_hash(
-    transaction: &Transaction<'_>,
-    hash: SwissnumHash,
-) -> Result<Option<Claim>, Fault> {
+fn claim_by_hash(transaction: &Connection, hash: SwissnumHash) -> Result<Option<Claim>, Fault> {
     let mut statement = transaction.prepare_cached(&format!(
         "SELECT {CLAIM_COLUMNS} FROM claims WHERE swissnum_hash = ?1"
     ))?;

@@ -1,0 +1,195 @@
+//! Where a machine is, as its provider says, and from where its hob is expected to call.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gobs_model::{Address, Known, ProviderSchema, Value};
+use gobs_provider::{Observed, Provider};
+use gobs_state::{Row, RowKind, Snapshot, SwissnumHash};
+use hob::protocol::host_and_port;
+
+use crate::boss::{Boss, Expected, Home};
+use crate::lang::{Dial, HobValues, Schemas};
+use crate::plan::HOB;
+
+/// What a machine's hob was invited with.
+#[derive(Clone, Debug)]
+pub(super) struct Invited {
+    pub(super) claim: SwissnumHash,
+    pub(super) incarnation: u64,
+    pub(super) hob: HobValues,
+}
+
+impl Invited {
+    /// Says that the provider has made the machine, and where it is.
+    pub(super) fn accepted(
+        &self,
+        boss: &Boss,
+        machine: &Address,
+        schema: &ProviderSchema,
+        seen: &Observed,
+    ) {
+        let seen = Some(&seen.attributes);
+        expect(boss, machine, self.incarnation, &self.hob, schema, seen);
+        if let Err(error) = boss.accepted(self.claim, self.hob.deadline) {
+            // The time to claim then counts from the invitation, which is a little earlier.
+            tracing::warn!(%error, %machine, "an acceptance was not noted");
+        }
+    }
+}
+
+/// A machine whose hob is waited for.
+pub(super) struct Awaited {
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) seen: Observed,
+    /// Where the boss calls it, if it does.
+    pub(super) call: Vec<(String, u16)>,
+    pub(super) ttl: Duration,
+}
+
+impl Awaited {
+    /// Asks the provider now and then whether it is still making the machine, which leaves its
+    /// hob more time; never ends.
+    pub(super) async fn look_after(
+        &self,
+        boss: &Boss,
+        machine: &Address,
+        incarnation: u64,
+    ) -> Infallible {
+        let states = &self.provider.schema().hosts.provisioning;
+        if states.is_empty() {
+            return std::future::pending().await;
+        }
+        loop {
+            boss.pause(PROVISIONING_LOOK).await;
+            // What cannot be read now is read the next time.
+            let Ok(Some(seen)) = self.provider.read(&self.seen).await else {
+                continue;
+            };
+            let status = seen.attributes.get("status").and_then(Value::as_str);
+            if status.is_some_and(|status| states.iter().any(|it| it == status))
+                && let Err(error) = boss.provisioning(machine, incarnation, self.ttl)
+            {
+                tracing::warn!(%error, %machine, "the time to claim was not extended");
+            }
+        }
+    }
+}
+
+/// How often a provider is asked whether it is still making a machine: seldom enough for hundreds
+/// of machines under any limit of requests, and often within the time that it adds.
+const PROVISIONING_LOOK: Duration = Duration::from_secs(60);
+
+/// Returns the settings of a machine's hob, as its row has them.
+pub(super) fn hob_of(wanted: &Known) -> HobValues {
+    HobValues::of_value(wanted.get(HOB).unwrap_or(&Value::NULL))
+}
+
+/// Says from where a machine's hob is to call, as far as the provider tells.
+pub(super) fn expect(
+    boss: &Boss,
+    machine: &Address,
+    incarnation: u64,
+    hob: &HobValues,
+    schema: &ProviderSchema,
+    seen: Option<&Known>,
+) {
+    if let Some(expected) = expected(hob, schema, seen) {
+        boss.expect_from(machine, incarnation, expected);
+    }
+}
+
+fn expected(hob: &HobValues, schema: &ProviderSchema, seen: Option<&Known>) -> Option<Expected> {
+    let names = &schema.hosts.addresses;
+    if names.is_empty() {
+        return None;
+    }
+    let addresses = seen.map(|seen| {
+        let texts = names.iter().filter_map(|name| seen.get(name));
+        let texts = texts.flat_map(addresses_in);
+        texts
+            .filter_map(|text| text.parse::<IpAddr>().ok())
+            .collect()
+    });
+    Some(Expected {
+        addresses,
+        required: hob.require_address,
+    })
+}
+
+/// Returns from where the hobs are to call that have not registered yet.
+pub fn homes(snapshot: &Snapshot, schemas: &Schemas) -> Vec<Home> {
+    let home = |row: &Arc<Row>| {
+        let RowKind::Machine {
+            provider,
+            incarnation,
+            enrolled: None,
+            ..
+        } = &row.kind
+        else {
+            return None;
+        };
+        let schema = schemas.get(provider.split('.').next().unwrap_or_default())?;
+        let expected = expected(&hob_of(&row.wanted), schema, Some(&row.observed))?;
+        Some((row.address.clone(), *incarnation, expected))
+    };
+    snapshot.rows.values().filter_map(home).collect()
+}
+
+/// Returns where the boss calls a machine's hob, where it is the one that calls.
+pub(super) fn call(hob: &HobValues, schema: &ProviderSchema, seen: &Known) -> Vec<(String, u16)> {
+    if hob.dial != Dial::Boss {
+        return Vec::new();
+    }
+    let (host, port) = host_and_port(hob.listens_on(schema.hosts.elsewhere), 0);
+    let mut hosts = advertised(hob, schema, Some(seen));
+    if hosts.is_empty() {
+        let said = schema.hosts.addresses.iter();
+        hosts.extend(
+            said.filter_map(|name| seen.get(name))
+                .flat_map(addresses_in),
+        );
+    }
+    if hosts.is_empty() {
+        hosts.push(host);
+    }
+    let places = hosts.iter().map(|host| host_and_port(host, port));
+    places.collect()
+}
+
+/// Returns what a hob tells others to dial. An attribute of the machine stands for its value;
+/// where that is not known yet, the hob finds its own address.
+pub(super) fn advertised(
+    hob: &HobValues,
+    schema: &ProviderSchema,
+    seen: Option<&Known>,
+) -> Vec<String> {
+    let resolve = |text: &String| -> Vec<String> {
+        if !schema.machine.attributes.contains_key(text) {
+            return vec![text.clone()];
+        }
+        seen.and_then(|seen| seen.get(text))
+            .map(addresses_in)
+            .unwrap_or_default()
+    };
+    hob.advertise.iter().flat_map(resolve).collect()
+}
+
+/// Returns the addresses in an attribute: a text or a list of them, a prefix's length left out.
+fn addresses_in(value: &Value) -> Vec<String> {
+    let texts: Vec<&str> = match value.as_str() {
+        Some(text) => vec![text],
+        None => value
+            .as_elements()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect(),
+    };
+    let bare = texts
+        .iter()
+        .map(|text| text.split('/').next().unwrap_or_default());
+    bare.map(str::to_owned).collect()
+}

@@ -1,0 +1,114 @@
+//! How a machine's first call home goes in a whole run: made by the boss, never made, or made from
+//! elsewhere.
+
+use std::net::TcpListener;
+
+use crate::account::Account;
+use crate::support::{Project, free_port};
+
+#[test]
+fn a_machine_that_cannot_call_is_called() {
+    let (db, app) = (free_port(), free_port());
+    let project = Project::new(&format!(
+        r#"
+machine "db" {{
+  provider = dummy
+  hob {{
+    dial   = "boss"
+    listen = "127.0.0.1:{db}"
+  }}
+  service "x" {{ tcp = "127.0.0.1:1" }}
+}}
+machine "app" {{
+  provider = dummy
+  hob {{
+    dial   = "boss"
+    listen = "127.0.0.1:{app}"
+  }}
+}}
+"#
+    ));
+    let done = project.gobs(&["apply", "--auto-approve"]).ok().stdout;
+    assert!(done.contains("Resources: 2 added"), "{done}");
+    let status = project.gobs(&["status"]).ok().stdout;
+    assert_eq!(status.matches("connected").count(), 2, "{status}");
+    let again = project.gobs(&["plan"]).ok().stdout;
+    assert!(again.contains("No changes."), "{again}");
+}
+
+#[test]
+fn b6_a_machine_that_never_calls_is_said_and_begins_anew() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    // The hob cannot have its port, so nobody answers there who was invited.
+    let project = Project::new(&format!(
+        r#"
+machine "a" {{
+  provider = dummy
+  hob {{
+    dial     = "boss"
+    listen   = "127.0.0.1:{port}"
+    deadline = "3s"
+  }}
+}}
+"#
+    ));
+    let failed = project.gobs(&["apply", "--auto-approve"]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let said = "the hob on machine.a did not call home in time";
+    assert!(failed.stderr.contains(said), "{failed:?}");
+    let status = project.gobs(&["status"]);
+    assert_eq!(status.code, Some(3), "{status:?}");
+    assert!(status.stdout.contains("unclaimed"), "{status:?}");
+    let status = project.gobs(&["status", "--json"]).stdout;
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["unclaimed"], serde_json::json!(["machine.a"]));
+
+    drop(listener);
+    let plan = project.gobs(&["plan"]).ok().stdout;
+    assert!(plan.contains("because its hob never called home"), "{plan}");
+    let config = std::fs::read_to_string(project.path().join("main.gobs.hcl")).expect("a file");
+    // There is time enough now.
+    project.write("main.gobs.hcl", &config.replace("3s", "5m"));
+    let done = project.gobs(&["apply", "--auto-approve"]).ok().stdout;
+    assert!(done.contains("1 changed"), "{done}");
+    assert!(project.gobs(&["status"]).ok().stdout.contains("connected"));
+}
+
+const FROM_ELSEWHERE: &str = r#"
+machine "a" {
+  provider        = linode
+  region          = "eu-central"
+  type            = "g6-nanode-1"
+  image           = "linode/debian13"
+  authorized_keys = ["ssh-ed25519 AAAA test"]
+  HOB
+}
+"#;
+
+#[test]
+fn b9_a_claim_from_elsewhere_is_told_of() {
+    // Instances of the double are processes of this host, and have other addresses than it.
+    let config = FROM_ELSEWHERE.replace("HOB", "");
+    let account = Account::start(Project::new(&config), 7);
+    let done = account
+        .project
+        .gobs(&["apply", "--auto-approve"])
+        .ok()
+        .stdout;
+    let said = "called from 127.0.0.1, which is none of its addresses";
+    assert!(done.contains(said), "{done}");
+    account.project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
+fn b9_a_claim_from_elsewhere_is_refused_where_that_is_required() {
+    let hob = "hob {\n    require_address = true\n    deadline = \"20s\"\n  }";
+    let config = FROM_ELSEWHERE.replace("HOB", hob);
+    let account = Account::start(Project::new(&config), 8);
+    let failed = account.project.gobs(&["apply", "--auto-approve"]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let said = "a call from 127.0.0.1 was refused, which is none of its addresses";
+    assert!(failed.stderr.contains(said), "{failed:?}");
+    account.project.gobs(&["destroy", "--auto-approve"]).ok();
+}

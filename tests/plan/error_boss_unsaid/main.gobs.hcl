@@ -1,0 +1,6 @@
+gobs {
+  boss { listen = "[::]:7462" }
+}
+machine "calls" {
+  provider = dummy
+}

@@ -252,9 +252,9 @@ impl Membrane {
                 Passable::Tagged(Box::new(Tagged { tag, value }))
             }
             Passable::Opaque(opaque) => {
-                let Opaque { label, fields } = *opaque;
-                let fields = fields.into_iter().map(pass).collect::<Result<_, _>>()?;
-                Passable::Opaque(Box::new(Opaque { label, fields }))
+                let values = opaque.into_values().into_iter().map(pass);
+                let opaque = Opaque::of(values.collect::<Result<_, _>>()?);
+                opaque.map_or(Passable::Undefined, Passable::Opaque)
             }
             Passable::Sturdyref(_) => {
                 return Err(Broken::new(

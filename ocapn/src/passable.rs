@@ -46,7 +46,7 @@ pub enum Passable {
     /// A live object or promise.
     Reference(Reference),
     /// A record this crate does not know, kept as it came.
-    Opaque(Box<Opaque>),
+    Opaque(Opaque),
 }
 
 /// A labelled value.
@@ -66,12 +66,50 @@ pub struct ErrorValue {
 }
 
 /// A record with a label that has no meaning here.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Opaque {
-    /// The label, usually a symbol.
-    pub label: Passable,
-    /// The fields in order.
-    pub fields: Vec<Passable>,
+///
+/// Invariant: the label is the first value, so there is one.
+#[derive(Clone, PartialEq)]
+pub struct Opaque(Vec<Passable>);
+
+impl Opaque {
+    /// Returns a record with this label, usually a symbol, and these fields.
+    pub fn new(label: impl Into<Passable>, fields: impl IntoIterator<Item = Passable>) -> Self {
+        Self(std::iter::once(label.into()).chain(fields).collect())
+    }
+
+    /// Returns the record of a label and its fields; `None` without a label.
+    pub(crate) fn of(values: Vec<Passable>) -> Option<Self> {
+        (!values.is_empty()).then_some(Self(values))
+    }
+
+    /// Returns the label.
+    pub fn label(&self) -> &Passable {
+        &self.0[0]
+    }
+
+    /// Returns the fields in order.
+    pub fn fields(&self) -> &[Passable] {
+        &self.0[1..]
+    }
+
+    /// Returns the label and after it the fields.
+    pub(crate) fn values(&self) -> &[Passable] {
+        &self.0
+    }
+
+    /// Returns the label and after it the fields.
+    pub(crate) fn into_values(self) -> Vec<Passable> {
+        self.0
+    }
+}
+
+impl fmt::Debug for Opaque {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opaque")
+            .field("label", self.label())
+            .field("fields", &self.fields())
+            .finish()
+    }
 }
 
 /// A name: compared by text, cheap to clone.
@@ -99,7 +137,7 @@ macro_rules! known_names {
 known_names! {
     "op:deliver" "op:listen" "desc:export" "desc:answer" "desc:import-object"
     "desc:import-promise" "desc:sig-envelope" "fulfill" "break" "fetch" "deposit-gift"
-    "withdraw-gift"
+    "withdraw-gift" "void" "null" "desc:tagged" "desc:error"
 }
 
 impl Symbol {

@@ -11,7 +11,7 @@ mod write;
 
 pub use read::{Reader, Token};
 pub use scan::Scanner;
-pub(crate) use value::{Describe, Refer, read_value, write_value};
+pub(crate) use value::{Describe, Orders, Refer, read_value, write_value};
 pub use value::{ENCODE_DEPTH_MAX, decode, encode};
 pub use write::Writer;
 

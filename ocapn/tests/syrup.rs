@@ -21,10 +21,7 @@ fn vectors_read_and_write_the_same() {
     };
     let wire_sturdyref: &[u8] = b"<15'ocapn-sturdyref<10'ocapn-peer16'tcp-testing-only3\"abc\
         {4\"host9\"127.0.0.1}>5:swiss>";
-    let opaque = Opaque {
-        label: Passable::symbol("x"),
-        fields: vec![1_u64.into(), "a".into()],
-    };
+    let opaque = Opaque::new(Symbol::new("x"), [1_u64.into(), "a".into()]);
     let tagged = Tagged {
         tag: Symbol::new("t"),
         value: true.into(),
@@ -74,7 +71,7 @@ fn vectors_read_and_write_the_same() {
             })),
         ),
         (wire_sturdyref, sturdyref.into()),
-        (b"<1'x1+1\"a>", Passable::Opaque(Box::new(opaque))),
+        (b"<1'x1+1\"a>", Passable::Opaque(opaque)),
     ];
     for (wire, value) in cases {
         let name = String::from_utf8_lossy(wire).into_owned();
@@ -161,12 +158,8 @@ fn what_is_wrong_is_told_with_its_place() {
 
 #[test]
 fn a_record_made_by_hand_does_not_pass_for_a_reference() {
-    let fields = vec![0_u64.into()];
-    let forged = Opaque {
-        label: Passable::symbol("desc:export"),
-        fields,
-    };
-    assert_eq!(encode(&Passable::Opaque(Box::new(forged))), None);
+    let forged = Opaque::new(Symbol::new("desc:export"), [0_u64.into()]);
+    assert_eq!(encode(&Passable::Opaque(forged)), None);
 }
 
 fn passable() -> impl Strategy<Value = Passable> {
@@ -203,12 +196,8 @@ fn passable() -> impl Strategy<Value = Passable> {
                     value,
                 }))
             }),
-            prop::collection::vec(inner, 0..4).prop_map(|fields| {
-                Passable::Opaque(Box::new(Opaque {
-                    label: Passable::symbol("other"),
-                    fields,
-                }))
-            }),
+            prop::collection::vec(inner, 0..4)
+                .prop_map(|fields| { Passable::Opaque(Opaque::new(Symbol::new("other"), fields)) }),
         ]
     })
 }

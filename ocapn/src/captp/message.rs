@@ -9,7 +9,9 @@ use super::tables::Tables;
 use crate::captp::broken::Broken;
 use crate::locator::PeerLocator;
 use crate::passable::{Opaque, Passable, Symbol};
-use crate::syrup::{Mode, Reader, Refer, SyrupError, SyrupErrorKind as Kind, Token, read_value};
+use crate::syrup::{
+    Mode, Orders, Reader, Refer, SyrupError, SyrupErrorKind as Kind, Token, read_value,
+};
 
 /// The one version of CapTP there is.
 pub(crate) const VERSION: &str = "1.0";
@@ -291,10 +293,9 @@ impl Decoder<'_> {
             });
             return Ok(promise.into());
         }
-        let label = Passable::symbol(ENVELOPE);
         let encoding = self.keep(envelope.encoding, reader.size());
-        let fields = vec![Passable::Bytes(encoding)];
-        Ok(Passable::Opaque(Box::new(Opaque { label, fields })))
+        let envelope = Opaque::new(Symbol::new(ENVELOPE), [Passable::Bytes(encoding)]);
+        Ok(Passable::Opaque(envelope))
     }
 }
 
@@ -303,8 +304,8 @@ const ENVELOPE: &str = "desc:sig-envelope";
 /// Returns the encoding of a signed record that came as an argument.
 pub(crate) fn as_envelope(value: &Passable) -> Option<&Bytes> {
     match value {
-        Passable::Opaque(opaque) if opaque.label.as_symbol() == Some(ENVELOPE) => {
-            opaque.fields.first()?.as_bytes()
+        Passable::Opaque(opaque) if opaque.label().as_symbol() == Some(ENVELOPE) => {
+            opaque.fields().first()?.as_bytes()
         }
         _ => None,
     }
@@ -337,6 +338,13 @@ impl Refer for Decoder<'_> {
         match size >= OWN_MEMORY_MIN && part.len() >= size / 2 {
             true => part,
             false => Bytes::copy_from_slice(&part),
+        }
+    }
+
+    fn orders(&self) -> Orders {
+        Orders {
+            encoding: true,
+            text: true,
         }
     }
 }

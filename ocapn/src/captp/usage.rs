@@ -15,7 +15,7 @@ use std::task::{Poll, Waker};
 use super::SessionId;
 use super::broken::Broken;
 use super::promise::{Kind, Reference, State, lock};
-use crate::passable::{Opaque, Passable, Tagged};
+use crate::passable::{Passable, Tagged};
 use crate::vat::Limits;
 
 /// Why a session ends that has too much kept.
@@ -242,9 +242,8 @@ fn weigh<'a>(value: &'a Passable, mut found: impl FnMut(&'a Reference)) -> usize
                 0
             }
             Passable::Opaque(opaque) => {
-                more.push(&opaque.label);
-                more.extend(&opaque.fields);
-                size_of::<Opaque>() + size_of_val(&opaque.fields[..])
+                more.extend(opaque.values());
+                size_of_val(opaque.values())
             }
         };
         next = more.pop();

@@ -11,8 +11,7 @@ pub struct Scanner {
     mode: Mode,
     offset: usize,
     values: usize,
-    /// The bytes that close the open containers.
-    open: Vec<u8>,
+    open: Nest,
     /// Set inside a number: where it started.
     number: Option<Number>,
 }
@@ -23,6 +22,42 @@ struct Number {
     value: usize,
 }
 
+/// The open containers, by what closes them. Two bits each, so that the usual ones need no
+/// allocation.
+#[derive(Debug, Default)]
+struct Nest {
+    depth: usize,
+    /// The innermost ones, the last in the lowest bits.
+    inner: u128,
+    /// Those around them, 64 in each.
+    outer: Vec<u128>,
+}
+
+/// What closes a container, by its number in a [`Nest`].
+const CLOSERS: [u8; 4] = *b"]}>$";
+
+impl Nest {
+    fn push(&mut self, closer: u8) {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.outer.push(self.inner);
+        }
+        self.inner = self.inner << 2 | u128::from(closer);
+        self.depth += 1;
+    }
+
+    fn last(&self) -> Option<u8> {
+        (self.depth > 0).then(|| CLOSERS[(self.inner & 3) as usize])
+    }
+
+    fn pop(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
+        self.inner >>= 2;
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.inner = self.outer.pop().unwrap_or_default();
+        }
+    }
+}
+
 impl Scanner {
     /// Returns a scanner at the start of a value.
     pub fn new(limits: Limits, mode: Mode) -> Self {
@@ -31,7 +66,7 @@ impl Scanner {
             mode,
             offset: 0,
             values: 0,
-            open: Vec::new(),
+            open: Nest::default(),
             number: None,
         }
     }
@@ -109,14 +144,14 @@ impl Scanner {
                             return Err(Kind::Canonical.at(at));
                         }
                         self.count(at)?;
-                        if self.open.len() >= self.limits.depth_max {
+                        if self.open.depth >= self.limits.depth_max {
                             return Err(Kind::Depth.at(at));
                         }
                         self.open.push(match byte {
-                            b'[' => b']',
-                            b'{' => b'}',
-                            b'<' => b'>',
-                            _ => b'$',
+                            b'[' => 0,
+                            b'{' => 1,
+                            b'<' => 2,
+                            _ => 3,
                         });
                         self.offset += 1;
                         continue;
@@ -125,14 +160,14 @@ impl Scanner {
                         self.offset += 1;
                         continue;
                     }
-                    _ if self.open.last() == Some(&byte) => {
+                    _ if self.open.last() == Some(byte) => {
                         self.open.pop();
                         self.offset += 1;
                     }
                     _ => return Err(Kind::Byte.at(at)),
                 }
             }
-            if self.open.is_empty() {
+            if self.open.depth == 0 {
                 let length = self.offset;
                 (self.offset, self.values) = (0, 0);
                 if length > self.limits.size_max {

@@ -1,5 +1,8 @@
 //! Values of the data model as Syrup.
 
+use std::cell::Cell;
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 
 use super::{Limits, Mode, Reader, Scanner, SyrupError, SyrupErrorKind as Kind, Token, Writer};
@@ -53,12 +56,43 @@ pub(crate) trait Refer {
 
     /// Returns a byte array as it is kept: a part of a message of `size` bytes keeps the whole.
     fn keep(&mut self, part: Bytes, size: usize) -> Bytes;
+
+    /// Returns which orders of a dictionary's keys are right.
+    fn orders(&self) -> Orders;
+}
+
+/// Orders of keys, of which one dictionary has to keep to one: that of the encoding, which is the
+/// canonical one, and that of the text itself, which Endo writes and alone takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Orders {
+    pub(crate) encoding: bool,
+    pub(crate) text: bool,
+}
+
+impl Orders {
+    /// Returns those that `next` after `last` leaves; `None` if there are none.
+    fn after(self, last: &str, next: &str) -> Option<Self> {
+        let left = Self {
+            encoding: self.encoding && canonical_key_order(last, next).is_lt(),
+            text: self.text && text_order(last, next).is_lt(),
+        };
+        (left.encoding || left.text).then_some(left)
+    }
+}
+
+/// Compares two keys as JavaScript does.
+fn text_order(a: &str, b: &str) -> Ordering {
+    a.encode_utf16().cmp(b.encode_utf16())
 }
 
 /// Writes what stands for a reference.
 pub(crate) trait Describe {
     /// `None` if it cannot be described here.
     fn describe(&mut self, reference: &Reference, writer: &mut Writer) -> Option<()>;
+
+    /// Returns whether keys are written in the order of their text; otherwise in the canonical
+    /// order.
+    fn sorts_by_text(&self) -> bool;
 }
 
 struct Nowhere;
@@ -71,15 +105,27 @@ impl Refer for Nowhere {
     fn keep(&mut self, part: Bytes, _: usize) -> Bytes {
         part
     }
+
+    fn orders(&self) -> Orders {
+        Orders {
+            encoding: true,
+            text: false,
+        }
+    }
 }
 
 impl Describe for Nowhere {
     fn describe(&mut self, _: &Reference, _: &mut Writer) -> Option<()> {
         None
     }
+
+    fn sorts_by_text(&self) -> bool {
+        false
+    }
 }
 
 /// A container that is not complete.
+#[derive(Clone, Copy)]
 struct Open {
     kind: Container,
     /// Where its values start among those read. A dictionary's keys and values take turns.
@@ -90,76 +136,102 @@ struct Open {
 enum Container {
     List,
     Record,
-    Dict,
+    /// With the orders that its keys may still be in.
+    Dict(Orders),
 }
 
-/// Room for the values of most messages.
-const VALUES_EXPECTED: usize = 16;
+/// What is read and not complete.
+#[derive(Default)]
+struct Stack {
+    values: Vec<Passable>,
+    open: Vec<Open>,
+}
+
+/// Room that is kept for the next value: most have less in them.
+const ROOM_MAX: usize = 64;
+
+thread_local! {
+    /// The room of the value that was read last.
+    static ROOM: Cell<Stack> = const { Cell::new(Stack { values: Vec::new(), open: Vec::new() }) };
+}
 
 /// Reads one value, whatever its depth, without recursion.
 pub(crate) fn read_value(
     reader: &mut Reader<'_>,
     refer: &mut impl Refer,
 ) -> Result<Passable, SyrupError> {
-    let mut open: Vec<Open> = Vec::new();
-    let mut values: Vec<Passable> = Vec::new();
-    loop {
-        let at = reader.offset();
-        // Only a string can be a key.
-        if let Some(dict) = open.last()
-            && dict.kind == Container::Dict
-            && (values.len() - dict.start).is_multiple_of(2)
-            && reader.peek()? != b'}'
-        {
-            let text = reader.string()?;
-            if reader.mode() == Mode::Strict
-                && let [.., Passable::String(last), _] = &values[dict.start..]
-                && canonical_key_order(last, text).is_ge()
+    let mut stack = ROOM.take();
+    let value = stack.read(reader, refer);
+    stack.values.clear();
+    stack.open.clear();
+    if stack.values.capacity() <= ROOM_MAX && stack.open.capacity() <= ROOM_MAX {
+        ROOM.set(stack);
+    }
+    value
+}
+
+impl Stack {
+    fn read(
+        &mut self,
+        reader: &mut Reader<'_>,
+        refer: &mut impl Refer,
+    ) -> Result<Passable, SyrupError> {
+        let Self { values, open } = self;
+        loop {
+            let at = reader.offset();
+            // Only a string can be a key.
+            if let Some(dict) = open.last_mut()
+                && let Container::Dict(orders) = &mut dict.kind
+                && (values.len() - dict.start).is_multiple_of(2)
+                && reader.peek()? != b'}'
             {
-                return Err(Kind::Canonical.at(at));
-            }
-            values.push(Passable::String(text.to_owned()));
-            continue;
-        }
-        // Every value is made where it stays: moving one about costs more than reading it.
-        let start = values.len();
-        match reader.token() {
-            Err(error) => return Err(error),
-            Ok(Token::Bool(b)) => values.push(Passable::Bool(b)),
-            Ok(Token::Int(n)) => values.push(Passable::Int(n)),
-            Ok(Token::Float(x)) => values.push(Passable::Float64(x)),
-            Ok(Token::String(text)) => values.push(Passable::String(text.to_owned())),
-            Ok(Token::Symbol(text)) => values.push(Passable::Symbol(Symbol::new(text))),
-            Ok(Token::Bytes(bytes)) => {
-                values.push(Passable::Bytes(refer.keep(bytes, reader.size())));
-            }
-            Ok(Token::List) => {
-                let kind = Container::List;
-                open.push(Open { kind, start });
-                continue;
-            }
-            Ok(Token::Dict) => {
-                let kind = Container::Dict;
-                open.push(Open { kind, start });
-                continue;
-            }
-            Ok(Token::Record) => {
-                if values.capacity() == 0 {
-                    values.reserve(VALUES_EXPECTED);
+                let text = reader.string()?;
+                if reader.mode() == Mode::Strict
+                    && let [.., Passable::String(last), _] = &values[dict.start..]
+                {
+                    let left = orders.after(last, text);
+                    *orders = left.ok_or_else(|| Kind::Canonical.at(at))?;
                 }
-                if !known_record(reader, at, refer, &mut values)? {
-                    let kind = Container::Record;
+                values.push(Passable::String(text.to_owned()));
+                continue;
+            }
+            // Every value is made where it stays: moving one about costs more than reading it.
+            let start = values.len();
+            match reader.token() {
+                Err(error) => return Err(error),
+                Ok(Token::Bool(b)) => values.push(Passable::Bool(b)),
+                Ok(Token::Int(n)) => values.push(Passable::Int(n)),
+                Ok(Token::Float(x)) => values.push(Passable::Float64(x)),
+                Ok(Token::String(text)) => values.push(Passable::String(text.to_owned())),
+                Ok(Token::Symbol(text)) => values.push(Passable::Symbol(Symbol::new(text))),
+                Ok(Token::Bytes(bytes)) => {
+                    values.push(Passable::Bytes(refer.keep(bytes, reader.size())));
+                }
+                Ok(Token::List) => {
+                    let kind = Container::List;
                     open.push(Open { kind, start });
                     continue;
                 }
+                Ok(Token::Dict) => {
+                    let kind = Container::Dict(refer.orders());
+                    open.push(Open { kind, start });
+                    continue;
+                }
+                Ok(Token::Record) => {
+                    if !known_record(reader, at, refer, values)? {
+                        let kind = Container::Record;
+                        open.push(Open { kind, start });
+                        continue;
+                    }
+                }
+                Ok(Token::End) => {
+                    let closed = open.pop().and_then(|open| close(&open, values));
+                    closed.ok_or_else(|| Kind::Byte.at(at))?;
+                }
             }
-            Ok(Token::End) => {
-                let closed = open.pop().and_then(|open| close(&open, &mut values));
-                closed.ok_or_else(|| Kind::Byte.at(at))?;
+            if open.is_empty() {
+                return values.pop().ok_or_else(|| Kind::Byte.at(at));
             }
-        }
-        if open.is_empty() {
-            return values.pop().ok_or_else(|| Kind::Byte.at(at));
         }
     }
 }
@@ -172,14 +244,10 @@ fn close(open: &Open, values: &mut Vec<Passable>) -> Option<()> {
             values.push(Passable::List(inside));
         }
         Container::Record => {
-            if values.len() == open.start {
-                return None;
-            }
-            let fields = values.split_off(open.start + 1);
-            let label = values.pop()?;
-            values.push(record(label, fields));
+            let inside = Opaque::of(values.split_off(open.start))?;
+            values.push(record(inside));
         }
-        Container::Dict => {
+        Container::Dict(_) => {
             let mut inside = values.drain(open.start..);
             let mut entries = Vec::with_capacity(inside.len() / 2);
             while let Some(key) = inside.next() {
@@ -233,20 +301,25 @@ fn known_record(
 }
 
 /// Returns the value that a complete record stands for.
-fn record(label: Passable, mut fields: Vec<Passable>) -> Passable {
-    match (label.as_symbol(), fields.as_mut_slice()) {
+fn record(record: Opaque) -> Passable {
+    match (record.label().as_symbol(), record.fields()) {
         (Some("void"), []) => Passable::Undefined,
         (Some("null"), []) => Passable::Null,
-        (Some("desc:tagged"), [Passable::Symbol(tag), value]) => {
-            let (tag, value) = (tag.clone(), std::mem::replace(value, Passable::Null));
-            Passable::Tagged(Box::new(Tagged { tag, value }))
+        (Some("desc:tagged"), [Passable::Symbol(_), _]) => {
+            let mut values = record.into_values();
+            match (values.pop(), values.pop()) {
+                (Some(value), Some(Passable::Symbol(tag))) => {
+                    Passable::Tagged(Box::new(Tagged { tag, value }))
+                }
+                _ => Passable::Undefined,
+            }
         }
         (Some("desc:error"), [Passable::String(message)]) => {
             Passable::Error(Box::new(ErrorValue {
-                message: std::mem::take(message),
+                message: message.clone(),
             }))
         }
-        _ => Passable::Opaque(Box::new(Opaque { label, fields })),
+        _ => Passable::Opaque(record),
     }
 }
 
@@ -287,7 +360,11 @@ fn write_nested(
         }
         Passable::Struct(entries) => {
             writer.dict();
-            for (key, value) in entries.iter() {
+            let mut entries: Vec<_> = entries.iter().collect();
+            if describe.sorts_by_text() {
+                entries.sort_by(|(a, _), (b, _)| text_order(a, b));
+            }
+            for (key, value) in entries {
                 writer.string(key);
                 write_nested(writer, value, describe, deeper)?;
             }
@@ -311,16 +388,15 @@ fn write_nested(
         Passable::Opaque(opaque) => {
             // A record made by hand must not pass for a live reference.
             if opaque
-                .label
+                .label()
                 .as_symbol()
                 .is_some_and(|label| LIVE.contains(&label))
             {
                 return None;
             }
             writer.raw(b"<");
-            write_nested(writer, &opaque.label, describe, deeper)?;
-            for field in &opaque.fields {
-                write_nested(writer, field, describe, deeper)?;
+            for value in opaque.values() {
+                write_nested(writer, value, describe, deeper)?;
             }
             writer.end_record()
         }

@@ -326,4 +326,8 @@ impl Describe for Describer<'_> {
         writer.record(label).unsigned(position).end_record();
         Some(())
     }
+
+    fn sorts_by_text(&self) -> bool {
+        true
+    }
 }

@@ -103,6 +103,30 @@ fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
     assert!(result.is_err_and(|broken| broken.is_severed()));
 }
 
+/// Endo sorts the keys of a struct by their text, and ends a session where they are otherwise.
+#[test]
+fn structs_are_written_as_endo_has_them_and_read_either_way() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    world.publish(1, "echo", echo());
+    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch4:echo]0+f>";
+    send(&mut world, fetch).expect("it is up");
+    let call =
+        |args: &str| format!("<10'op:deliver<11'desc:answer0+>[{args}]f<18'desc:import-object1+>>");
+    let by_text = "{2\"aa1+1\"b{10\"aaaaaaaaaa1+2\"bb2+}}";
+    let by_encoding = "{1\"b{10\"aaaaaaaaaa1+2\"bb2+}2\"aa1+}";
+    for args in [by_text, by_encoding] {
+        let back = send(&mut world, call(args)).expect("the session stands");
+        assert!(back.contains(by_text), "{args}: {back}");
+    }
+    for args in ["{1\"b1+1\"a1+}", "{1\"a1+1\"a1+}", "{2\"aa1+1\"b1+2\"ab1+}"] {
+        let mut world = World::new(2);
+        world.connect(0, 1);
+        let back = send(&mut world, call(args).replace("answer", "export"));
+        assert_eq!(back, None, "{args}");
+    }
+}
+
 /// An object of ours as a listener would be called as if by ourselves.
 #[test]
 fn only_objects_of_the_peer_are_told_results() {

@@ -156,6 +156,53 @@ fn what_is_wrong_is_told_with_its_place() {
     check([&b"1".repeat(100_000)[..], b"+"].concat(), Kind::Number);
 }
 
+/// One pass over what is right must see the same limits as the scanner does.
+#[test]
+fn limits_are_met_exactly() {
+    use SyrupErrorKind as Kind;
+    for (text, depth, values) in [
+        ("[[t]]", 2, 3),
+        ("<1'x[1+2+]{1\"a3+}>", 2, 8),
+        ("<15'ocapn-sturdyref<10'ocapn-peer1'm1\"af>0:>", 2, 8),
+        ("<<1'xt>t>", 2, 5),
+    ] {
+        let bytes = Bytes::from(text);
+        let decode = |depth_max, values_max, size_max| {
+            let limits = Limits {
+                depth_max,
+                values_max,
+                size_max,
+            };
+            let scanned = Scanner::new(limits, Mode::Strict).scan(&bytes).map(|_| ());
+            let decoded = decode(&bytes, limits, Mode::Strict).map(|_| ());
+            assert_eq!(decoded, scanned, "{text}");
+            decoded.map_err(|error| error.kind)
+        };
+        let size = text.len();
+        assert_eq!(decode(depth, values, size), Ok(()), "{text}");
+        assert_eq!(decode(depth - 1, values, size), Err(Kind::Depth), "{text}");
+        assert_eq!(decode(depth, values - 1, size), Err(Kind::Count), "{text}");
+        assert_eq!(decode(depth, values, size - 1), Err(Kind::Size), "{text}");
+    }
+    for wrong in ["[1+}", "<1'x]", "{1\"a1+>", "[<1'x]>"] {
+        let read = decode(&Bytes::from(wrong), Limits::default(), Mode::Strict);
+        assert_eq!(read.unwrap_err().kind, Kind::Byte, "{wrong}");
+    }
+    let deep = [b"[<1'x".repeat(150), b"f".to_vec(), b">]".repeat(150)].concat();
+    let limits = |depth_max| Limits {
+        depth_max,
+        ..Limits::default()
+    };
+    let read = |depth| decode(&Bytes::from(deep.clone()), limits(depth), Mode::Strict);
+    assert!(read(300).is_ok());
+    assert_eq!(read(299).unwrap_err().kind, Kind::Depth);
+    let mut wrong = deep.clone();
+    let end = wrong.len() - 2;
+    wrong.swap(end, end + 1);
+    let read = decode(&Bytes::from(wrong), limits(300), Mode::Strict);
+    assert_eq!(read.unwrap_err().kind, Kind::Byte);
+}
+
 #[test]
 fn a_record_made_by_hand_does_not_pass_for_a_reference() {
     let forged = Opaque::new(Symbol::new("desc:export"), [0_u64.into()]);

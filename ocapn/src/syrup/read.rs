@@ -31,10 +31,15 @@ pub enum Token<'a> {
     End,
 }
 
+/// Digits of a number that fits an `i64` whatever they are.
+const SHORT_DIGITS_MAX: usize = 18;
+
 /// Reads tokens from one whole value.
 #[derive(Debug)]
 pub struct Reader<'a> {
     bytes: &'a Bytes,
+    /// The same, to be looked at without a detour.
+    slice: &'a [u8],
     offset: usize,
     mode: Mode,
 }
@@ -44,6 +49,7 @@ impl<'a> Reader<'a> {
     pub fn new(bytes: &'a Bytes, mode: Mode) -> Self {
         Self {
             bytes,
+            slice: bytes,
             offset: 0,
             mode,
         }
@@ -57,6 +63,11 @@ impl<'a> Reader<'a> {
     /// Returns how long the whole is of which this reads.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Returns the byte that was read last.
+    pub(crate) fn last_byte(&self) -> Option<u8> {
+        self.slice.get(self.offset.checked_sub(1)?).copied()
     }
 
     /// Goes back to a place that was read before.
@@ -77,7 +88,7 @@ impl<'a> Reader<'a> {
     /// Returns the byte that the next token starts with.
     pub fn peek(&mut self) -> Result<u8, SyrupError> {
         loop {
-            match self.bytes.get(self.offset) {
+            match self.slice.get(self.offset) {
                 None => return Err(self.error(Kind::End)),
                 Some(b' ' | b'\t' | b'\r' | b'\n') if self.mode == Mode::Lenient => {
                     self.offset += 1;
@@ -123,22 +134,77 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], SyrupError> {
-        let rest = self.bytes.get(self.offset..).unwrap_or_default();
+        let rest = self.slice.get(self.offset..).unwrap_or_default();
         let array = rest.first_chunk().ok_or_else(|| self.error(Kind::End))?;
         self.offset += N;
         Ok(*array)
     }
 
+    /// Reads a short number that is canonical, and returns it with the byte after it; `None`,
+    /// with nothing read, for any other.
+    fn short_number(&mut self) -> Option<(u64, u8)> {
+        let rest = self.slice.get(self.offset..)?;
+        let mut value = 0_u64;
+        for (at, byte) in rest.iter().take(SHORT_DIGITS_MAX + 1).enumerate() {
+            if byte.is_ascii_digit() {
+                value = value * 10 + u64::from(byte - b'0');
+                continue;
+            }
+            if at == 0 || (at > 1 && rest[0] == b'0') {
+                return None;
+            }
+            self.offset += at + 1;
+            return Some((value, *byte));
+        }
+        None
+    }
+
+    /// Reads a text of this length; `None`, with nothing read, where there is none.
+    fn body(&mut self, length: u64) -> Option<&'a str> {
+        let rest = self.slice.get(self.offset..)?;
+        let text = std::str::from_utf8(rest.get(..usize::try_from(length).ok()?)?).ok()?;
+        self.offset += text.len();
+        Some(text)
+    }
+
+    /// Reads a text after this mark; `None`, with nothing read, for anything that is not usual.
+    fn short_text(&mut self, mark: u8) -> Option<&'a str> {
+        let start = self.offset;
+        let text = match self.short_number() {
+            Some((length, end)) if end == mark => self.body(length),
+            _ => None,
+        };
+        if text.is_none() {
+            self.offset = start;
+        }
+        text
+    }
+
     fn number(&mut self) -> Result<Token<'a>, SyrupError> {
         let start = self.offset;
+        match self.short_number() {
+            Some((value, b'+')) => {
+                return Ok(Token::Int(i64::try_from(value).unwrap_or_default().into()));
+            }
+            Some((length, mark @ (b'"' | b'\''))) => {
+                if let Some(text) = self.body(length) {
+                    return Ok(match mark {
+                        b'"' => Token::String(text),
+                        _ => Token::Symbol(text),
+                    });
+                }
+            }
+            _ => {}
+        }
+        self.offset = start;
         let mut value = 0_u64;
         let mut fits = true;
         let (digits, end) = loop {
-            let Some(&byte) = self.bytes.get(self.offset) else {
+            let Some(&byte) = self.slice.get(self.offset) else {
                 return Err(self.error(Kind::End));
             };
             if !byte.is_ascii_digit() {
-                break (&self.bytes[start..self.offset], byte);
+                break (&self.slice[start..self.offset], byte);
             }
             if self.offset - start >= INTEGER_DIGITS_MAX {
                 return Err(Kind::Number.at(start));
@@ -175,7 +241,7 @@ impl<'a> Reader<'a> {
         let Some(to) = body.filter(|to| *to <= self.bytes.len()) else {
             return Err(Kind::End.at(start));
         };
-        let text = || std::str::from_utf8(&self.bytes[from..to]).map_err(|_| Kind::Utf8.at(start));
+        let text = || std::str::from_utf8(&self.slice[from..to]).map_err(|_| Kind::Utf8.at(start));
         let token = match end {
             b'"' => Token::String(text()?),
             b'\'' => Token::Symbol(text()?),
@@ -242,6 +308,9 @@ impl<'a> Reader<'a> {
 
     /// Reads a symbol.
     pub fn symbol(&mut self) -> Result<&'a str, SyrupError> {
+        if let Some(text) = self.short_text(b'\'') {
+            return Ok(text);
+        }
         self.want(|token| match token {
             Token::Symbol(text) => Some(text),
             _ => None,
@@ -250,6 +319,9 @@ impl<'a> Reader<'a> {
 
     /// Reads a string.
     pub fn string(&mut self) -> Result<&'a str, SyrupError> {
+        if let Some(text) = self.short_text(b'"') {
+            return Ok(text);
+        }
         self.want(|token| match token {
             Token::String(text) => Some(text),
             _ => None,
@@ -266,6 +338,11 @@ impl<'a> Reader<'a> {
 
     /// Reads an integer from 0 that fits 64 bits.
     pub fn unsigned(&mut self) -> Result<u64, SyrupError> {
+        let start = self.offset;
+        if let Some((value, b'+')) = self.short_number() {
+            return Ok(value);
+        }
+        self.offset = start;
         self.want(|token| match token {
             Token::Int(n) => n.to_u64(),
             _ => None,

@@ -13,6 +13,20 @@ use crate::passable::{ErrorValue, Opaque, Passable, Struct, Symbol, Tagged, cano
 /// Decodes one value and nothing after it. Descriptors of live references, which mean something
 /// in a session only, stay [`Passable::Opaque`]. Byte arrays are parts of `bytes`, not copies.
 pub fn decode(bytes: &Bytes, limits: Limits, mode: Mode) -> Result<Passable, SyrupError> {
+    // Nearly all is right and within the limits, so that one pass is enough. What is not is looked
+    // at once more, to say where.
+    if mode == Mode::Strict && bytes.len() <= limits.size_max {
+        let mut reader = Reader::new(bytes, mode);
+        let bounds = Some(Bounds {
+            depth: limits.depth_max,
+            values: limits.values_max,
+        });
+        if let Ok(value) = read_within(&mut reader, &mut Nowhere, bounds)
+            && reader.offset() == bytes.len()
+        {
+            return Ok(value);
+        }
+    }
     let mut scanner = Scanner::new(limits, mode);
     let end = scanner
         .scan(bytes)?
@@ -140,6 +154,16 @@ enum Container {
     Dict(Orders),
 }
 
+impl Open {
+    fn closer(&self) -> u8 {
+        match self.kind {
+            Container::List => b']',
+            Container::Record => b'>',
+            Container::Dict(_) => b'}',
+        }
+    }
+}
+
 /// What is read and not complete.
 #[derive(Default)]
 struct Stack {
@@ -155,13 +179,28 @@ thread_local! {
     static ROOM: Cell<Stack> = const { Cell::new(Stack { values: Vec::new(), open: Vec::new() }) };
 }
 
-/// Reads one value, whatever its depth, without recursion.
+/// What is left of the limits for a value that no scanner has seen.
+#[derive(Clone, Copy)]
+struct Bounds {
+    depth: usize,
+    values: usize,
+}
+
+/// Reads one value that a scanner has seen, whatever its depth, without recursion.
 pub(crate) fn read_value(
     reader: &mut Reader<'_>,
     refer: &mut impl Refer,
 ) -> Result<Passable, SyrupError> {
+    read_within(reader, refer, None)
+}
+
+fn read_within(
+    reader: &mut Reader<'_>,
+    refer: &mut impl Refer,
+    bounds: Option<Bounds>,
+) -> Result<Passable, SyrupError> {
     let mut stack = ROOM.take();
-    let value = stack.read(reader, refer);
+    let value = stack.read(reader, refer, bounds);
     stack.values.clear();
     stack.open.clear();
     if stack.values.capacity() <= ROOM_MAX && stack.open.capacity() <= ROOM_MAX {
@@ -175,10 +214,19 @@ impl Stack {
         &mut self,
         reader: &mut Reader<'_>,
         refer: &mut impl Refer,
+        bounds: Option<Bounds>,
     ) -> Result<Passable, SyrupError> {
         let Self { values, open } = self;
+        let mut seen = 0_usize;
         loop {
             let at = reader.offset();
+            // Ends do not count, so this counts some too many, and labels are counted below.
+            if let Some(bounds) = bounds
+                && (seen >= bounds.values || open.len() > bounds.depth)
+            {
+                return Err(Kind::Count.at(at));
+            }
+            seen += 1;
             // Only a string can be a key.
             if let Some(dict) = open.last_mut()
                 && let Container::Dict(orders) = &mut dict.kind
@@ -218,14 +266,19 @@ impl Stack {
                     continue;
                 }
                 Ok(Token::Record) => {
-                    if !known_record(reader, at, refer, values)? {
+                    seen += 1;
+                    if !known_record(reader, at, refer, values, bounds.is_some())? {
                         let kind = Container::Record;
                         open.push(Open { kind, start });
                         continue;
                     }
                 }
                 Ok(Token::End) => {
-                    let closed = open.pop().and_then(|open| close(&open, values));
+                    let closed = open.pop().filter(|open| {
+                        // A scanner has seen to it, and knows more forms.
+                        bounds.is_none() || reader.last_byte() == Some(open.closer())
+                    });
+                    let closed = closed.and_then(|open| close(&open, values));
                     closed.ok_or_else(|| Kind::Byte.at(at))?;
                 }
             }
@@ -270,6 +323,7 @@ fn known_record(
     start: usize,
     refer: &mut impl Refer,
     values: &mut Vec<Passable>,
+    is_bounded: bool,
 ) -> Result<bool, SyrupError> {
     let after = reader.offset();
     let Ok(label) = reader.symbol() else {
@@ -278,6 +332,10 @@ fn known_record(
     };
     let fields = reader.offset();
     if label == "ocapn-sturdyref" {
+        if is_bounded {
+            // What is in it is not counted here.
+            return Err(Kind::Count.at(start));
+        }
         let sturdyref = (|| {
             let peer = PeerLocator::read(reader)?;
             let swissnum = Swissnum::new(reader.bytes()?);

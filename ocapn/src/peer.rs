@@ -343,7 +343,7 @@ impl Peer {
 
     /// Returns a receiver of what happens to sessions from now on.
     ///
-    /// A receiver that falls behind by more than 256 events is told that it lagged, and should
+    /// A receiver that falls behind by more than 64 events is told that it lagged, and should
     /// look at [`Peer::sessions`].
     pub fn session_events(&self) -> broadcast::Receiver<SessionEvent> {
         self.core().events.subscribe()

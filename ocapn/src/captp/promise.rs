@@ -169,12 +169,29 @@ impl Part {
                     .cloned()
                     .ok_or_else(|| Broken::new("absent", "index out of range"))
             }
-            Self::Untag(tag) => match value {
-                Passable::Tagged(tagged) if tagged.tag == *tag => Ok(tagged.value.clone()),
-                Passable::Tagged(_) => Err(Broken::new("absent", "another tag")),
-                _ => Err(wrong()),
-            },
+            Self::Untag(tag) => {
+                let (found, inside) = tagged(value).ok_or_else(wrong)?;
+                match found == tag.as_str() {
+                    true => Ok(inside.clone()),
+                    false => Err(Broken::new("absent", "another tag")),
+                }
+            }
         }
+    }
+}
+
+/// Returns the tag of a tagged value, and what is under it. Other forms than ours are records that
+/// are not known, and stay as they came: that of Goblins, and one that was proposed.
+fn tagged(value: &Passable) -> Option<(&str, &Passable)> {
+    match value {
+        Passable::Tagged(tagged) => Some((tagged.tag.as_str(), &tagged.value)),
+        Passable::Opaque(record) => match (record.label().as_symbol()?, record.fields()) {
+            ("user-record" | "desc:tag", [tag, inside]) => {
+                Some((tag.as_str().or_else(|| tag.as_symbol())?, inside))
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -35,8 +35,9 @@ const INBOUND_MAX: usize = 8192;
 /// places of all others.
 const INBOUND_PER_ADDRESS_MAX: usize = 2560;
 
-/// Session events that a slow receiver may fall behind by before it loses the oldest.
-const EVENTS_MAX: usize = 256;
+/// Session events that a slow receiver may fall behind by before it loses the oldest. Every peer
+/// has room for as many from the start, 9 KiB.
+const EVENTS_MAX: usize = 64;
 
 /// Fetches that are looked up at a time, each perhaps with a durable write; more wait.
 const FETCHES_AT_ONCE_MAX: usize = 256;

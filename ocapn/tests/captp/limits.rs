@@ -103,6 +103,47 @@ fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
     assert!(result.is_err_and(|broken| broken.is_severed()));
 }
 
+/// Implementations write tagged values in three ways, and `op:untag` asks for the tag alone.
+#[test]
+fn a_value_can_be_untagged_whatever_dialect_it_is_in() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    let first = |_: &Turn, mut args: Vec<Passable>| Answer::value(args.remove(0));
+    world.publish(1, "first", Behavior(first));
+    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch5:first]0+f>";
+    send(&mut world, fetch).expect("it is up");
+    for (tagged, tag, told) in [
+        (
+            "<11'desc:tagged5'color3\"red>",
+            "5\"color",
+            "7'fulfill3\"red",
+        ),
+        (
+            "<11'user-record5\"color3\"red>",
+            "5\"color",
+            "7'fulfill3\"red",
+        ),
+        (
+            "<11'user-record5'color3\"red>",
+            "5'color",
+            "7'fulfill3\"red",
+        ),
+        ("<8'desc:tag5\"color3\"red>", "5\"color", "7'fulfill3\"red"),
+        ("<8'desc:tag5\"color3\"red>", "6\"colour", "another tag"),
+        ("<11'user-record5\"color3\"redt>", "5\"color", "wrong-type"),
+        ("<7'another5\"color3\"red>", "5\"color", "wrong-type"),
+    ] {
+        let ask = format!(
+            "<10'op:deliver<11'desc:answer0+>[{tagged}]1+f>\
+             <8'op:untag<11'desc:answer1+>{tag}2+>\
+             <9'op:listen<11'desc:answer2+><18'desc:import-object1+>f>\
+             <13'op:gc-answers[1+2+]>"
+        );
+        let back = send(&mut world, ask).expect("the session stands");
+        assert!(back.contains(told), "{tagged}: {back}");
+    }
+}
+
 /// Endo sorts the keys of a struct by their text, and ends a session where they are otherwise.
 #[test]
 fn structs_are_written_as_endo_has_them_and_read_either_way() {

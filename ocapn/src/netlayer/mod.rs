@@ -20,6 +20,7 @@ pub mod trace;
 pub mod websocket;
 
 mod framing;
+mod listening;
 pub(crate) mod quota;
 
 use std::future::Future;

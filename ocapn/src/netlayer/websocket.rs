@@ -38,8 +38,8 @@ use futures_util::{SinkExt, StreamExt};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::http::Uri;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -47,10 +47,9 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, accept_async_with_config, client_async_with_config};
 
 use self::gate::Gate;
+use super::listening::Listening;
 use super::quota::{Place, Quota};
-use super::{
-    ACCEPT_PAUSE, CONNECT_TIMEOUT, Connection, DialError, Incoming, Netlayer, Outgoing, connect_tcp,
-};
+use super::{CONNECT_TIMEOUT, Connection, DialError, Incoming, Netlayer, Outgoing, connect_tcp};
 use crate::captp::crypto::{Envelope, PublicKey, SessionKeys};
 use crate::identity::{Identity, key_of_designator};
 use crate::locator::PeerLocator;
@@ -72,9 +71,6 @@ const HANDSHAKE_BYTES_MAX: usize = 1024;
 
 /// What is read at a time, in bytes. Every connection keeps as much, however silent it is.
 const READ_BYTES: usize = 8 << 10;
-
-/// Connections that have ended their handshake and wait to be taken up; more wait in it.
-const ACCEPTED_MAX: usize = 64;
 
 /// How long the other end may take no bytes before it is taken for dead.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(45);
@@ -132,8 +128,7 @@ pub struct WebSocket {
     locator: PeerLocator,
     local_address: Option<SocketAddr>,
     options: WebSocketOptions,
-    accepted: Mutex<mpsc::Receiver<Connection>>,
-    closed: watch::Sender<bool>,
+    listening: Listening,
 }
 
 impl WebSocket {
@@ -153,26 +148,25 @@ impl WebSocket {
             .url
             .clone()
             .or_else(|| reachable.then(|| format!("ws://{address}")));
-        let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
-        let netlayer = Self::new(&identity, Some(address), url, accepted, options);
+        let (sender, listening) = Listening::new();
+        let netlayer = Self::new(&identity, Some(address), url, listening, options);
         let door = Arc::new(Door {
             // CapTP's form of a signature is that of session keys, too.
             keys: SessionKeys::new(&identity.seed()),
-            quota: Arc::new(Quota::new(
-                netlayer.options.handshakes_max,
-                netlayer.options.handshakes_per_address_max,
-            )),
             options: netlayer.options.clone(),
             sessions: sender,
         });
-        tokio::spawn(door.listen(listener, netlayer.closed.subscribe()));
+        let options = &netlayer.options;
+        let quota = Quota::new(options.handshakes_max, options.handshakes_per_address_max);
+        let admit = move |tcp, address, place| Arc::clone(&door).admit(tcp, address, place);
+        netlayer.listening.start(listener, quota, admit);
         Ok(netlayer)
     }
 
     /// Returns a netlayer that does not listen: it dials, and peers call back over its sessions.
     pub fn dial_only(identity: &Identity, options: WebSocketOptions) -> Self {
-        let (_, accepted) = mpsc::channel(1);
-        Self::new(identity, None, options.url.clone(), accepted, options)
+        let listening = Listening::none();
+        Self::new(identity, None, options.url.clone(), listening, options)
     }
 
     /// Returns the address that is listened on.
@@ -184,7 +178,7 @@ impl WebSocket {
         identity: &Identity,
         local_address: Option<SocketAddr>,
         url: Option<String>,
-        accepted: mpsc::Receiver<Connection>,
+        listening: Listening,
         options: WebSocketOptions,
     ) -> Self {
         let mut locator = PeerLocator::new(TRANSPORT, identity.designator());
@@ -195,8 +189,7 @@ impl WebSocket {
             locator,
             local_address,
             options,
-            accepted: Mutex::new(accepted),
-            closed: watch::Sender::new(false),
+            listening,
         }
     }
 
@@ -288,43 +281,15 @@ impl Netlayer for WebSocket {
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Connection>> {
-        async move {
-            let mut closed = self.closed.subscribe();
-            let next = async {
-                match self.accepted.lock().await.recv().await {
-                    Some(connection) => connection,
-                    // The listener is gone, or was never there: only closing ends the wait.
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                _ = closed.wait_for(|closed| *closed) => None,
-                connection = next => Some(connection),
-            }
-        }
-        .boxed()
+        self.listening.next().boxed()
     }
 
     fn close(&self) {
-        self.closed.send_replace(true);
+        self.listening.close();
     }
 
     fn freed(&self) -> BoxFuture<'_, ()> {
-        // Whoever listens watches for the end for as long as it holds the port.
-        async move {
-            let mut closed = self.closed.subscribe();
-            let _ = closed.wait_for(|closed| *closed).await;
-            drop(closed);
-            self.closed.closed().await;
-        }
-        .boxed()
-    }
-}
-
-impl Drop for WebSocket {
-    fn drop(&mut self) {
-        self.close();
+        self.listening.freed().boxed()
     }
 }
 
@@ -365,37 +330,11 @@ impl Target {
 /// What stands behind the port.
 struct Door {
     keys: SessionKeys,
-    quota: Arc<Quota>,
     options: WebSocketOptions,
     sessions: mpsc::Sender<Connection>,
 }
 
 impl Door {
-    async fn listen(self: Arc<Self>, listener: TcpListener, mut closed: watch::Receiver<bool>) {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                _ = closed.wait_for(|closed| *closed) => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((tcp, address)) => match self.quota.take_fair(Some(address.ip())) {
-                    Some(place) => {
-                        tokio::spawn(Arc::clone(&self).admit(tcp, address, place));
-                    }
-                    None => tracing::debug!(%address, "connection refused: too many handshakes"),
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        // In this order: the end of the watching says that the port is free.
-        drop(listener);
-        drop(closed);
-    }
-
     async fn admit(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, place: Place) {
         let admitted = async {
             match timeout(self.options.handshake_timeout, self.answer(tcp, address)).await {

@@ -26,15 +26,15 @@ use futures_util::future::{BoxFuture, FutureExt};
 use rustls::pki_types::ServerName;
 use rustls::server::{Acceptor, ClientHello};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
 use super::framing::{FrameLimits, FramedIncoming, FramedOutgoing, Framing};
+use super::listening::Listening;
 use super::quota::{Place, Quota};
 use super::{
-    ACCEPT_PAUSE, CONNECT_TIMEOUT, Connection, DialError, Netlayer, address_text, connect_tcp,
-    first_success,
+    CONNECT_TIMEOUT, Connection, DialError, Netlayer, address_text, connect_tcp, first_success,
 };
 use crate::identity::{Identity, designator_of, key_of_designator, key_of_spki};
 use crate::locator::{PeerId, PeerLocator};
@@ -44,10 +44,6 @@ pub const TRANSPORT: &str = "tls-rpk";
 
 /// The ALPN of a connection that carries CapTP.
 pub const CAPTP_ALPN: &[u8] = b"ocapn/1";
-
-/// Connections that have proved a key and wait to be taken up. Beyond it their handshakes hold on
-/// to their places under the quota, so that the quota bounds them too.
-const ACCEPTED_MAX: usize = 64;
 
 /// What a [`TlsRpk`] may be told beyond its key and its port.
 #[derive(Clone, Debug)]
@@ -123,8 +119,7 @@ pub struct TlsRpk {
     captp: Arc<rustls::ClientConfig>,
     locator: PeerLocator,
     local_address: Option<SocketAddr>,
-    accepted: Mutex<mpsc::Receiver<Connection>>,
-    closed: watch::Sender<bool>,
+    listening: Listening,
     limits: FrameLimits,
 }
 
@@ -173,8 +168,8 @@ impl TlsRpk {
         for (_, port) in advertise.iter_mut().filter(|(_, port)| *port == 0) {
             *port = address.port();
         }
-        let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
-        let netlayer = Self::new(identity, Some(address), &advertise, accepted, &options)?;
+        let (sender, listening) = Listening::new();
+        let netlayer = Self::new(identity, Some(address), &advertise, listening, &options)?;
         let alpns = std::iter::once(CAPTP_ALPN.to_vec())
             .chain(options.stream_protocol.iter().map(|(alpn, _)| alpn.clone()))
             .collect();
@@ -193,16 +188,14 @@ impl TlsRpk {
             public: public
                 .transpose()
                 .map_err(io::Error::other::<rustls::Error>)?,
-            quota: Arc::new(Quota::new(
-                options.handshakes_max,
-                options.handshakes_per_address_max,
-            )),
             handshake_timeout: options.handshake_timeout,
             limits: netlayer.limits,
             sessions: sender,
             streams: options.stream_protocol,
         });
-        tokio::spawn(door.listen(listener, netlayer.closed.subscribe()));
+        let quota = Quota::new(options.handshakes_max, options.handshakes_per_address_max);
+        let admit = move |tcp, address, place| Arc::clone(&door).admit(tcp, address, place);
+        netlayer.listening.start(listener, quota, admit);
         Ok(netlayer)
     }
 
@@ -211,15 +204,15 @@ impl TlsRpk {
     /// # Errors
     /// When the key cannot be used.
     pub fn dial_only(identity: Identity, options: TlsRpkOptions) -> io::Result<Self> {
-        let (_, accepted) = mpsc::channel(1);
-        Self::new(identity, None, &options.advertise, accepted, &options)
+        let listening = Listening::none();
+        Self::new(identity, None, &options.advertise, listening, &options)
     }
 
     fn new(
         identity: Identity,
         local_address: Option<SocketAddr>,
         advertise: &[(String, u16)],
-        accepted: mpsc::Receiver<Connection>,
+        listening: Listening,
         options: &TlsRpkOptions,
     ) -> io::Result<Self> {
         let captp = verify::client_config(&identity, CAPTP_ALPN).map_err(io::Error::other)?;
@@ -240,8 +233,7 @@ impl TlsRpk {
             captp: Arc::new(captp),
             locator,
             local_address,
-            accepted: Mutex::new(accepted),
-            closed: watch::Sender::new(false),
+            listening,
             limits,
         })
     }
@@ -275,37 +267,15 @@ impl Netlayer for TlsRpk {
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Connection>> {
-        async move {
-            let mut closed = self.closed.subscribe();
-            let next = async {
-                match self.accepted.lock().await.recv().await {
-                    Some(connection) => connection,
-                    // The listener is gone, or was never there: only closing ends the wait.
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                _ = closed.wait_for(|closed| *closed) => None,
-                connection = next => Some(connection),
-            }
-        }
-        .boxed()
+        self.listening.next().boxed()
     }
 
     fn close(&self) {
-        self.closed.send_replace(true);
+        self.listening.close();
     }
 
     fn freed(&self) -> BoxFuture<'_, ()> {
-        // Whoever listens watches for the end for as long as it holds the port.
-        self.closed.closed().boxed()
-    }
-}
-
-impl Drop for TlsRpk {
-    fn drop(&mut self) {
-        self.close();
+        self.listening.freed().boxed()
     }
 }
 
@@ -429,7 +399,6 @@ impl StreamDialer {
 struct Door {
     config: Arc<rustls::ServerConfig>,
     public: Option<Public>,
-    quota: Arc<Quota>,
     handshake_timeout: Duration,
     limits: FrameLimits,
     sessions: mpsc::Sender<Connection>,
@@ -454,31 +423,6 @@ impl Public {
 }
 
 impl Door {
-    async fn listen(self: Arc<Self>, listener: TcpListener, mut closed: watch::Receiver<bool>) {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                _ = closed.wait_for(|closed| *closed) => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((tcp, address)) => match self.quota.take_fair(Some(address.ip())) {
-                    Some(place) => {
-                        tokio::spawn(Arc::clone(&self).admit(tcp, address, place));
-                    }
-                    None => tracing::debug!(%address, "connection refused: too many handshakes"),
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        // In this order: the end of the watching says that the port is free.
-        drop(listener);
-        drop(closed);
-    }
-
     /// Takes one connection through its handshake and to whom it is for. The place is held
     /// until it has been taken up.
     async fn admit(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, place: Place) {

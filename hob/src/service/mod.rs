@@ -30,7 +30,7 @@ use crate::splice::splice;
 pub(crate) use local::{Dialled, Local, cut, tune};
 
 /// Kinds that the protocol knows and this hob does not serve. A kind is enabled by leaving here.
-const NOT_YET: &[&str] = &["http", "secret", "sturdyref"];
+const NOT_YET: &[&str] = &["secret", "sturdyref"];
 
 /// How long a service may take to accept: it is on this machine or one hop behind it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);

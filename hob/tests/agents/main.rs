@@ -3,6 +3,7 @@
 mod bindings;
 mod enrollment;
 mod exposing;
+mod http;
 mod metadata;
 mod postgres;
 mod programs;

@@ -190,7 +190,11 @@ impl Proxy {
             async move { Ok::<_, Infallible>(proxy.answer(request).await) }
         });
         let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        served.await.map_err(io::Error::other)?;
+        match served.await {
+            // It was told, and that has to arrive.
+            Err(error) if is_parse(&*error) => return Ok(()),
+            served => served.map_err(io::Error::other)?,
+        }
         let upgrade = self
             .upgrade
             .lock()
@@ -297,6 +301,12 @@ impl Problem {
         }
         response
     }
+}
+
+/// Returns whether what the program said was no HTTP.
+fn is_parse(error: &(dyn std::error::Error + 'static)) -> bool {
+    let error = error.downcast_ref::<hyper::Error>();
+    error.is_some_and(hyper::Error::is_parse)
 }
 
 fn asks_for_websocket(headers: &HeaderMap) -> bool {

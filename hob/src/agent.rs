@@ -119,6 +119,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
         .netlayer(netlayer)
         .sturdyrefs(table.clone())
         .spawn();
+    grants.reach_by(&peer);
     let root = machine.bindings();
     let units = Units::new(store.clone(), layout.clone(), machine.units.clone());
     let units = Arc::new(units);

@@ -31,6 +31,8 @@ pub(crate) enum AskError {
     NoHob { socket: String, source: io::Error },
     #[error("no binding has this name")]
     Unknown,
+    #[error("{0}")]
+    Call(String),
     #[error("the hob tells this to root and to its own user only")]
     Refused,
     #[error("the hob has given another answer than was asked for; is it of another version?")]
@@ -65,6 +67,8 @@ pub(crate) async fn ask(socket: &Path, question: Question, json: bool) -> Result
         Reply::Environment { variables, .. } => variables
             .iter()
             .try_for_each(|(name, value)| writeln!(out, "export {name}={}", quoted(value))),
+        Reply::Called(Ok(answer)) => pretty(&mut out, &answer),
+        Reply::Called(Err(why)) => return Err(AskError::Call(why)),
         Reply::Unknown => return Err(AskError::Unknown),
         Reply::Refused => return Err(AskError::Refused),
     };

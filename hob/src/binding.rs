@@ -1,11 +1,14 @@
 //! The importer's side of bindings: names, the grants behind them, and the streams through them.
 
+mod call;
+pub(crate) mod deliver;
 mod listen;
 mod shown;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -72,7 +75,11 @@ pub(crate) struct Link {
     generation: Generation,
     sturdyref: Sturdyref,
     /// Of the service: how programs are spoken to.
-    kind: String,
+    pub(crate) kind: String,
+    /// Whether somebody sees to the delivery of a secret.
+    delivering: AtomicBool,
+    /// Set when nothing may be delivered any more; held while something is.
+    over: Arc<Mutex<bool>>,
     live: Mutex<Option<Reference>>,
     /// Held by one attempt to make it live, so that a crowd makes one.
     enlivening: tokio::sync::Mutex<()>,
@@ -130,7 +137,12 @@ impl Bindings {
         }
         for (name, row) in &bindings.store.contents().bindings {
             let slot = bindings.slot(name);
+            slot.set_kind(&row.service.kind);
             slot.replace(Link::new(row, None));
+            match slot.owner_of(row) {
+                Ok(owner) => bindings.deliver(&slot, owner),
+                Err(error) => tracing::error!(%name, %error, "not delivered"),
+            }
             bindings.slots().insert(name.clone(), slot);
         }
         bindings.expect().await;
@@ -159,6 +171,11 @@ impl Bindings {
                 "the grant is of another binding",
             ));
         }
+        // Before anything is held, since it may take a while.
+        let secret = match described.kind.as_str() {
+            deliver::KIND => deliver::fetch(&live).await?,
+            _ => None,
+        };
         let name = registration.name.clone();
         let mut row = BindingRow {
             registration,
@@ -188,7 +205,9 @@ impl Bindings {
                 return Err(Broken::new(code::REVOKED, "a later generation is held"));
             }
         }
+        slot.set_kind(&row.service.kind);
         slot.check(&row)?;
+        let owner = slot.owner_of(&row)?;
         let link = Link::new(&row, Some(live));
         // The sockets that the row asked for before stay as they are.
         let mut kept = std::mem::take(&mut *lock(&slot.sockets));
@@ -219,7 +238,13 @@ impl Bindings {
         }
         drop(kept);
         slot.replace(link);
-        let result = slot.write_files(&row).await;
+        let mut result = slot.write_files(&row).await;
+        if let Some(secret) = secret
+            && let Some(link) = slot.link()
+        {
+            result = result.and(link.put(slot.directory.clone(), secret, owner).await);
+        }
+        self.deliver(&slot, owner);
         let held = slot.held();
         self.slots().insert(name, slot);
         self.changed.send_replace(());
@@ -267,6 +292,10 @@ impl Bindings {
         {
             if ended.generation.generation <= given_up.generation {
                 ended.close().await;
+                // A later generation's is left alone.
+                if goes && let Err(error) = ended.withdraw(slot.directory.clone()).await {
+                    tracing::warn!(%name, %error, "secret not removed");
+                }
             } else {
                 lock(&slot.former).push(Arc::downgrade(&ended));
             }
@@ -289,6 +318,9 @@ impl Bindings {
             .find(|link| link.generation == asked)
             .ok_or_else(|| Broken::new(code::UNKNOWN, "this generation is not held here"))?;
         let opened = timeout(CHECK_TIMEOUT, async {
+            if !front::has_streams(&found.kind) {
+                return self.check_object(&found).await;
+            }
             let mut stream = self.open(&found).await?;
             front::check(&found.kind, &mut stream).await?;
             Ok::<_, OpenError>(())
@@ -487,6 +519,8 @@ impl Link {
             generation: row.registration.generation(),
             sturdyref: row.grant.clone(),
             kind: row.service.kind.clone(),
+            delivering: AtomicBool::new(false),
+            over: Arc::default(),
             live: Mutex::new(live),
             enlivening: tokio::sync::Mutex::default(),
             closed: watch::Sender::new(false),

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use crate::binding::deliver;
 use crate::expose::ExposeError;
 use crate::owner::Owner;
 use crate::protocol::{Described, Expose, Place};
@@ -89,6 +90,18 @@ pub(crate) fn link_socket(kind: &str, place: &Place, directory: &Path) -> io::Re
     symlink(path, link)
 }
 
+/// Returns what is told of a binding that programs do not connect to, by file.
+pub(crate) fn told(service: &Described, directory: &Path) -> Entries {
+    let kind = service.kind.as_str();
+    let r#type = service.r#type.as_deref().unwrap_or(kind);
+    let mut files = BTreeMap::from([("provider", "gobs".to_owned()), ("type", r#type.to_owned())]);
+    if kind == deliver::KIND {
+        let path = directory.join(deliver::FILE);
+        files.insert("path", path.display().to_string());
+    }
+    files
+}
+
 /// Returns the parts of `host:port`; an IPv6 address loses its brackets.
 pub(crate) fn host_and_port(address: &str) -> Option<(String, String)> {
     if let Ok(address) = address.parse::<SocketAddr>() {
@@ -106,7 +119,7 @@ pub(crate) fn variables(
     exposed: &[(Expose, Place, Entries)],
 ) -> Result<BTreeMap<String, String>, ExposeError> {
     let mut variables = BTreeMap::new();
-    let prefix = name.to_ascii_uppercase().replace('-', "_");
+    let prefix = prefix(name);
     if let Some((_, first, _)) = exposed.first() {
         variables.insert(format!("{prefix}_ADDRESS"), first.to_string());
     }
@@ -124,19 +137,34 @@ pub(crate) fn variables(
         }
     }
     for (expose, _, entries) in exposed {
-        for (variable, file) in &expose.env {
-            let value = entries.get(file.as_str()).ok_or_else(|| {
-                let known: Vec<_> = entries.keys().copied().collect();
-                ExposeError::NoFile {
-                    variable: variable.clone(),
-                    file: file.clone(),
-                    known: known.join(", "),
-                }
-            })?;
-            variables.insert(variable.clone(), value.clone());
-        }
+        add_asked(expose, entries, &mut variables)?;
     }
     Ok(variables)
+}
+
+/// Returns how the variables of a name begin.
+pub(crate) fn prefix(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_")
+}
+
+/// Adds the variables that were asked for.
+pub(crate) fn add_asked(
+    expose: &Expose,
+    entries: &Entries,
+    variables: &mut BTreeMap<String, String>,
+) -> Result<(), ExposeError> {
+    for (variable, file) in &expose.env {
+        let value = entries.get(file.as_str()).ok_or_else(|| {
+            let known: Vec<_> = entries.keys().copied().collect();
+            ExposeError::NoFile {
+                variable: variable.clone(),
+                file: file.clone(),
+                known: known.join(", "),
+            }
+        })?;
+        variables.insert(variable.clone(), value.clone());
+    }
+    Ok(())
 }
 
 /// Returns an environment as systemd's `EnvironmentFile=` and a shell both read it.

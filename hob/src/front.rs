@@ -9,6 +9,12 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::service::{http, postgres, redis};
 
+/// Returns whether programs reach services of this kind by connections: the others are asked by
+/// the hob alone.
+pub(crate) fn has_streams(kind: &str) -> bool {
+    !matches!(kind, "secret" | "sturdyref")
+}
+
 /// Speaks to a program before its stream is opened. Returns what the stream begins with, or
 /// nothing where the program needs no stream any more.
 pub(crate) async fn greet<L>(kind: &str, local: &mut L) -> io::Result<Option<Vec<u8>>>

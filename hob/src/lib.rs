@@ -72,6 +72,9 @@ Usage: hob [--dir DIR] [--session] [--metadata URL]...
        hob [--dir DIR] env [--json]         the environment of programs, for eval \"$(hob env)\"
        hob setup postgres USER              the SQL that a superuser runs once in a database, so
                                             that a hob that is USER there can hand it out
+       hob [--dir DIR] call NAME METHOD [ARG]...
+                                            calls the object that a binding gives: each ARG is
+                                            JSON, or a text; the answer is JSON
        hob [--dir DIR] run [--wait SECONDS] [--] CMD...
                                             becomes CMD with that environment, once every
                                             binding that is expected is granted
@@ -191,6 +194,12 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
                 let name = name.into_string().map_err(|_| "an argument is not UTF-8")?;
                 question(Question::Get(name))
             }
+            // What follows belongs to the object.
+            "call" if command.is_none() => {
+                let question = parse_call(args)?;
+                let json = false;
+                return Ok((Layout::new(dir), Command::Ask { question, json }));
+            }
             // What follows belongs to the command.
             "run" if command.is_none() => {
                 let run = parse_run(&mut args)?;
@@ -215,6 +224,19 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
         _ => {}
     }
     Ok((Layout::new(dir), command))
+}
+
+/// Reads what follows `call`.
+fn parse_call(args: impl Iterator<Item = OsString>) -> Result<Question, String> {
+    let texts: Result<Vec<String>, _> = args.map(OsString::into_string).collect();
+    let mut texts = texts.map_err(|_| "an argument is not UTF-8")?.into_iter();
+    Ok(Question::Call {
+        name: texts.next().ok_or("the name is missing")?,
+        method: texts.next().ok_or("the method is missing")?,
+        args: texts
+            .map(|text| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+            .collect(),
+    })
 }
 
 /// Reads what follows `run`.

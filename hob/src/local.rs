@@ -27,10 +27,10 @@ const CONNECTIONS_MAX: usize = 32;
 const STRANGERS_MAX: usize = 24;
 
 /// Bytes of a question.
-const QUESTION_BYTES_MAX: u64 = 4 << 10;
+const QUESTION_BYTES_MAX: u64 = 64 << 10;
 
-/// How long a question and its answer may take.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a question and its answer may take: an object may be called, on another machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long accepting pauses after a failure such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -46,6 +46,11 @@ pub(crate) enum Question {
     List,
     Get(String),
     Environment,
+    Call {
+        name: String,
+        method: String,
+        args: Vec<serde_json::Value>,
+    },
 }
 
 /// What is answered.
@@ -61,6 +66,8 @@ pub(crate) enum Reply {
         /// Whether nothing is to come any more.
         complete: bool,
     },
+    /// What an object has answered, or why it has not.
+    Called(Result<serde_json::Value, String>),
     Unknown,
     /// It is another user's business.
     Refused,
@@ -113,6 +120,15 @@ async fn answer(stream: UnixStream, stranger: Option<u32>, hob: Arc<Hob>) -> io:
         .read_line(&mut line)
         .await?;
     let question = serde_json::from_str(&line)?;
+    if let Question::Call { name, method, args } = question {
+        let reply = match stranger {
+            Some(uid) if !hob.bindings.may_call(&name, uid) => Reply::Unknown,
+            _ => Reply::Called(hob.bindings.call(&name, &method, args).await),
+        };
+        let mut text = serde_json::to_vec(&reply)?;
+        text.push(b'\n');
+        return write.write_all(&text).await;
+    }
     // Whose a socket is may be asked of a database on a network.
     let reply = tokio::task::spawn_blocking(move || reply(question, stranger, &hob));
     let mut text = serde_json::to_vec(&reply.await.map_err(io::Error::other)?)?;
@@ -126,6 +142,8 @@ fn reply(question: Question, stranger: Option<u32>, hob: &Hob) -> Reply {
         Some(uid) => hob.bindings.status_shown_to(uid),
     };
     match question {
+        // Answered elsewhere.
+        Question::Call { .. } => Reply::Unknown,
         Question::Status if stranger.is_some() => Reply::Refused,
         Question::Status => Reply::Status(Box::new(hob.status())),
         Question::List => Reply::Bindings(bindings()),

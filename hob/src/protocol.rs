@@ -25,6 +25,8 @@
 //! | | `status` | | [`HobStatus`] |
 //! | grant | `describe` | | [`Described`] |
 //! | | `open` | | a one-time ticket of [`TICKET_SIZE`] bytes |
+//! | grant of a secret | `fetch` | the digest held, if one is | `{digest, secret}`; null if it is the same after [`DELIVERY_HOLD`] |
+//! | grant of an object | `capability` | | the object, as long as the grant stands |
 
 mod convert;
 mod expose;
@@ -38,7 +40,7 @@ use ocapn::{Broken, PeerLocator, Reference, Sturdyref};
 use serde::{Deserialize, Serialize};
 
 pub use convert::{Args, from_passable, to_passable};
-pub(crate) use convert::{sturdyref_text, text};
+pub(crate) use convert::{json_to_passable, sturdyref_text, text};
 pub use expose::{Expose, MODE_DEFAULT, Place, entry_names, mode};
 pub use service::{
     Access, Attenuate, Http, Postgres, Redis, Secret, ServiceKind, ServiceSpec, Unenforceable,
@@ -83,6 +85,10 @@ pub mod method {
     pub const DESCRIBE: &str = "describe";
     /// On a grant: one more stream to the service.
     pub const OPEN: &str = "open";
+    /// On a grant of a secret: the secret, once it is another than the one that is held.
+    pub const FETCH: &str = "fetch";
+    /// On a grant of an object: the object.
+    pub const CAPABILITY: &str = "capability";
 }
 
 /// The codes that a refused call breaks with ([`Broken::code`]).
@@ -380,6 +386,15 @@ pub struct ProgramStatus {
     /// How often it was started again since the hob began.
     pub restarts: u64,
 }
+
+// ---- secrets ---------------------------------------------------------------------------------
+
+/// Bytes of a secret: a key or a certificate with its chain, not a file of data.
+pub const SECRET_BYTES_MAX: u64 = 1 << 20;
+
+/// How long a `fetch` is held while nothing changes: a session shows its life more often than
+/// that, and a receiver that is gone is not waited for much longer.
+pub const DELIVERY_HOLD: Duration = Duration::from_secs(60);
 
 // ---- byte streams ----------------------------------------------------------------------------
 

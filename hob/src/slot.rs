@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::binding::{Link, lock};
+use crate::binding::{Link, deliver, lock};
 use crate::expose::{DEFAULT_SOCKET, ExposeError, Socket};
 use crate::files::{self, Entries};
+use crate::front;
 use crate::owner::Owner;
 use crate::programs::ROOT_VARIABLE;
 use crate::protocol::{Expose, Held, Place};
@@ -35,6 +36,8 @@ pub(crate) struct Slot {
     pub(crate) former: Mutex<Vec<Weak<Link>>>,
     /// Whether it was said that the sockets could not be made.
     pub(crate) is_failing: AtomicBool,
+    /// Whether programs connect: not to a kind without streams, which is known with the grant.
+    has_sockets: AtomicBool,
     /// Places of connections that wait for the grant.
     pub(crate) waiting: Arc<Semaphore>,
 }
@@ -64,6 +67,7 @@ impl Slot {
             link: watch::Sender::new(None),
             former: Mutex::default(),
             is_failing: AtomicBool::new(false),
+            has_sockets: AtomicBool::new(true),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         })
     }
@@ -71,6 +75,16 @@ impl Slot {
     /// Returns the grant behind the name.
     pub(crate) fn link(&self) -> Option<Arc<Link>> {
         self.link.borrow().clone()
+    }
+
+    /// Says what kind of service the name is for.
+    pub(crate) fn set_kind(&self, kind: &str) {
+        self.has_sockets
+            .store(front::has_streams(kind), Ordering::Relaxed);
+    }
+
+    fn has_sockets(&self) -> bool {
+        self.has_sockets.load(Ordering::Relaxed)
     }
 
     /// Waits until there is a grant behind the name.
@@ -103,8 +117,15 @@ impl Slot {
     /// Returns what the boss is told.
     pub(crate) fn held(&self) -> Held {
         let first = self.bound().into_iter().next();
+        let without = || match self.link() {
+            Some(link) if link.kind == deliver::KIND => {
+                format!("file:{}", self.directory.join(deliver::FILE).display())
+            }
+            Some(_) if !self.has_sockets() => format!("hob:{}", self.name),
+            _ => String::new(),
+        };
         Held {
-            address: first.map(|place| place.to_string()).unwrap_or_default(),
+            address: first.map_or_else(without, |place| place.to_string()),
             directory: self.directory.display().to_string(),
         }
     }
@@ -136,6 +157,11 @@ impl Slot {
 
     /// Returns whether programs of this user may know of the name.
     pub(crate) fn shows(&self, uid: u32) -> bool {
+        if !self.has_sockets() {
+            let shown = lock(&self.shown).exposes.clone();
+            let mut owners = shown.iter().map(Owner::of);
+            return owners.any(|owner| owner.is_ok_and(|owner| owner.shows(uid)));
+        }
         lock(&self.sockets).iter().any(|socket| socket.shows(uid))
     }
 
@@ -146,14 +172,17 @@ impl Slot {
             let mut of_it = sockets.iter().filter(|socket| socket.asked == place);
             of_it.any(Socket::is_there)
         };
-        self.places(exposes).all(is_there)
+        let has_files = || self.directory.join("type").exists();
+        self.places(exposes).all(is_there) && (self.has_sockets() || has_files())
     }
 
     /// Returns the places that are asked for.
     pub(crate) fn places<'a>(&'a self, exposes: &'a [Expose]) -> impl Iterator<Item = Place> + 'a {
-        let default = (exposes.is_empty()).then(|| self.place(&Expose::default()));
-        let asked = exposes.iter().map(|expose| self.place(expose));
-        asked.chain(default)
+        let has_sockets = self.has_sockets();
+        let is_default = has_sockets && exposes.is_empty();
+        let default = is_default.then(|| self.place(&Expose::default()));
+        let asked = exposes.iter().filter(move |_| has_sockets);
+        asked.map(|expose| self.place(expose)).chain(default)
     }
 
     fn place(&self, expose: &Expose) -> Place {
@@ -215,6 +244,7 @@ impl Slot {
     fn listenings(&self, exposes: &[Expose]) -> Result<Vec<Listening>, ExposeError> {
         let default = [Expose::default()];
         let exposes = match exposes {
+            _ if !self.has_sockets() => return Ok(Vec::new()),
             [] => &default,
             exposes => exposes,
         };
@@ -266,8 +296,23 @@ impl Slot {
                 (expose.clone(), place, entries)
             })
             .collect();
-        let variables = files::variables(&self.name, &all)?;
+        let mut variables = files::variables(&self.name, &all)?;
+        if !self.has_sockets() {
+            let entries = files::told(&row.service, &self.directory);
+            if let Some(path) = entries.get("path") {
+                variables.insert(format!("{}_FILE", files::prefix(&self.name)), path.clone());
+            }
+            for expose in &exposes {
+                files::add_asked(expose, &entries, &mut variables)?;
+            }
+        }
         Ok(Shown { exposes, variables })
+    }
+
+    /// Returns whose the files of a row are.
+    pub(crate) fn owner_of(&self, row: &BindingRow) -> Result<Owner, ExposeError> {
+        let first = row.registration.expose.first();
+        Ok(Owner::of(first.unwrap_or(&Expose::default()))?)
     }
 
     /// Writes what programs are told, once the sockets are there.
@@ -276,19 +321,23 @@ impl Slot {
             .shown_of(row, self.bound_of(row))
             .map_err(io::Error::other)?;
         *lock(&self.shown) = shown.clone();
-        let Some(first) = self.bound_of(row).into_iter().next() else {
-            return Ok(());
+        let first = self.bound_of(row).into_iter().next();
+        let entries = match &first {
+            Some(first) => files::entries(&row.service, first, &self.directory),
+            None if self.has_sockets() => return Ok(()),
+            None => files::told(&row.service, &self.directory),
         };
         let owner = shown.exposes.first().map(Owner::of).transpose();
         let owner = owner.map_err(io::Error::other)?;
-        let entries = files::entries(&row.service, &first, &self.directory);
         let kind = row.service.kind.clone();
         let (directory, environment) = (self.directory.clone(), self.environment.clone());
         let text = self.text_of(&shown);
         let write = move || {
             if let Some(owner) = owner {
                 files::write_files(&directory, &entries, &owner)?;
-                files::link_socket(&kind, &first, &directory)?;
+                if let Some(first) = &first {
+                    files::link_socket(&kind, first, &directory)?;
+                }
             }
             if let Some(dir) = environment.parent() {
                 files::make_dir(dir, false)?;

@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
-use ocapn::{Broken, Object, PeerId, PeerLocator, Sturdyref, Swissnum};
+use ocapn::{Broken, Object, Peer, PeerId, PeerLocator, Sturdyref, Swissnum};
 use tokio::sync::Notify;
 
 use crate::protocol::{
@@ -64,6 +64,11 @@ impl Grants {
             left: Notify::new(),
             ending: Notify::new(),
         }
+    }
+
+    /// Says what reaches objects elsewhere.
+    pub(crate) fn reach_by(&self, peer: &Peer) {
+        self.services.reach_by(peer);
     }
 
     /// Lets a service be granted from now on.

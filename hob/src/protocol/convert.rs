@@ -24,7 +24,7 @@ pub fn from_passable<T: DeserializeOwned>(
     })
 }
 
-pub(super) fn json_to_passable(value: serde_json::Value) -> Passable {
+pub(crate) fn json_to_passable(value: serde_json::Value) -> Passable {
     use serde_json::Value;
     match value {
         Value::Null => Passable::Null,

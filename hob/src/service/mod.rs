@@ -7,43 +7,45 @@
 
 pub(crate) mod http;
 mod local;
+mod object;
 pub(crate) mod postgres;
 pub(crate) mod redis;
+mod secret;
 mod tcp;
 mod unix;
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use ocapn::{Broken, Passable};
+use ocapn::{Broken, Passable, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::protocol::{Attenuate, Generation, ServiceKind, ServiceSpec, StreamReply, code};
+use crate::protocol::{Attenuate, Generation, ServiceKind, ServiceSpec, StreamReply, code, method};
 use crate::splice::splice;
 
 pub(crate) use local::{Dialled, Local, cut, tune};
-
-/// Kinds that the protocol knows and this hob does not serve. A kind is enabled by leaving here.
-const NOT_YET: &[&str] = &["secret", "sturdyref"];
 
 /// How long a service may take to accept: it is on this machine or one hop behind it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one exchange of a service's protocol may take when it is asked whether it answers; its
 /// caller asks again.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// The services of the machine, with what their kinds keep in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
     postgres: postgres::Servers,
     redis: redis::Users,
+    secrets: Arc<secret::Secrets>,
+    objects: Arc<object::Objects>,
 }
 
 /// A grant as the kinds see it.
@@ -128,14 +130,17 @@ pub(crate) struct Facts {
 }
 
 impl Services {
+    /// Says what reaches objects elsewhere.
+    pub(crate) fn reach_by(&self, peer: &Peer) {
+        self.objects.reach_by(peer);
+    }
+
     /// Checks that this hob serves such services.
     pub(crate) fn check(&self, spec: &ServiceSpec) -> Result<(), ServiceError> {
-        let kind = spec.kind.name();
-        if NOT_YET.contains(&kind) {
-            let text = format!("this hob cannot serve {kind} yet");
-            return Err(ServiceError::Refused(text));
+        match &spec.kind {
+            ServiceKind::Sturdyref(uri) => self.objects.check(uri),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes one real exchange of the service's protocol.
@@ -148,7 +153,8 @@ impl Services {
                 ServiceKind::Postgres(postgres) => self.postgres.probe(postgres).await,
                 ServiceKind::Redis(redis) => self.redis.probe(redis).await,
                 ServiceKind::Http(http) => http::probe(http).await,
-                other => Err(not_served(other)),
+                ServiceKind::Secret(secret) => self.secrets.probe(secret).await,
+                ServiceKind::Sturdyref(uri) => self.objects.probe(uri).await,
             }
         };
         timeout(PROBE_TIMEOUT, exchange).await.unwrap_or_else(|_| {
@@ -205,7 +211,10 @@ impl Services {
             ServiceKind::Postgres(postgres) => self.postgres.serve(postgres, lease, opening).await,
             ServiceKind::Redis(redis) => self.redis.serve(redis, lease, opening).await,
             ServiceKind::Http(http) => http::serve(http, lease, opening).await,
-            other => Err(not_served(other).into()),
+            ServiceKind::Secret(_) | ServiceKind::Sturdyref(_) => {
+                let text = format!("a {} has no streams", lease.spec.kind.name());
+                Err(ServiceError::Refused(text).into())
+            }
         }
     }
 
@@ -219,14 +228,13 @@ impl Services {
         args: Vec<Passable>,
         revoked: watch::Receiver<bool>,
     ) -> Option<BoxFuture<'static, Result<Passable, Broken>>> {
-        tracing::trace!(
-            kind = lease.spec.kind.name(),
-            method,
-            args = args.len(),
-            "call"
-        );
-        drop(revoked);
-        None
+        match (&lease.spec.kind, method) {
+            (ServiceKind::Secret(secret), method::FETCH) => Some(self.secrets.fetch(secret, &args)),
+            (ServiceKind::Sturdyref(uri), method::CAPABILITY) => {
+                Some(self.objects.lend(uri, lease, revoked))
+            }
+            _ => None,
+        }
     }
 
     /// Returns what programs may know of the service: nothing secret.
@@ -239,11 +247,6 @@ impl Services {
             _ => Facts::default(),
         }
     }
-}
-
-fn not_served(kind: &ServiceKind) -> ServiceError {
-    let text = format!("this hob cannot serve {} yet", kind.name());
-    ServiceError::Refused(text)
 }
 
 /// Reads a file on the machine, up to `bytes_max` bytes. Waits for the disk.

@@ -9,5 +9,6 @@ mod postgres;
 mod programs;
 mod redis;
 mod revocation;
+mod secret;
 mod support;
 mod units;

@@ -1,0 +1,274 @@
+//! Secrets at the receiver: asked for, kept in a file that is in memory only, and asked for again.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use ocapn::{Broken, EnlivenError, Passable, Reference};
+use sha2::{Digest, Sha256};
+use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
+
+use super::{Bindings, Link, OpenError, lock};
+use crate::files::{self, remove_if_there};
+use crate::grant::Chain;
+use crate::owner::Owner;
+use crate::protocol::{DELIVERY_HOLD, Malformed, SECRET_BYTES_MAX, code, method};
+use crate::slot::Slot;
+
+/// The kind of the services that are delivered.
+pub(crate) const KIND: &str = "secret";
+
+/// The name of a secret's file in its binding's directory.
+pub(crate) const FILE: &str = "secret";
+
+/// How long the first answer may take: the exporter may have to run a command for it.
+pub(super) const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a held question may stay without an answer.
+const HELD_TIMEOUT: Duration = DELIVERY_HOLD.saturating_add(FIRST_TIMEOUT);
+
+/// Pauses between tries while the exporter is away or has no secret.
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Where files are in memory on most machines.
+const IN_MEMORY: &str = "/dev/shm";
+
+/// What the kernel calls file systems that are in memory.
+const TMPFS: i64 = 0x0102_1994;
+const RAMFS: i64 = 0x8584_58f6;
+
+/// A secret, or that it is still the one that is held.
+pub(super) type Fetched = Option<Zeroizing<Vec<u8>>>;
+
+impl Bindings {
+    /// Keeps a secret's file what the exporter says, for as long as the grant is held.
+    pub(super) fn deliver(self: &Arc<Self>, slot: &Arc<Slot>, owner: Owner) {
+        let Some(link) = slot.link().filter(|link| link.kind == KIND) else {
+            return;
+        };
+        // One task for each grant.
+        if link.delivering.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (bindings, slot) = (Arc::clone(self), Arc::clone(slot));
+        tokio::spawn(async move {
+            let mut closed = link.closed.subscribe();
+            tokio::select! {
+                _ = closed.wait_for(|closed| *closed) => {}
+                () = bindings.keep_delivering(&slot, &link, owner) => {}
+            }
+        });
+    }
+
+    async fn keep_delivering(&self, slot: &Slot, link: &Arc<Link>, owner: Owner) {
+        let binding = &link.generation.binding;
+        let mut pause = RETRY_PAUSE_MIN;
+        // A later generation has a task of its own.
+        while slot.link().is_some_and(|now| Arc::ptr_eq(&now, link)) {
+            let held = held(slot.directory.clone()).await;
+            let fetched = timeout(HELD_TIMEOUT, self.fetch_live(link, held)).await;
+            let done = match fetched.unwrap_or(Err(OpenError::TimedOut(HELD_TIMEOUT))) {
+                Ok(None) => Ok(()),
+                Ok(Some(secret)) => {
+                    tracing::info!(%binding, "the secret is another one");
+                    link.put(slot.directory.clone(), secret, owner).await
+                }
+                Err(error) if error.is_over() => {
+                    // Whoever revoked it may not have reached this machine.
+                    tracing::warn!(%binding, "the secret was revoked");
+                    let directory = slot.directory.clone();
+                    blocking(move || remove(&directory)).await
+                }
+                Err(error) => Err(io::Error::other(error)),
+            };
+            match done {
+                Ok(()) => pause = RETRY_PAUSE_MIN,
+                Err(error) => {
+                    tracing::debug!(%binding, error = %Chain(&error), "secret not delivered");
+                }
+            }
+            sleep(pause).await;
+            pause = RETRY_PAUSE_MAX.min(pause * 2);
+        }
+    }
+
+    /// Asks the grant behind a link.
+    pub(super) async fn fetch_live(
+        &self,
+        link: &Link,
+        held: Option<Vec<u8>>,
+    ) -> Result<Fetched, OpenError> {
+        let grant = self.live(link).await?;
+        let answer = link.ask(fetching(&grant, held), &grant).await;
+        Ok(read(&answer.map_err(OpenError::Ticket)?)?)
+    }
+}
+
+impl OpenError {
+    /// Returns whether the exporter has said that the grant is no more.
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Enliven(EnlivenError::Refused(broken)) => !broken.is_severed(),
+            Self::Ticket(broken) => broken.code() == Some(code::REVOKED),
+            _ => false,
+        }
+    }
+}
+
+/// Asks a grant for its secret.
+pub(super) async fn fetch(grant: &Reference) -> Result<Fetched, Broken> {
+    let late = || {
+        let seconds = FIRST_TIMEOUT.as_secs();
+        Broken::new(code::UNREACHABLE, format!("no secret came in {seconds} s"))
+    };
+    let answer = timeout(FIRST_TIMEOUT, fetching(grant, None)).await;
+    Ok(read(&answer.map_err(|_| late())??)?)
+}
+
+fn fetching(grant: &Reference, held: Option<Vec<u8>>) -> ocapn::Promise {
+    grant.call(method::FETCH, held.map(Passable::bytes))
+}
+
+fn read(answer: &Passable) -> Result<Fetched, Malformed> {
+    if matches!(answer, Passable::Null) {
+        return Ok(None);
+    }
+    let secret = answer.as_struct().and_then(|answer| answer.get("secret"));
+    let secret = secret.and_then(Passable::as_bytes);
+    let secret = secret.filter(|secret| secret.len() as u64 <= SECRET_BYTES_MAX);
+    let wrong = || Malformed {
+        what: "fetch's answer",
+        why: "it is no secret".into(),
+    };
+    let secret = secret.ok_or_else(wrong)?;
+    Ok(Some(Zeroizing::new(secret.to_vec())))
+}
+
+impl Link {
+    /// Puts a secret where programs find it, unless the grant was given up meanwhile.
+    pub(super) async fn put(
+        &self,
+        directory: PathBuf,
+        secret: Zeroizing<Vec<u8>>,
+        owner: Owner,
+    ) -> io::Result<()> {
+        let over = Arc::clone(&self.over);
+        blocking(move || match *lock(&over) {
+            true => Ok(()),
+            false => put(&directory, &secret, owner),
+        })
+        .await
+    }
+
+    /// Removes a secret, which does not come again.
+    pub(super) async fn withdraw(&self, directory: PathBuf) -> io::Result<()> {
+        if self.kind != KIND {
+            return Ok(());
+        }
+        let over = Arc::clone(&self.over);
+        blocking(move || {
+            let mut over = lock(&over);
+            *over = true;
+            remove(&directory)
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|gone| Err(io::Error::other(gone)))
+}
+
+/// Returns the digest of the secret that is there.
+async fn held(directory: PathBuf) -> Option<Vec<u8>> {
+    let secret = blocking(move || fs::read(directory.join(FILE)).map(Zeroizing::new)).await;
+    secret
+        .ok()
+        .map(|secret| Sha256::digest(secret.as_slice()).to_vec())
+}
+
+/// Makes a secret's file, all at once.
+fn put(directory: &Path, secret: &[u8], owner: Owner) -> io::Result<()> {
+    let home = home(directory, owner.is_declared)?;
+    let path = home.join(FILE);
+    let beside = home.join(".secret.new");
+    remove_if_there(fs::remove_file(&beside))?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)?;
+    file.write_all(secret)?;
+    owner.take_file(&file)?;
+    fs::rename(&beside, &path)?;
+    let shown = directory.join(FILE);
+    if shown != path && fs::read_link(&shown).ok().as_ref() != Some(&path) {
+        let beside = directory.join(".secret.link");
+        remove_if_there(fs::remove_file(&beside))?;
+        symlink(&path, &beside)?;
+        fs::rename(&beside, &shown)?;
+    }
+    Ok(())
+}
+
+/// Removes a secret's file; one that is gone already is a success.
+fn remove(directory: &Path) -> io::Result<()> {
+    let shown = directory.join(FILE);
+    if let Ok(path) = fs::read_link(&shown) {
+        remove_if_there(fs::remove_file(&path))?;
+        if let Some(home) = path.parent() {
+            remove_if_there(fs::remove_dir(home))?;
+        }
+    }
+    remove_if_there(fs::remove_file(shown))
+}
+
+/// Returns the directory for a secret's file: the binding's own if that is in memory, else one of
+/// the same name in a file system that is.
+fn home(directory: &Path, is_shared: bool) -> io::Result<PathBuf> {
+    files::make_dir(directory, is_shared)?;
+    if is_in_memory(directory) {
+        return Ok(directory.to_owned());
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    let session = PathBuf::from(format!("/run/user/{uid}"));
+    let Some(base) = [session.as_path(), Path::new(IN_MEMORY)]
+        .into_iter()
+        .find(|base| is_in_memory(base))
+    else {
+        let path = directory.display();
+        tracing::warn!(%path, "no file system is in memory: the secret is on a disk");
+        return Ok(directory.to_owned());
+    };
+    // Others may write where this is, so what is there must be the hob's own.
+    let own = base.join(format!("gobs-{uid}"));
+    let made = DirBuilder::new().mode(0o711).create(&own);
+    match made {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(&own)?;
+    if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o022 != 0 {
+        let text = format!("{} is not a directory of this user's own", own.display());
+        return Err(io::Error::other(text));
+    }
+    let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
+    let home = own.join(HEXLOWER.encode(&digest[..16]));
+    files::make_dir(&home, is_shared)?;
+    Ok(home)
+}
+
+fn is_in_memory(path: &Path) -> bool {
+    let stat = rustix::fs::statfs(path);
+    stat.is_ok_and(|stat| [TMPFS, RAMFS].contains(&stat.f_type))
+}

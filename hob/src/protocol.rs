@@ -42,9 +42,10 @@ use serde::{Deserialize, Serialize};
 pub use convert::{Args, from_passable, to_passable};
 pub(crate) use convert::{json_to_passable, sturdyref_text, text};
 pub use expose::{Expose, MODE_DEFAULT, Place, entry_names, mode};
+pub(crate) use service::check_limits;
 pub use service::{
     Access, Attenuate, Http, Postgres, Redis, Secret, ServiceKind, ServiceSpec, Unenforceable,
-    Wider, enforced_by,
+    Wider, check_limit, enforced_by,
 };
 pub use user_data::{USER_DATA_FORMAT, USER_DATA_HEADER, UserData, host_and_port};
 

@@ -257,7 +257,7 @@ impl ServiceKind {
         match self {
             Self::Tcp | Self::Unix | Self::Sturdyref => None,
             Self::Postgres => Some(&["database", "create", "socket", "admin_user"]),
-            Self::Redis => Some(&["socket"]),
+            Self::Redis => Some(&["socket", "admin_file"]),
             Self::Http => Some(&["address", "header_file"]),
             Self::Secret => Some(&["file", "command"]),
         }

@@ -1,7 +1,7 @@
 //! What services are to be, and how bindings narrow them.
 
 use gobs_model::{Type, Value};
-use hob::protocol::{Access, Attenuate, enforced_by};
+use hob::protocol::{Access, Attenuate, check_limit, enforced_by};
 use ocapn::Sturdyref;
 
 use super::config::{Service, ServiceKind, ServiceValues};
@@ -61,7 +61,7 @@ fn argument(eval: &mut Eval<'_>, kind: ServiceKind, attribute: &Attribute) -> Va
     match (kind, &*attribute.name.text) {
         (_, "tcp" | "address") => place(eval, expr, &attribute.name.text, ServiceKind::Tcp),
         (_, "unix") => place(eval, expr, "unix", ServiceKind::Unix),
-        (_, name @ ("socket" | "file" | "header_file")) => {
+        (_, name @ ("socket" | "file" | "header_file" | "admin_file")) => {
             checked(eval, expr, name, |text| match text.starts_with('/') {
                 true => Ok(()),
                 false => Err("it must be an absolute path on the machine".into()),
@@ -166,7 +166,7 @@ pub(super) fn attenuate(
                 Some(hint),
             );
         }
-        let value = limit(eval, name, &attribute.expr);
+        let value = limit(eval, name, &attribute.expr, kind);
         if !value.is_null() {
             limits.push((attribute.name.text.clone(), value));
         }
@@ -199,7 +199,7 @@ pub(crate) fn enforceable(kind: &str) -> String {
     )
 }
 
-fn limit(eval: &mut Eval<'_>, name: &str, expr: &Expr) -> Value {
+fn limit(eval: &mut Eval<'_>, name: &str, expr: &Expr, kind: Option<ServiceKind>) -> Value {
     let before = eval.errors.len();
     let ty = match name {
         "connections_max" => Type::Number,
@@ -227,7 +227,7 @@ fn limit(eval: &mut Eval<'_>, name: &str, expr: &Expr) -> Value {
         "access" => access(text)
             .is_none()
             .then(|| "must be \"read\", \"write\" or \"owner\"".to_owned()),
-        _ => list(name, value.as_elements().unwrap_or_default()).err(),
+        _ => list(name, value.as_elements().unwrap_or_default(), kind).err(),
     };
     if let Some(why) = wrong {
         let detail = format!("\"{name}\" {why}.");
@@ -246,7 +246,7 @@ fn access(text: Option<&str>) -> Option<Access> {
 }
 
 /// Checks a list of rights; what only the kind can judge is left to it.
-fn list(name: &str, elements: &[Value]) -> Result<(), String> {
+fn list(name: &str, elements: &[Value], kind: Option<ServiceKind>) -> Result<(), String> {
     if elements.is_empty() {
         return Err("is empty: nothing would be allowed; remove the binding instead".into());
     }
@@ -270,7 +270,11 @@ fn list(name: &str, elements: &[Value]) -> Result<(), String> {
             return Err(format!("has {text:?}, which is not one word"));
         }
     }
-    Ok(())
+    let texts = elements.iter().filter_map(|it| it.as_str().map(Into::into));
+    match kind {
+        Some(kind) => check_limit(kind.as_str(), name, &texts.collect::<Vec<String>>()),
+        None => Ok(()),
+    }
 }
 
 /// Returns the limits of a binding as a hob is told them; nothing while something is unknown, or

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::service::{http, redis};
+
 /// What a service is: as in the language, `{tcp = "127.0.0.1:5432"}` or
 /// `{postgres = {database = "orders"}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +226,41 @@ impl ServiceKind {
                 limit,
             }),
         }
+    }
+}
+
+/// Checks what a limit lists, as far as that goes without a server.
+///
+/// # Errors
+/// What is wrong, for people: "cannot have …".
+pub fn check_limit(kind: &str, limit: &str, listed: &[String]) -> Result<(), String> {
+    let mut rights = Attenuate::default();
+    let place = match limit {
+        "keys" => &mut rights.keys,
+        "commands" => &mut rights.commands,
+        "channels" => &mut rights.channels,
+        "methods" => &mut rights.methods,
+        "paths" => &mut rights.paths,
+        _ => return Ok(()),
+    };
+    *place = Some(listed.to_vec());
+    check_limits(kind, &rights).map_err(|why| {
+        why.strip_prefix(limit)
+            .unwrap_or(&why)
+            .trim_start()
+            .to_owned()
+    })
+}
+
+/// Checks what limits list, as far as that goes without a server.
+///
+/// # Errors
+/// What is wrong, for people.
+pub(crate) fn check_limits(kind: &str, rights: &Attenuate) -> Result<(), String> {
+    match kind {
+        "redis" => redis::check_rights(rights),
+        "http" => http::check_rights(rights),
+        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Contents;
 use crate::protocol::{
     Attenuate, Described, Generation, Grant, Place, Registration, ServiceSpec, Unenforceable,
-    Wider, code, sturdyref_text,
+    Wider, check_limits, code, sturdyref_text,
 };
 
 /// Grants that one machine gives out; more are refused. Each is a row of the file, which is
@@ -89,6 +89,9 @@ pub enum GrantRefused {
     /// It asks for what its service cannot enforce.
     #[error(transparent)]
     Unenforceable(#[from] Unenforceable),
+    /// It asks for what is no limit.
+    #[error("{0}")]
+    Limit(String),
     /// It would have ended before it began.
     #[error("it has expired by this machine's clock")]
     Expired,
@@ -104,7 +107,9 @@ impl GrantRefused {
             Self::UnknownService => code::UNKNOWN,
             Self::Generation => code::REVOKED,
             Self::Parent => code::UNKNOWN,
-            Self::Wider(_) | Self::Unenforceable(_) | Self::Expired => code::RIGHTS,
+            Self::Wider(_) | Self::Unenforceable(_) | Self::Limit(_) | Self::Expired => {
+                code::RIGHTS
+            }
             Self::Terms => code::TAKEN,
             Self::Full => code::BUSY,
         }
@@ -146,6 +151,7 @@ impl Contents {
             return Err(GrantRefused::UnknownService);
         };
         spec.kind.enforces(&grant.attenuate)?;
+        check_limits(spec.kind.name(), &grant.attenuate).map_err(GrantRefused::Limit)?;
         let rights = match &grant.parent {
             None => grant.attenuate.clone(),
             Some(parent) => self

@@ -36,6 +36,8 @@ use super::{Lease, Opening, ServeError, ServiceError, dial};
 use crate::protocol::{Http, ServiceKind};
 use crate::splice::splice;
 
+pub(crate) use rules::check_rights;
+
 /// Bytes of the head of a request or an answer: what servers usually take at most.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 

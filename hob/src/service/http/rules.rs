@@ -86,6 +86,14 @@ impl Rules {
     }
 }
 
+/// Checks rights.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub(crate) fn check_rights(rights: &Attenuate) -> Result<(), String> {
+    Rules::new(rights).map(drop)
+}
+
 fn listed<T>(
     what: &str,
     listed: &[String],

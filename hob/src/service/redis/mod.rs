@@ -31,6 +31,8 @@ use super::{Dialled, Lease, Local, Opening, ServeError, ServiceError};
 use crate::protocol::{Attenuate, Generation, Redis};
 use crate::splice::splice;
 
+pub(crate) use rights::check_rights;
+
 /// Where Debian's Redis listens when it is told to use a socket.
 const SOCKET_DEFAULT: &str = "/run/redis/redis-server.sock";
 

@@ -131,6 +131,14 @@ pub(super) fn rules(rights: &Attenuate, modules: &[String]) -> Result<Vec<String
     Ok(rules)
 }
 
+/// Checks rights as far as that goes without a server.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub(crate) fn check_rights(rights: &Attenuate) -> Result<(), String> {
+    rules(rights, &[]).map(drop)
+}
+
 fn checked<'a>(
     what: &str,
     listed: &'a [String],

@@ -571,9 +571,9 @@ impl Vat {
         }
     }
 
-    /// Returns whether turns wait that have not begun.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.0.with(|inner| inner.is_busy())
+    /// Returns whether turns for what this peer asked wait to begin.
+    pub(crate) fn is_busy(&self, session: SessionId) -> bool {
+        self.0.with(|inner| inner.is_busy(session))
     }
 
     /// Returns whether the session is up.

@@ -120,6 +120,11 @@ impl Usage {
 }
 
 impl Charge {
+    /// Returns the session that it is charged to.
+    pub(crate) fn session(&self) -> SessionId {
+        self.usage.session
+    }
+
     /// Returns the charge of one more thing that the same message asked for.
     pub(crate) fn beside(&self) -> Self {
         self.usage.calls.fetch_add(1, Relaxed);

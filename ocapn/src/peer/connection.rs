@@ -27,7 +27,9 @@ const STALLED_AFTER: Duration = Duration::from_millis(100);
 /// Bytes of answers that may wait in the end. A peer that takes none is dead before long.
 const ANSWERS_BYTES_STALLED_MAX: usize = 64 << 20;
 
-/// How long reading pauses for each eighth, from the half on, of what may be kept for a peer.
+/// How many eighths of what may be kept for a peer may be kept without a pause in reading, and how
+/// long it pauses for each one more.
+const CROWDED_EIGHTHS: usize = 4;
 const CROWDED_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long an ended connection is kept for the last words to cross: closing a socket with
@@ -81,6 +83,7 @@ async fn receive(
 ) -> String {
     let mut chunks = Vec::new();
     let mut up = false;
+    let mut eighths = CROWDED_EIGHTHS;
     loop {
         let read = {
             let mut read = incoming.read(&mut chunks);
@@ -114,7 +117,7 @@ async fn receive(
                 return over.reason;
             }
         }
-        await_room(vat, session).await;
+        await_room(vat, session, &mut eighths).await;
         let mut answers_max = ANSWERS_BYTES_MAX;
         while vat.unsent_answers(session) > answers_max {
             if timeout(STALLED_AFTER, sent.notified()).await.is_err() {
@@ -125,15 +128,24 @@ async fn receive(
 }
 
 /// Waits while much is kept for the peer, and may soon be let go of. Turns that wait need nothing
-/// of the peer to be run; calls that run or wait may do, and so are waited for a little only.
-async fn await_room(vat: &Vat, session: SessionId) {
-    let mut eighths = 4;
-    while timeout(CROWDED_PAUSE, vat.has_room(session, eighths))
+/// of the peer to be run; calls that run or wait may do, and so are waited for a little only, and
+/// not again before more is kept. `eighths` of what may be kept are let pass; they start at
+/// [`CROWDED_EIGHTHS`].
+async fn await_room(vat: &Vat, session: SessionId, eighths: &mut usize) {
+    if vat
+        .has_room(session, CROWDED_EIGHTHS)
+        .now_or_never()
+        .is_some()
+    {
+        *eighths = CROWDED_EIGHTHS;
+        return;
+    }
+    while timeout(CROWDED_PAUSE, vat.has_room(session, *eighths))
         .await
         .is_err()
     {
-        if !vat.is_busy() {
-            eighths += 1;
+        if !vat.is_busy(session) {
+            *eighths += 1;
         }
     }
 }

@@ -108,9 +108,11 @@ impl Inner {
         !self.running && !self.turns.is_empty()
     }
 
-    /// Returns whether turns wait that have not begun.
-    pub(super) fn is_busy(&self) -> bool {
-        !self.turns.is_empty()
+    /// Returns whether turns for what the peer of a session asked wait to begin.
+    pub(super) fn is_busy(&self, id: SessionId) -> bool {
+        let charges = self.turns.iter();
+        let mut charges = charges.filter_map(|waiting| waiting.delivery.charge.as_ref());
+        charges.any(|charge| charge.session() == id)
     }
 
     /// Settles the answer of the turn that was run and returns the next one. The first call of a

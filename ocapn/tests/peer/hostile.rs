@@ -285,6 +285,34 @@ async fn a_peer_whose_turns_have_to_wait_is_no_longer_read_from() {
     }
 }
 
+/// What is parked for long holds a peer up for a while, and not at each message.
+#[tokio::test]
+async fn a_peer_that_has_much_parked_is_read_from_all_the_same() {
+    let identity = Identity::generate().unwrap();
+    let listener = TlsRpk::bind(identity, ANY_PORT, TlsRpkOptions::default());
+    let limits = Limits {
+        retained_max: 1_000_000,
+        ..Limits::default()
+    };
+    let builder = Peer::builder().netlayer(listener.await.unwrap());
+    let server = TestPeer::with(builder.limits(limits));
+    let sturdyref = server.offer("service", service());
+    let client = dialling();
+    let remote = soon(client.peer.enliven(&sturdyref)).await.unwrap();
+    let never = remote.call("never", []);
+    let parked: Vec<_> = (0..7)
+        .map(|_| never.call("echo", ["x".repeat(100_000).into()]))
+        .collect();
+    soon(async {
+        for _ in 0..50 {
+            echoes(&remote, "read").await;
+        }
+    })
+    .await;
+    assert!(server.peer.inspect()[0].tables.retained_bytes > 700_000);
+    assert!(parked.iter().all(|call| call.now().is_none()));
+}
+
 /// Neither stops reading for ever because the other does not.
 #[tokio::test]
 async fn peers_that_answer_each_other_much_both_get_it() {

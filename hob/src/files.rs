@@ -86,6 +86,9 @@ pub(crate) fn link_socket(kind: &str, place: &Place, directory: &Path) -> io::Re
         return Ok(());
     }
     let link = directory.join(postgres::SOCKET_NAME);
+    if fs::read_link(&link).is_ok_and(|leads| leads == *path) {
+        return Ok(());
+    }
     remove_if_there(fs::remove_file(&link))?;
     symlink(path, link)
 }
@@ -338,6 +341,20 @@ mod tests {
         remove_files(&dir).unwrap();
         remove_files(&dir).unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn clients_of_postgresql_are_pointed_at_a_socket_by_its_directory() {
+        let mut service = service("postgres");
+        service.database = Some("orders".into());
+        service.username = Some("gobs_db_1".into());
+        let told = |place: Place| entries(&service, &place, Path::new("/run/b/db"));
+        let unix = told(Place::Unix("/run/a/.s.PGSQL.5433".into()));
+        assert_eq!(unix["uri"], "postgresql:///orders?host=/run/a&port=5433");
+        assert_eq!(unix["type"], "postgresql");
+        // Of one with another name there is a link in the binding's directory.
+        let unix = told(Place::Unix("/run/db.sock".into()));
+        assert_eq!((&*unix["host"], &*unix["port"]), ("/run/b/db", "5432"));
     }
 
     #[test]

@@ -121,12 +121,13 @@ pub(crate) fn entries(
     username: &str,
 ) -> [(&'static str, String); 5] {
     let uri = format!(
-        // As parameters, since not every client takes a path before the database.
-        "postgresql:///{}?host={}&port={}&user={}",
+        // As parameters, since not every client takes a path before the database. Without the
+        // user, who is another one after each grant: programs need not be started again for that,
+        // and land as their role whatever they send.
+        "postgresql:///{}?host={}&port={}",
         escape(database),
         escape(&host),
-        escape(&port),
-        escape(username)
+        escape(&port)
     );
     [
         ("host", host),
@@ -218,7 +219,7 @@ mod tests {
     #[test]
     fn files_say_where_the_database_is() {
         let at = of_socket(Path::new("/run/app 1/.s.PGSQL.5433")).unwrap();
-        let uri = "postgresql:///or%26ders?host=/run/app%201&port=5433&user=gobs_db_1";
+        let uri = "postgresql:///or%26ders?host=/run/app%201&port=5433";
         let expected = [
             ("host", "/run/app 1"),
             ("port", "5433"),

@@ -19,3 +19,4 @@ mod plugins;
 mod secrecy;
 mod support;
 mod tidy;
+mod webapp;

@@ -67,8 +67,7 @@ fn the_test_command_is_what_ci_runs() {
 const GOBS: &str = "cargo run --release -- ";
 
 /// How README sets the web application up, which `webapp.rs` does with the program under test.
-const WEBAPP: &str =
-    ".ci/setup && cargo run --release -- -C examples/webapp apply --auto-approve";
+const WEBAPP: &str = ".ci/setup && cargo run --release -- -C examples/webapp apply --auto-approve";
 
 /// Does what README says, in its order, with the program that is under test.
 #[test]

@@ -9,7 +9,14 @@ use crate::support::{Project, Run, free_port};
 fn ask(port: u16, note: Option<&str>) -> String {
     let mut curl = Command::new("curl");
     // The program on the machine may be starting.
-    curl.args(["-s", "--retry", "30", "--retry-connrefused", "--retry-delay", "1"]);
+    curl.args([
+        "-s",
+        "--retry",
+        "30",
+        "--retry-connrefused",
+        "--retry-delay",
+        "1",
+    ]);
     if let Some(note) = note {
         curl.args(["-d", note]);
     }
@@ -37,13 +44,20 @@ fn the_web_application_reaches_its_database_and_nobody_has_a_password() {
         .with_env("GOBS_VAR_postgres_port", free_port())
         .with_env("GOBS_VAR_apps", apps);
     let apply = project.gobs(&["apply", "--auto-approve"]).ok().stdout;
-    let complete = "Apply complete! Resources: 4 added, 0 changed, 0 destroyed. Bindings: 4 granted.";
+    let complete =
+        "Apply complete! Resources: 4 added, 0 changed, 0 destroyed. Bindings: 4 granted.";
     assert!(apply.contains(complete), "{apply}");
 
     assert_eq!(ask(green, None), "visit 1 of green\n");
     assert_eq!(ask(blue, Some("buy lemons")), "noted\n");
-    assert_eq!(ask(blue, None), "note 1 by blue: buy lemons\nvisit 1 of blue\n");
-    assert_eq!(ask(green, None), "note 1 by blue: buy lemons\nvisit 2 of green\n");
+    assert_eq!(
+        ask(blue, None),
+        "note 1 by blue: buy lemons\nvisit 1 of blue\n"
+    );
+    assert_eq!(
+        ask(green, None),
+        "note 1 by blue: buy lemons\nvisit 2 of green\n"
+    );
     let refused = ask(green, Some("not mine to write"));
     assert!(refused.contains("permission denied"), "{refused}");
 
@@ -56,7 +70,10 @@ fn the_web_application_reaches_its_database_and_nobody_has_a_password() {
         (!urls.is_empty()).then_some(urls)
     });
     let given = given.expect("a program").join(" ");
-    assert!(given.contains("DATABASE_URL=postgresql:///notes?host=/"), "{given}");
+    assert!(
+        given.contains("DATABASE_URL=postgresql:///notes?host=/"),
+        "{given}"
+    );
     assert!(given.contains("REDIS_URL=unix:///"), "{given}");
     assert!(!given.contains('@'), "a name or a password: {given}");
 

@@ -89,6 +89,20 @@ fn main() -> std::io::Result<()> {
             }
             drop(streams);
 
+            let begun = Instant::now();
+            let storm = (0..IDLE_STREAMS).map(|_| {
+                let address = held.address.clone();
+                tokio::spawn(async move { ping(&mut connect(&address).await).await })
+            });
+            for one in storm.collect::<Vec<_>>() {
+                one.await??;
+            }
+            let all = begun.elapsed();
+            writeln!(
+                out,
+                "{IDLE_STREAMS} connections at once, each answered: {all:?}"
+            )?;
+
             let sink = sink().await;
             let pair = Pair::start(&sink).await;
             let held = pair.bind(1, &[]).await;

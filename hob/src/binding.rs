@@ -16,7 +16,7 @@ use ocapn::{
     Broken, DialError, EnlivenError, Passable, Peer, Promise, Reference, StreamDialer, Sturdyref,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::expose::{ExposeError, Socket};
@@ -53,6 +53,11 @@ const DECLINE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Streams of one binding that are open or wait to be; more are closed at once.
 const STREAMS_MAX: usize = 16_384;
 
+/// Streams of one binding that are being opened at one time; others wait. The exporter lets so many
+/// connections from one address be in their handshake, and a few hundred tickets be unused: a
+/// crowd beyond that is refused.
+const OPENINGS_MAX: usize = 64;
+
 /// Letters of a name: it becomes a directory.
 const NAME_SIZE_MAX: usize = 64;
 
@@ -83,6 +88,8 @@ pub(crate) struct Link {
     live: Mutex<Option<Reference>>,
     /// Held by one attempt to make it live, so that a crowd makes one.
     enlivening: tokio::sync::Mutex<()>,
+    /// Places of streams that are being opened.
+    openings: Semaphore,
     closed: watch::Sender<bool>,
     streams: watch::Sender<usize>,
 }
@@ -433,6 +440,8 @@ impl Bindings {
 
     async fn open_once(&self, link: &Link) -> Result<Stream, OpenError> {
         let grant = self.live(link).await?;
+        // Never closed.
+        let opening = link.openings.acquire().await;
         // The ticket and the connection are fetched at the same time.
         let (ticket, dialled) = tokio::join!(
             link.ask(grant.call(method::OPEN, []), &grant),
@@ -447,6 +456,7 @@ impl Bindings {
             why: "it is no ticket".into(),
         })?;
         let mut stream = dialled.map_err(OpenError::Dial)?;
+        drop(opening);
         service::tune(stream.get_ref().0)?;
         let mut hello = [BYTES_VERSION; 1 + TICKET_SIZE];
         hello[1..].copy_from_slice(ticket);
@@ -523,6 +533,7 @@ impl Link {
             over: Arc::default(),
             live: Mutex::new(live),
             enlivening: tokio::sync::Mutex::default(),
+            openings: Semaphore::new(OPENINGS_MAX),
             closed: watch::Sender::new(false),
             streams: watch::Sender::new(0),
         })

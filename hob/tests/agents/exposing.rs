@@ -10,7 +10,7 @@ use std::process::Command;
 use hob::protocol::{Expose, Registration};
 
 use crate::support::{
-    Boss, Host, Pair, connect, echo, eventually, generation, grant, ping, registration,
+    Boss, Host, Pair, connect, echo, ends, eventually, generation, grant, ping, registration,
 };
 
 /// A user that every Debian has, and another one.
@@ -154,7 +154,7 @@ async fn sockets_are_there_before_the_grant_and_connections_wait() {
     fs::remove_dir_all(dir.path().join("app")).unwrap();
     app.start_again();
     eventually("listening again", async || path.exists()).await;
-    assert!(crate::support::ends(&mut early).await);
+    assert!(ends(&mut early).await);
     let mut early = connect(&address).await;
 
     let kind = hob::protocol::ServiceKind::Tcp(orders);
@@ -175,6 +175,36 @@ async fn sockets_are_there_before_the_grant_and_connections_wait() {
     ping(&mut connect(&address).await).await.unwrap();
     ping(&mut early).await.unwrap();
     drop(db);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_connections_wait_for_a_grant_and_more_are_closed() {
+    /// As many as `hob/src/slot.rs` lets wait.
+    const WAITING: usize = 1_024;
+    // Those of this process.
+    let files = rustix::process::Resource::Nofile;
+    let maximum = rustix::process::getrlimit(files).maximum;
+    let raised = rustix::process::Rlimit {
+        current: maximum,
+        maximum,
+    };
+    rustix::process::setrlimit(files, raised).unwrap();
+
+    let pair = Pair::start(&echo().await).await;
+    let path = pair.app.runtime.join("bindings/db/socket");
+    eventually("listening", async || path.exists()).await;
+    let address = format!("unix:{}", path.display());
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        waiting.push(connect(&address).await);
+    }
+    assert!(ends(&mut connect(&address).await).await, "one too many");
+    pair.bind(1, &[]).await;
+    for stream in &mut waiting {
+        ping(stream).await.unwrap();
+    }
+    drop(waiting);
+    ping(&mut connect(&address).await).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

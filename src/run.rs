@@ -1,10 +1,10 @@
 //! The order of a run: lock, recover, refresh, plan, apply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gobs_model::{Address, Diagnostic};
+use gobs_model::{Address, Diagnostic, Value};
 use gobs_state::{
     BossStore, Finished, Intent, Outcome, RowChange, RowKind, Snapshot, Started, Store,
 };
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
 use crate::boss::{Boss, BossError};
-use crate::plan::{self, Options, Plan, PlanFile, review};
+use crate::plan::{self, Action, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
 use crate::refresh::{Refreshed, refresh};
 
@@ -77,7 +77,64 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     };
     let mut planned = make_plan(project, &providers, refreshed, choices, unclaimed)?;
     planned.plan.warnings.extend(warnings);
+    // Whoever only plans needs less, and is told what an apply needs.
+    let lacking = lacking(&providers, &planned.plan).await;
+    planned
+        .plan
+        .warnings
+        .extend(lacking.into_iter().map(|(provider, rights)| {
+            let detail = format!("To apply this plan, provider {provider} lacks: {rights}.");
+            Diagnostic::warning("Rights for an apply are missing", detail)
+        }));
     Ok(planned)
+}
+
+/// Returns what providers may not do of what a plan asks of them.
+async fn lacking(providers: &Providers, plan: &Plan) -> Vec<(String, String)> {
+    let mut wanted: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for step in &plan.steps {
+        let (provider, value) = match &step.action {
+            Action::Create {
+                provider,
+                wanted,
+                simulated: false,
+                ..
+            }
+            | Action::Update {
+                provider,
+                wanted,
+                simulated: false,
+                calls_provider: true,
+                ..
+            } => (provider, wanted),
+            Action::Delete {
+                provider,
+                simulated: false,
+                ..
+            } => (provider, &step.before),
+            _ => continue,
+        };
+        wanted.entry(provider).or_default().push(value.clone());
+    }
+    let mut lacking = Vec::new();
+    for (name, wanted) in wanted {
+        let Some(provider) = providers.get(name) else {
+            continue;
+        };
+        let rights = match provider.lacking(&wanted).await {
+            Ok(rights) => rights,
+            Err(gobs_provider::Error::Denied(why)) => vec![why],
+            Err(error) => {
+                // What cannot be asked now may be there when it is needed.
+                tracing::debug!(provider = name, %error, "its rights are not known");
+                Vec::new()
+            }
+        };
+        if !rights.is_empty() {
+            lacking.push((name.to_owned(), rights.join(", ")));
+        }
+    }
+    lacking
 }
 
 /// A run that may change things: it holds the lock from its beginning to its end.
@@ -170,7 +227,25 @@ impl<'a> Run<'a> {
         }
         let tables = self.project.boss_store().map_err(one)?;
         let unclaimed = unclaimed(&tables, &refreshed.snapshot)?;
-        make_plan(self.project, &self.providers, refreshed, choices, unclaimed)
+        let planned = make_plan(self.project, &self.providers, refreshed, choices, unclaimed)?;
+        self.refuse_without_rights(&planned.plan).await?;
+        Ok(planned)
+    }
+
+    /// Refuses a plan that could be begun and not ended.
+    async fn refuse_without_rights(&self, plan: &Plan) -> Result<(), Vec<Diagnostic>> {
+        let lacking = lacking(&self.providers, plan).await;
+        let refused = lacking.into_iter().map(|(provider, rights)| {
+            let detail = format!("For this plan, provider {provider} lacks: {rights}.");
+            let hint = "Nothing was done. Give its token what is missing; planning needs less.";
+            Diagnostic::error("Rights are missing", detail).hint(hint)
+        });
+        let refused: Vec<_> = refused.collect();
+        if refused.is_empty() {
+            Ok(())
+        } else {
+            Err(refused)
+        }
     }
 
     /// Takes a plan file: the plan is as it was made, or it is refused.
@@ -204,6 +279,7 @@ impl<'a> Run<'a> {
         stop: watch::Receiver<bool>,
         events: Events,
     ) -> Result<Summary, Vec<Diagnostic>> {
+        self.refuse_without_rights(&planned.plan).await?;
         let apply = Apply {
             plan: &planned.plan,
             snapshot: &planned.snapshot,

@@ -14,6 +14,7 @@ mod lang;
 mod linode;
 mod linode_crash;
 mod linode_faults;
+mod linode_token;
 mod plan;
 mod plugins;
 mod secrecy;

@@ -8,14 +8,14 @@ use crate::support::Project;
 
 const SECRET: &str = "kestrel-7f3a9c-%-orchard";
 
-/// Returns the secret as a careless program might write it down.
-fn forms() -> Vec<Vec<u8>> {
-    let bytes = SECRET.as_bytes();
+/// Returns a secret as a careless program might write it down.
+pub(crate) fn forms(secret: &str) -> Vec<Vec<u8>> {
+    let bytes = secret.as_bytes();
     let mut forms = vec![
-        SECRET.to_owned(),
+        secret.to_owned(),
         HEXLOWER.encode(bytes),
         HEXLOWER.encode(bytes).to_uppercase(),
-        SECRET.replace('%', "%25"),
+        secret.replace('%', "%25"),
         BASE32_NOPAD.encode(bytes),
         BASE32_NOPAD.encode(bytes).to_lowercase(),
     ];
@@ -33,7 +33,7 @@ fn forms() -> Vec<Vec<u8>> {
 }
 
 #[track_caller]
-fn assert_clean(what: &str, bytes: &[u8], forms: &[Vec<u8>]) {
+pub(crate) fn assert_clean(what: &str, bytes: &[u8], forms: &[Vec<u8>]) {
     for form in forms {
         let found = bytes.windows(form.len()).any(|window| window == form);
         assert!(
@@ -44,7 +44,7 @@ fn assert_clean(what: &str, bytes: &[u8], forms: &[Vec<u8>]) {
     }
 }
 
-fn files(directory: &Path, found: &mut Vec<PathBuf>) {
+pub(crate) fn files(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();
         if path.is_dir() && !path.is_symlink() {
@@ -57,7 +57,7 @@ fn files(directory: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn x1_a_sensitive_value_is_in_no_artefact_of_a_run() {
-    let forms = forms();
+    let forms = forms(SECRET);
     let project = Project::new(
         "variable \"password\" {
            type      = string

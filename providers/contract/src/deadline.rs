@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use gobs_model::{Known, ProviderSchema};
+use gobs_model::{Known, ProviderSchema, Value};
 
 use crate::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
 
@@ -75,6 +75,10 @@ impl Provider for Bounded {
 
     fn deadlines(&self) -> Deadlines {
         self.0.deadlines()
+    }
+
+    async fn lacking(&self, wanted: &[Value]) -> Result<Vec<String>, Error> {
+        within(self.deadlines().look, "lacking", self.0.lacking(wanted)).await
     }
 
     async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error> {

@@ -12,7 +12,7 @@ pub mod pipe;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use gobs_model::{Address, Change, Known, ProviderSchema};
+use gobs_model::{Address, Change, Known, ProviderSchema, Value};
 use serde::{Deserialize, Serialize};
 
 pub use deadline::{Bounded, Deadlines};
@@ -132,6 +132,13 @@ pub trait Provider: Send + Sync {
     /// Returns how long each verb may take (after `configure` too).
     fn deadlines(&self) -> Deadlines {
         Deadlines::default()
+    }
+
+    /// Returns the rights that are lacking for machines to become like these, each as people know
+    /// it; one that is to go is `null`. Asked when something is planned, so that nothing is begun
+    /// which cannot be ended.
+    async fn lacking(&self, _wanted: &[Value]) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
     }
 
     /// Creates a machine; returns when the provider says that it exists, not when it has booted.

@@ -1,6 +1,7 @@
 //! The API over HTTPS: one request after the other, each repeated only where that is safe.
 
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use gobs_provider::Error;
@@ -114,6 +115,8 @@ pub(crate) struct Api {
     base: String,
     token: Zeroizing<String>,
     pace: Pace,
+    /// What the token may do, as the last answer told.
+    scopes: Mutex<Option<String>>,
     pub(crate) time: Time,
 }
 
@@ -146,8 +149,17 @@ impl Api {
             base,
             token,
             pace: Pace::new(time),
+            scopes: Mutex::default(),
             time,
         })
+    }
+
+    /// Returns what the token may do, as the last answer told; nothing where none did.
+    pub(crate) fn scopes(&self) -> Option<String> {
+        self.scopes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Json, Fail> {
@@ -293,6 +305,12 @@ impl Api {
         };
         let (status, headers) = (response.status(), response.headers().clone());
         permit.told(&headers);
+        if let Some(scopes) = headers
+            .get("x-oauth-scopes")
+            .and_then(|it| it.to_str().ok())
+        {
+            *self.scopes.lock().unwrap_or_else(PoisonError::into_inner) = Some(scopes.into());
+        }
         let mut body = Vec::new();
         loop {
             match response.chunk().await {

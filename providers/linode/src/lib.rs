@@ -16,6 +16,7 @@ mod machine;
 mod observe;
 mod pace;
 mod schema;
+mod scopes;
 mod volume;
 
 use std::process::Stdio;
@@ -176,6 +177,10 @@ impl Provider for Linode {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = machines;
         Ok(())
+    }
+
+    async fn lacking(&self, wanted: &[Value]) -> Result<Vec<String>, Error> {
+        self.machines()?.lacking(wanted).await
     }
 
     async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error> {

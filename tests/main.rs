@@ -17,6 +17,7 @@ mod linode_faults;
 mod linode_token;
 mod plan;
 mod plugins;
+mod postgres;
 mod secrecy;
 mod support;
 mod tidy;

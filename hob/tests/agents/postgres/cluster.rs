@@ -1,20 +1,17 @@
-//! A real PostgreSQL server in a directory of its own, and a pair of machines beside it.
+//! A real PostgreSQL server in a directory of its own.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use hob::protocol::{Attenuate, Expose, Grant, Held, Postgres, ServiceKind};
-use ocapn::Broken;
+use hob::protocol::{Postgres, ServiceKind};
 use tempfile::TempDir;
-use tokio_postgres::{Client, Config, NoTls};
 
-use crate::support::{Boss, Host, Pair, grant, registration};
-
-/// The name of the socket at which PostgreSQL's clients look.
-const SOCKET: &str = ".s.PGSQL.5432";
+/// How long a server may take to start on a host that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Says where the server's programs are, or what to do.
 const MISSING: &str = "PostgreSQL's server is not installed: run .ci/setup";
@@ -30,11 +27,18 @@ pub(crate) struct Cluster {
     keeper: Child,
 }
 
+/// Returns a port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    free.local_addr().expect("a port").port()
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn programs() -> PathBuf {
+/// Returns where the server's programs are.
+pub(crate) fn programs() -> PathBuf {
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .expect(MISSING)
         .map(|entry| entry.expect("an entry").path().join("bin"))
@@ -135,14 +139,10 @@ impl Cluster {
     }
 
     fn wait(&self) {
-        let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         while !self.psql("postgres", "select 1").status.success() {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "no server: {}",
-                self.log()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(Instant::now() < deadline, "no server: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -158,6 +158,11 @@ impl Cluster {
         std::fs::remove_file(self.dir.path().join("keep")).expect("it is stopped");
         self.keeper = Self::keep(&self.dir, self.port, settings);
         self.wait();
+    }
+
+    /// Returns the directory of its socket, and its port.
+    pub(crate) fn place(&self) -> (PathBuf, u16) {
+        (self.dir.path().to_owned(), self.port)
     }
 
     /// Returns the server's log.
@@ -228,7 +233,10 @@ impl Cluster {
         ServiceKind::Postgres(Postgres {
             database: database.into(),
             create: true,
-            socket: Some(self.dir.path().join(format!(".s.PGSQL.{}", self.port))),
+            socket: Some({
+                let (directory, port) = self.place();
+                directory.join(format!(".s.PGSQL.{port}"))
+            }),
             admin_user: None,
         })
     }
@@ -237,139 +245,5 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// A pair of machines with a database between them.
-pub(crate) struct Bound {
-    pub(crate) pair: Pair,
-    pub(crate) database: String,
-    /// Where programs of `machine.app` look for it.
-    pub(crate) directory: PathBuf,
-    /// A port where they find it, too.
-    pub(crate) port: u16,
-}
-
-/// Returns a port that nobody listens on.
-fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    free.local_addr().expect("a port").port()
-}
-
-impl Bound {
-    /// Offers a database of its own, and grants nothing yet.
-    pub(crate) async fn offer(cluster: &Cluster) -> Self {
-        let database = Cluster::database();
-        Self::offer_of(cluster.service(&database), &database).await
-    }
-
-    /// Offers this service.
-    pub(crate) async fn offer_of(service: ServiceKind, database: &str) -> Self {
-        let boss = Boss::new().await;
-        let db = Host::start(&boss.invite("machine.db", &[]), &[]);
-        let app = Host::start(&boss.invite("machine.app", &["db"]), &[]);
-        let (exporter, importer) =
-            tokio::join!(boss.client("machine.db"), boss.client("machine.app"));
-        exporter.offer("orders", service).await;
-        let directory = app.runtime.clone();
-        let pair = Pair {
-            boss,
-            db,
-            app,
-            exporter,
-            importer,
-        };
-        Self {
-            pair,
-            database: database.into(),
-            directory,
-            port: free_port(),
-        }
-    }
-
-    /// Offers a database and binds it.
-    pub(crate) async fn start(attenuate: Attenuate) -> Self {
-        let bound = Self::offer(Cluster::shared()).await;
-        bound.bind(1, attenuate).await;
-        bound
-    }
-
-    /// Returns what is asked of the exporter.
-    pub(crate) fn asked(&self, number: u64, attenuate: Attenuate) -> Grant {
-        Grant {
-            attenuate,
-            ..grant(number, &self.pair.importer.designator)
-        }
-    }
-
-    /// Grants a generation and registers it.
-    pub(crate) async fn bind(&self, number: u64, attenuate: Attenuate) -> Held {
-        self.try_bind(number, attenuate).await.expect("a grant")
-    }
-
-    /// Grants a generation and registers it, if the exporter does.
-    pub(crate) async fn try_bind(&self, number: u64, attenuate: Attenuate) -> Result<Held, Broken> {
-        let granted = self
-            .pair
-            .exporter
-            .grant(&self.asked(number, attenuate))
-            .await?;
-        let address = format!("127.0.0.1:{}", self.port);
-        let expose = [
-            Expose::unix(self.directory.join(SOCKET)),
-            Expose::tcp(address),
-        ];
-        let registration = registration(number, &expose);
-        self.pair.importer.register(&registration, &granted).await
-    }
-
-    /// Returns the one role that is there, in the shared server.
-    #[track_caller]
-    pub(crate) fn role(&self) -> String {
-        let roles = Cluster::shared().roles(&self.database);
-        assert_eq!(roles.len(), 1, "{roles:?}");
-        roles.into_iter().next().expect("a role")
-    }
-
-    /// Returns what a program would connect with, if it is careless about everything.
-    pub(crate) fn config(&self) -> Config {
-        let mut config = Config::new();
-        config
-            .host_path(&self.directory)
-            .user("whoever")
-            .dbname("whatever");
-        config
-    }
-
-    /// Connects as a program.
-    pub(crate) async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
-        let (client, connection) = self.config().connect(NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
-    }
-
-    /// Runs statements as the program; returns the first value, or the SQLSTATE of the error.
-    pub(crate) async fn ask(&self, statements: &str) -> Result<String, String> {
-        let client = self.connect().await.map_err(|error| code(&error))?;
-        ask(&client, statements).await
-    }
-}
-
-/// Runs statements; returns the first value of the last one, or the SQLSTATE of the error.
-pub(crate) async fn ask(client: &Client, statements: &str) -> Result<String, String> {
-    let answered = client.simple_query(statements).await;
-    let rows = answered.map_err(|error| code(&error))?;
-    let value = rows.iter().rev().find_map(|message| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    });
-    Ok(value.unwrap_or_default())
-}
-
-/// Returns the SQLSTATE of an error, or what it is instead.
-pub(crate) fn code(error: &tokio_postgres::Error) -> String {
-    match error.code() {
-        Some(code) => code.code().to_owned(),
-        None => format!("{error:?}"),
     }
 }

@@ -8,7 +8,8 @@ use hob::protocol::Attenuate;
 use hob::store::Store;
 use tokio::time::sleep;
 
-use super::cluster::{Bound, Cluster};
+use super::bound::Bound;
+use super::cluster::Cluster;
 use crate::support::{eventually, generation};
 
 /// Kills, each a little later in a grant or a revocation than the one before.

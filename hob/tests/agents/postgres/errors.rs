@@ -3,7 +3,8 @@
 use hob::protocol::{Access, Attenuate, Postgres, ServiceKind, code};
 use rustix::process::{Signal, kill_process};
 
-use super::cluster::{Bound, Cluster};
+use super::bound::Bound;
+use super::cluster::Cluster;
 use crate::support::{eventually, generation};
 
 /// Returns why a generation cannot be granted: the code, and the text.
@@ -78,7 +79,7 @@ async fn a_full_server_is_said_to_be_full() {
     let refused = loop {
         match bound.connect().await {
             Ok(client) => held.push(client),
-            Err(error) => break super::cluster::code(&error),
+            Err(error) => break super::bound::code(&error),
         }
     };
     assert_eq!(refused, "53300");

@@ -8,7 +8,8 @@ use hob::protocol::Attenuate;
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
-use super::cluster::{Bound, Cluster, ask, code};
+use super::bound::{Bound, ask, code};
+use super::cluster::Cluster;
 use crate::support::{PATIENCE, eventually, generation};
 
 /// Rows of a COPY that does not fit into any buffer on its way.

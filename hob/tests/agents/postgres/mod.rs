@@ -1,5 +1,6 @@
 //! Databases of a real PostgreSQL server, bound to programs that know nothing of it.
 
+mod bound;
 mod cluster;
 mod crashing;
 mod errors;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use hob::protocol::{Attenuate, code};
 use tokio::time::{Instant, timeout};
 
-use super::cluster::{Bound, Cluster, ask};
+use super::bound::{Bound, ask};
+use super::cluster::Cluster;
 use crate::support::{PATIENCE, eventually, generation};
 
 /// What S4 promises of streams, and of roles.

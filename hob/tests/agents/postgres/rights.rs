@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use hob::protocol::{Access, Attenuate, Postgres, ServiceKind, code};
 
-use super::cluster::{Bound, Cluster, ask};
+use super::bound::{Bound, ask};
+use super::cluster::Cluster;
 use crate::support::{eventually, generation};
 
 /// What PostgreSQL answers to who may not.

@@ -1,0 +1,148 @@
+//! A database of a real PostgreSQL server, from the language to a program that uses it.
+
+#[expect(dead_code, reason = "the agent's own tests use more of it")]
+#[path = "../hob/tests/agents/postgres/cluster.rs"]
+mod cluster;
+
+use std::process::Command;
+
+use crate::support::{Project, Run};
+use cluster::Cluster;
+
+/// Declares two databases of one server, with a binding from one of them.
+fn configuration(cluster: &Cluster, databases: [&str; 2], from: Option<&str>) -> String {
+    let (directory, port) = cluster.place();
+    let socket = format!("{}/.s.PGSQL.{port}", directory.display());
+    let service = |name: &str| {
+        format!(
+            "service \"{name}\" {{
+               postgres {{
+                 database = \"{name}\"
+                 create   = true
+                 socket   = \"{socket}\"
+               }}
+             }}"
+        )
+    };
+    let [one, two] = databases.map(service);
+    let bound = from.map_or(String::new(), |from| {
+        format!(
+            "binding \"db\" {{
+               from = machine.db.service.{from}
+               to   = machine.app
+               attenuate {{ access = \"write\" }}
+             }}
+             output \"directory\" {{ value = binding.db.directory }}"
+        )
+    });
+    format!(
+        "machine \"db\" {{
+           provider = dummy
+           {one}
+           {two}
+         }}
+         machine \"app\" {{ provider = dummy }}
+         {bound}"
+    )
+}
+
+/// Returns what a program says, that was told the directory of its binding and nothing else.
+fn ask(project: &Project, statement: &str) -> String {
+    let directory = project.gobs(&["output", "--raw", "directory"]).ok().stdout;
+    let read = |file: &str| {
+        let path = format!("{}/{file}", directory.trim());
+        std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{file}: {error}"))
+    };
+    assert_eq!(read("type"), "postgresql");
+    let mut psql = Command::new("psql");
+    psql.env_clear().env("PATH", "/usr/bin:/bin");
+    let output = psql
+        .args(["-XAtc", statement, &read("uri")])
+        .output()
+        .expect("psql");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+const APPLY: &[&str] = &["apply", "--auto-approve"];
+
+#[test]
+fn s1_a_program_lands_in_its_database_and_a_move_and_an_unbind_leave_no_role() {
+    let cluster = Cluster::shared();
+    let databases = [Cluster::database(), Cluster::database()];
+    let [one, two] = databases.each_ref().map(String::as_str);
+    let project = Project::empty();
+    let declare = |from| project.write("main.gobs.hcl", &configuration(cluster, [one, two], from));
+    declare(Some(one));
+    project.gobs(APPLY).ok();
+    let who = "select current_database(), session_user = current_user";
+    assert_eq!(ask(&project, who), format!("{one}|t"));
+    assert_eq!(cluster.roles(one).len(), 1);
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+
+    declare(Some(two));
+    project.gobs(APPLY).ok();
+    assert_eq!(ask(&project, who), format!("{two}|t"));
+    assert_eq!((cluster.roles(one).len(), cluster.roles(two).len()), (0, 1));
+
+    declare(None);
+    project.gobs(APPLY).ok();
+    assert_eq!(cluster.roles(two).len(), 0);
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+/// Dies at one journal write after the other, on the way from one declaration to another.
+fn die_everywhere(when: &str, before: Option<usize>, after: Option<usize>) {
+    let cluster = Cluster::shared();
+    for write in 1.. {
+        let databases = [Cluster::database(), Cluster::database()];
+        let names = databases.each_ref().map(String::as_str);
+        let project = Project::empty();
+        let declare = |from: Option<usize>| {
+            let from = from.map(|from| names[from]);
+            project.write("main.gobs.hcl", &configuration(cluster, names, from));
+        };
+        declare(before);
+        project.gobs(APPLY).ok();
+        declare(after);
+        let mut command = project.command(APPLY);
+        command.env("GOBS_TEST_CRASH_AT", format!("{when}:{write}"));
+        let killed = Run::of(command).code.is_none();
+        project.gobs(APPLY).ok();
+        project.gobs(&["plan", "--detailed-exitcode"]).ok();
+        for (at, name) in names.into_iter().enumerate() {
+            let installed = cluster.sql(name, "select to_regnamespace('gobs') is not null") == "t";
+            let expected = usize::from(after == Some(at));
+            let roles = if installed {
+                cluster.roles(name)
+            } else {
+                Vec::new()
+            };
+            assert_eq!(roles.len(), expected, "{when}:{write} {name}: {roles:?}");
+        }
+        if let Some(after) = after {
+            assert_eq!(ask(&project, "select current_database()"), names[after]);
+        }
+        project.gobs(&["destroy", "--auto-approve"]).ok();
+        if !killed {
+            assert!(write > 2, "{when}: it died {} times", write - 1);
+            return;
+        }
+    }
+}
+
+#[test]
+fn s5_a_grant_that_dies_at_any_journal_write_leaves_one_role() {
+    die_everywhere("after", None, Some(0));
+}
+
+#[test]
+fn s5_a_move_that_dies_at_any_journal_write_leaves_one_role() {
+    die_everywhere("before", Some(0), Some(1));
+}
+
+#[test]
+fn s5_a_revocation_that_dies_at_any_journal_write_leaves_no_role() {
+    die_everywhere("after", Some(1), None);
+}

@@ -25,6 +25,7 @@ fn links_lead_somewhere() {
         "ARCHITECTURE.md",
         "CHANGELOG.md",
         "docs/plugins.md",
+        "docs/postgres.md",
         "docs/webapp.md",
     ] {
         let path = repository().join(file);
@@ -61,6 +62,14 @@ fn the_test_command_is_what_ci_runs() {
     assert!(commands.contains(&format!("{TESTS}\n")));
     assert!(read(".ci/run").contains(&format!("\n{TESTS}\n")));
     assert!(read(TESTS).contains("\ncargo test --workspace"));
+}
+
+#[test]
+fn the_database_of_the_docs_is_valid() {
+    let project = Project::empty();
+    let snippet = fenced(&read("docs/postgres.md"), "hcl").concat();
+    project.write("main.gobs.hcl", &snippet);
+    project.gobs(&["validate"]).ok();
 }
 
 /// How README runs the program.

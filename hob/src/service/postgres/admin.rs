@@ -73,6 +73,8 @@ pub(super) struct Admin {
     stream: UnixStream,
     socket: PathBuf,
     database: String,
+    /// Whether it came as the superuser, and may go to other databases.
+    is_superuser: bool,
 }
 
 /// Why the server did not do what the hob asked.
@@ -266,21 +268,71 @@ impl Place {
             stream,
             socket: self.socket.clone(),
             database: database.into(),
+            is_superuser: false,
         })
     }
 
-    /// Begins a session in the service's database, where everything is installed.
-    pub(super) async fn open(&self, spec: &Postgres) -> Result<Admin, AdminError> {
+    async fn identity(&self, spec: &Postgres) -> Result<Identity, AdminError> {
         let given = spec.admin_user.clone();
         // Whose a name is may be asked of a database on a network.
         let identity = tokio::task::spawn_blocking(move || Identity::of(given)).await;
-        let identity = identity.map_err(|gone| AdminError::Down {
+        identity.map_err(|gone| AdminError::Down {
             socket: self.socket.clone(),
             source: io::Error::other(gone),
-        })?;
+        })
+    }
+
+    /// Takes from a role what it has in another database than the service's: that goes to the
+    /// database's owner.
+    pub(super) async fn clear(
+        &self,
+        spec: &Postgres,
+        database: &str,
+        role: &str,
+    ) -> Result<(), AdminError> {
+        let identity = self.identity(spec).await?;
+        let mut admin = self.enter(database, &identity).await?;
+        admin.run(SETTINGS).await?;
+        let owner = "select quote_ident(pg_get_userbyid(datdba)) from pg_database
+                     where datname = current_database()";
+        let owner = admin.call(owner, &[]).await?.into_iter().next().flatten();
+        let owner = owner.unwrap_or_else(|| SUPERUSER.into());
+        let role = role.replace('"', "\"\"");
+        let statements =
+            format!("reassign owned by \"{role}\" to {owner}; drop owned by \"{role}\"");
+        admin.run(&statements).await
+    }
+
+    /// Takes a role away whose database is gone, with the ledger in it.
+    pub(super) async fn unmake_alone(&self, spec: &Postgres, role: &str) -> Result<(), AdminError> {
+        let identity = self.identity(spec).await?;
+        let mut admin = self.enter(MAINTENANCE, &identity).await?;
+        admin.run(SETTINGS).await?;
+        let known = "select 1 from pg_roles
+                     where rolname = $1 and shobj_description(oid, 'pg_authid') like $2";
+        if admin
+            .call(known, &[role, "Kept by gobs: %"])
+            .await?
+            .is_empty()
+        {
+            return Ok(());
+        }
+        let role = role.replace('"', "\"\"");
+        // Its sessions were in the database that is gone.
+        admin.run(&format!("alter role \"{role}\" nologin")).await?;
+        admin.run(&format!("drop role \"{role}\"")).await
+    }
+
+    /// Begins a session in the service's database, where everything is installed.
+    pub(super) async fn open(
+        &self,
+        spec: &Postgres,
+        may_create: bool,
+    ) -> Result<Admin, AdminError> {
+        let identity = self.identity(spec).await?;
         let mut made = false;
         let mut admin = match self.enter(&spec.database, &identity).await {
-            Err(AdminError::NoDatabase { .. }) if spec.create => {
+            Err(AdminError::NoDatabase { .. }) if spec.create && may_create => {
                 let mut admin = self.enter(MAINTENANCE, &identity).await?;
                 let name = spec.database.replace('"', "\"\"");
                 match admin.run(&format!("create database \"{name}\"")).await {
@@ -321,12 +373,18 @@ impl Place {
         }
         if superuser {
             admin.run("set role gobs_hob").await?;
+            admin.is_superuser = true;
         }
         Ok(admin)
     }
 }
 
 impl Admin {
+    /// Returns whether the hob may go to other databases of the server, too.
+    pub(super) fn is_superuser(&self) -> bool {
+        self.is_superuser
+    }
+
     /// Calls one of our functions; returns the first column of what it answers.
     pub(super) async fn call(
         &mut self,

@@ -335,7 +335,7 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Hands over what a role owns, and takes it away; returns the other databases where it has
--- something, in which case it stays.
+-- something, as a list in JSON, in which case it stays.
 create or replace function gobs.unmake(role_name text) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -351,7 +351,7 @@ begin
     execute format('reassign owned by %I to %I', role_name, gobs.group_role('owner', 0));
   end if;
   execute format('drop owned by %I', role_name);
-  select string_agg(distinct d.datname, ', ') into elsewhere
+  select json_agg(distinct d.datname) into elsewhere
     from pg_shdepend s join pg_database d on d.oid = s.dbid
     where s.refclassid = 'pg_authid'::regclass and s.refobjid = number;
   if elsewhere is null then

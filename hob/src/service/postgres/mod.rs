@@ -15,7 +15,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -61,12 +61,15 @@ const IDLE_SESSIONS_MAX: usize = 2;
 #[derive(Default)]
 pub(crate) struct Servers {
     /// Sessions of the hob's own that wait for the next call.
-    idle: Mutex<HashMap<Postgres, Vec<(Instant, Admin)>>>,
+    idle: Arc<Mutex<Idle>>,
     /// How roles get in, where that is known.
     routes: Mutex<HashMap<Place, Route>>,
     /// What cancels the sessions of each grant.
     sessions: Mutex<HashMap<CancelKey, Generation>>,
 }
+
+/// Sessions that wait, by their service, each since when.
+type Idle = HashMap<Postgres, Vec<(Instant, Admin)>>;
 
 /// How the roles of bindings get in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,14 +307,11 @@ impl Servers {
     async fn perform(&self, spec: &Postgres, task: &Task) -> Result<(), AdminError> {
         let kept = {
             let mut idle = lock(&self.idle);
-            idle.retain(|_, all| {
-                all.retain(|(since, _)| since.elapsed() < IDLE_MAX);
-                !all.is_empty()
-            });
+            forget_old(&mut idle);
             idle.get_mut(spec).and_then(Vec::pop)
         };
         if let Some((_, mut admin)) = kept {
-            match task.perform(&mut admin).await {
+            match task.perform(&mut admin, spec).await {
                 // It may be dead: the server was restarted.
                 Err(error) if !error.is_harmless() => {}
                 outcome => {
@@ -320,8 +320,18 @@ impl Servers {
                 }
             }
         }
-        let mut admin = Place::of(spec).open(spec).await?;
-        let outcome = task.perform(&mut admin).await;
+        let place = Place::of(spec);
+        let opened = match (
+            place.open(spec, !matches!(task, Task::Unmint(_))).await,
+            task,
+        ) {
+            (Err(AdminError::NoDatabase { .. }), Task::Unmint(role)) => {
+                return place.unmake_alone(spec, role).await;
+            }
+            (opened, _) => opened,
+        };
+        let mut admin = opened?;
+        let outcome = task.perform(&mut admin, spec).await;
         if outcome.as_ref().err().is_none_or(AdminError::is_harmless) {
             self.keep(spec, admin);
         }
@@ -334,11 +344,19 @@ impl Servers {
         if all.len() < IDLE_SESSIONS_MAX {
             all.push((Instant::now(), admin));
         }
+        // One that nobody takes must not hold the database for good: it may be meant to go.
+        let idle = Arc::downgrade(&self.idle);
+        tokio::spawn(async move {
+            sleep(IDLE_MAX).await;
+            if let Some(idle) = idle.upgrade() {
+                forget_old(&mut lock(&idle));
+            }
+        });
     }
 }
 
 impl Task {
-    async fn perform(&self, admin: &mut Admin) -> Result<(), AdminError> {
+    async fn perform(&self, admin: &mut Admin, spec: &Postgres) -> Result<(), AdminError> {
         match self {
             Self::Probe => admin.call("select gobs.version()", &[]).await.map(drop),
             Self::Mint(parameters) => {
@@ -346,28 +364,43 @@ impl Task {
                 let parameters = parameters.each_ref().map(String::as_str);
                 admin.call(statement, &parameters).await.map(drop)
             }
-            Self::Unmint(role) => unmint(admin, role).await,
+            Self::Unmint(role) => unmint(admin, spec, role).await,
         }
     }
 }
 
-async fn unmint(admin: &mut Admin, role: &str) -> Result<(), AdminError> {
+async fn unmint(admin: &mut Admin, spec: &Postgres, role: &str) -> Result<(), AdminError> {
     let closed = admin.call("select gobs.close($1)", &[role]).await?;
     let Some(id) = closed.into_iter().next().flatten() else {
         return Ok(());
     };
     end_sessions(admin, role, &id).await?;
-    let elsewhere = admin.call("select gobs.unmake($1)", &[role]).await?;
-    if let Some(elsewhere) = elsewhere.into_iter().next().flatten() {
+    let mut left = unmake(admin, role).await?;
+    if admin.is_superuser() {
+        for database in &left {
+            Place::of(spec).clear(spec, database, role).await?;
+        }
+        if !left.is_empty() {
+            left = unmake(admin, role).await?;
+        }
+    }
+    if !left.is_empty() {
         return Err(AdminError::Elsewhere {
             role: role.to_owned(),
-            elsewhere,
+            elsewhere: left.join(", "),
         });
     }
     // One that set another role before may have come through the first scans.
     end_sessions(admin, role, &id).await?;
     admin.call("select gobs.forget($1::oid)", &[&id]).await?;
     Ok(())
+}
+
+/// Takes a role away; returns the other databases where it has something, in which case it stays.
+async fn unmake(admin: &mut Admin, role: &str) -> Result<Vec<String>, AdminError> {
+    let left = admin.call("select gobs.unmake($1)", &[role]).await?;
+    let left = left.into_iter().next().flatten().unwrap_or_default();
+    Ok(serde_json::from_str(&left).unwrap_or_default())
 }
 
 /// Tells the sessions of a role to end, until there are none, twice.
@@ -391,6 +424,13 @@ async fn end_sessions(admin: &mut Admin, role: &str, id: &str) -> Result<(), Adm
         }
     }
     Ok(())
+}
+
+fn forget_old(idle: &mut Idle) {
+    idle.retain(|_, all| {
+        all.retain(|(since, _)| since.elapsed() < IDLE_MAX);
+        !all.is_empty()
+    });
 }
 
 async fn dial(place: &Place, route: Route) -> io::Result<Dialled> {

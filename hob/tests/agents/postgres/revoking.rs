@@ -8,7 +8,7 @@ use hob::protocol::{Attenuate, code};
 use tokio::time::{Instant, timeout};
 
 use super::bound::{Bound, ask};
-use super::cluster::Cluster;
+use super::cluster::{Cluster, superuser};
 use crate::support::{PATIENCE, eventually, generation};
 
 /// What S4 promises of streams, and of roles.
@@ -85,7 +85,7 @@ async fn s4_a_session_that_set_another_role_ends_with_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s5_a_role_that_owns_something_elsewhere_is_pending_until_that_is_gone() {
+async fn s5_what_a_role_owns_elsewhere_goes_to_the_databases_owner() {
     let cluster = Cluster::shared();
     let bound = Bound::start(Attenuate::default()).await;
     let role = bound.role();
@@ -95,30 +95,30 @@ async fn s5_a_role_that_owns_something_elsewhere_is_pending_until_that_is_gone()
         &other,
         &format!("create table t (); alter table t owner to {role}"),
     );
-    let client = bound.connect().await.unwrap();
-    let pending = bound
-        .pair
-        .exporter
-        .revoke(&generation(1))
-        .await
-        .unwrap_err();
-    assert_eq!(pending.code(), Some(code::PENDING), "{pending}");
-    let text = pending.to_string();
-    assert!(
-        text.contains(&other) && text.contains(&format!("DROP OWNED BY {role}")),
-        "{text}"
+    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+    assert_eq!(cluster.roles(&bound.database), Vec::<String>::new());
+    let owner = "select pg_get_userbyid(relowner) from pg_class where relname = 't'";
+    assert_eq!(cluster.sql(&other, owner), superuser());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s5_a_role_goes_with_a_database_that_is_gone() {
+    let cluster = Cluster::shared();
+    let bound = Bound::start(Attenuate::default()).await;
+    let role = bound.role();
+    cluster.sql(
+        "postgres",
+        &format!("drop database {} with (force)", bound.database),
     );
-    // The access has ended all the same.
-    eventually("the session is cut", async || client.is_closed()).await;
-    let login = format!("select rolcanlogin from pg_roles where rolname = '{role}'");
-    assert_eq!(cluster.sql("postgres", &login), "f");
-    assert_eq!(cluster.sql(&bound.database, SURVIVORS), "0");
-    let mend = format!("reassign owned by {role} to current_user; drop owned by {role}");
-    cluster.sql(&other, &mend);
-    eventually("the hob comes again", async || {
-        cluster.roles(&bound.database).is_empty()
-    })
-    .await;
+    assert_eq!(bound.ask("select 1").await, Err("3D000".into()));
+    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+    let left = "select count(*) from pg_roles where rolname = ";
+    assert_eq!(cluster.sql("postgres", &format!("{left}'{role}'")), "0");
+    let made = "select count(*) from pg_database where datname = ";
+    assert_eq!(
+        cluster.sql("postgres", &format!("{made}'{}'", bound.database)),
+        "0"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -310,6 +310,36 @@ async fn a_hob_that_is_no_superuser_makes_roles_once_it_was_set_up() {
                      select coalesce(gobs.close('postgres'), 0), gobs.unmake('postgres') is null,
                      gobs.cut(10), rolcanlogin from pg_roles where rolname = 'postgres'";
     assert_eq!(cluster.sql(&bound.database, untouched), "0|t|0|t");
-    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
-    assert_eq!(cluster.roles(&bound.database), Vec::<String>::new());
+    // To other databases it cannot go: what the role has there is for somebody else to clear.
+    let role = bound.role();
+    let other = Cluster::database();
+    cluster.sql("postgres", &format!("create database {other}"));
+    cluster.sql(
+        &other,
+        &format!("create table t (); alter table t owner to {role}"),
+    );
+    let client = bound.connect().await.unwrap();
+    let pending = bound
+        .pair
+        .exporter
+        .revoke(&generation(1))
+        .await
+        .unwrap_err();
+    assert_eq!(pending.code(), Some(code::PENDING), "{pending}");
+    let text = pending.to_string();
+    assert!(
+        text.contains(&other) && text.contains(&format!("DROP OWNED BY {role}")),
+        "{text}"
+    );
+    eventually("the session is cut", async || client.is_closed()).await;
+    let login = format!("select rolcanlogin from pg_roles where rolname = '{role}'");
+    assert_eq!(
+        cluster.sql("postgres", &login),
+        "f",
+        "the access has ended all the same"
+    );
+    let mend = format!("reassign owned by {role} to current_user; drop owned by {role}");
+    cluster.sql(&other, &mend);
+    let is_gone = async || cluster.roles(&bound.database).is_empty();
+    eventually("the hob comes again", is_gone).await;
 }

@@ -139,6 +139,7 @@ impl Bindings {
             changing: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(()),
         });
+        deliver::sweep();
         if let Err(error) = files::make_dir(&bindings.root, true) {
             tracing::error!(%error, "no directory for bindings");
         }

@@ -27,6 +27,9 @@ pub(crate) const KIND: &str = "secret";
 /// The name of a secret's file in its binding's directory.
 pub(crate) const FILE: &str = "secret";
 
+/// The link that says whose a secret elsewhere is.
+const OF: &str = "of";
+
 /// How long the first answer may take: the exporter may have to run a command for it.
 pub(super) const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -227,6 +230,7 @@ fn remove(directory: &Path) -> io::Result<()> {
     if let Ok(path) = fs::read_link(&shown) {
         remove_if_there(fs::remove_file(&path))?;
         if let Some(home) = path.parent() {
+            remove_if_there(fs::remove_file(home.join(OF)))?;
             remove_if_there(fs::remove_dir(home))?;
         }
     }
@@ -240,15 +244,44 @@ fn home(directory: &Path, is_shared: bool) -> io::Result<PathBuf> {
     if is_in_memory(directory) {
         return Ok(directory.to_owned());
     }
-    let uid = rustix::process::geteuid().as_raw();
-    let session = PathBuf::from(format!("/run/user/{uid}"));
-    let Some(base) = [session.as_path(), Path::new(IN_MEMORY)]
-        .into_iter()
-        .find(|base| is_in_memory(base))
-    else {
+    let Some(own) = own()? else {
         let path = directory.display();
         tracing::warn!(%path, "no file system is in memory: the secret is on a disk");
         return Ok(directory.to_owned());
+    };
+    let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
+    let home = own.join(HEXLOWER.encode(&digest[..16]));
+    files::make_dir(&home, is_shared)?;
+    match symlink(directory, home.join(OF)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(home),
+    }
+}
+
+/// Removes the secrets of bindings whose directory is gone: of machines that have ended without
+/// being told to give anything up.
+pub(super) fn sweep() {
+    let Ok(Some(own)) = own() else {
+        return;
+    };
+    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
+        let home = entry.path();
+        let of = fs::read_link(home.join(OF));
+        if of.is_ok_and(|directory| !directory.exists())
+            && let Err(error) = fs::remove_dir_all(&home)
+        {
+            tracing::warn!(%error, "a secret that nobody holds is not removed");
+        }
+    }
+}
+
+/// Returns this user's directory in a file system that is in memory, if there is one.
+fn own() -> io::Result<Option<PathBuf>> {
+    let uid = rustix::process::geteuid().as_raw();
+    let session = PathBuf::from(format!("/run/user/{uid}"));
+    let bases = [session.as_path(), Path::new(IN_MEMORY)];
+    let Some(base) = bases.into_iter().find(|base| is_in_memory(base)) else {
+        return Ok(None);
     };
     // Others may write where this is, so what is there must be the hob's own.
     let own = base.join(format!("gobs-{uid}"));
@@ -262,10 +295,7 @@ fn home(directory: &Path, is_shared: bool) -> io::Result<PathBuf> {
         let text = format!("{} is not a directory of this user's own", own.display());
         return Err(io::Error::other(text));
     }
-    let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
-    let home = own.join(HEXLOWER.encode(&digest[..16]));
-    files::make_dir(&home, is_shared)?;
-    Ok(home)
+    Ok(Some(own))
 }
 
 fn is_in_memory(path: &Path) -> bool {

@@ -111,6 +111,7 @@ async fn a_revoked_secret_goes_though_nobody_has_told_its_holder() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "sesame\n");
     pair.exporter.revoke(&generation(1)).await.unwrap();
     eventually("it is gone", async || !path.exists()).await;
+    pair.importer.unregister(&generation(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,6 +161,15 @@ async fn a_command_that_fails_is_told_and_others_do_not_notice() {
         fs::read(held.address.strip_prefix("file:").unwrap()).unwrap(),
         b"sesame"
     );
+
+    // A machine that ends without a word leaves its secret, until any hob of this user starts.
+    let real = fs::canonicalize(held.address.strip_prefix("file:").unwrap()).unwrap();
+    let Pair { app, boss, .. } = pair;
+    drop(app);
+    let another = Host::start(&boss.invite("machine.other", &[]), &[]);
+    boss.client("machine.other").await;
+    assert!(!real.exists());
+    drop(another);
 }
 
 /// Somebody's object, anywhere.

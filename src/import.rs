@@ -186,7 +186,7 @@ fn row_of(
     snapshot: &Snapshot,
     (token, observed): (Token, Observed),
 ) -> Result<Row, Vec<Diagnostic>> {
-    let declared = wanted_of(values, None);
+    let declared = wanted_of(&schema.machine, values, None);
     let entries = declared.as_entries().into_iter().flatten();
     let asked = entries.map(|(name, declared)| {
         let seen = observed.attributes.get(name).filter(|it| !it.is_null());

@@ -12,6 +12,7 @@ mod docs;
 mod doctor;
 mod lang;
 mod linode;
+mod linode_blocks;
 mod linode_crash;
 mod linode_faults;
 mod linode_token;

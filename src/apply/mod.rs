@@ -6,6 +6,7 @@
 //! value of what was not known yet.
 
 mod act;
+mod admit;
 mod arrivals;
 mod event;
 mod home;
@@ -506,6 +507,7 @@ fn verb(action: &Action) -> Verb {
         } => Verb::Rebuild,
         Action::Update { .. } => Verb::Update,
         Action::Delete { .. } => Verb::Delete,
+        Action::Admit { .. } => Verb::Update,
         Action::Enroll { .. } => Verb::Enroll,
         Action::Offer { .. } => Verb::Offer,
         Action::Withdraw { .. } => Verb::Withdraw,

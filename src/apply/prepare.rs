@@ -71,7 +71,7 @@ pub(super) fn outputs_intent() -> Intent {
     }
 }
 
-fn detail(detail: &Detail) -> serde_json::Value {
+pub(super) fn detail(detail: &Detail) -> serde_json::Value {
     // The enum has text keys only: this cannot fail.
     serde_json::to_value(detail).unwrap_or_default()
 }
@@ -94,7 +94,7 @@ impl Walk<'_> {
                 simulated,
                 ..
             } => {
-                let wanted = self.machine_wanted(step, wanted)?;
+                let wanted = self.machine_wanted(step, provider, wanted)?;
                 let token = Token::random().map_err(|error| randomness(step, &error.into()))?;
                 let token = token.marked(&mark_of(self.apply.store.lineage()));
                 intent.token = Some(token.0.clone());
@@ -142,7 +142,7 @@ impl Walk<'_> {
                 calls_provider,
                 simulated,
             } => {
-                let wanted = self.machine_wanted(step, wanted)?;
+                let wanted = self.machine_wanted(step, provider, wanted)?;
                 let row = self.row(step, &step.address)?;
                 let (mut next, before) = (Row::clone(&row), observed_of(&row));
                 let was_wanted = provider_wanted(&row.wanted);
@@ -215,6 +215,12 @@ impl Walk<'_> {
                     }
                 })?
             }
+            Action::Admit {
+                provider,
+                whom,
+                simulated,
+                ..
+            } => self.admit_work(step, provider, whom, *simulated, &mut intent)?,
             Action::Enroll {
                 incarnation,
                 simulated,
@@ -441,7 +447,7 @@ impl Walk<'_> {
     }
 
     /// Returns what a machine is to be: as planned, with what was not known then.
-    fn machine_wanted(&self, step: &Step, planned: &Value) -> Prepared<Known> {
+    fn machine_wanted(&self, step: &Step, provider: &str, planned: &Value) -> Prepared<Known> {
         if !planned.contains_unknown() {
             return known(step, planned.clone());
         }
@@ -449,7 +455,8 @@ impl Walk<'_> {
             return Err(bug(step));
         };
         let values = self.apply.evaluator.machine(instance).map_err(first)?;
-        let wanted = wanted_of(&values, Some(planned));
+        let block = &self.provider(step, provider)?.schema().machine;
+        let wanted = wanted_of(block, &values, Some(planned));
         keeps_promise(step, planned, &wanted)?;
         known(step, wanted)
     }
@@ -469,7 +476,7 @@ impl Walk<'_> {
         known(step, values.spec)
     }
 
-    fn machine_work(
+    pub(super) fn machine_work(
         &self,
         step: &Step,
         provider: &str,
@@ -508,7 +515,7 @@ impl Walk<'_> {
         self.apply.boss.clone().ok_or_else(|| bug(step))
     }
 
-    fn row(&self, step: &Step, address: &Address) -> Prepared<Arc<Row>> {
+    pub(super) fn row(&self, step: &Step, address: &Address) -> Prepared<Arc<Row>> {
         self.rows.get(address).cloned().ok_or_else(|| bug(step))
     }
 
@@ -594,7 +601,7 @@ pub(super) fn set_enrolled(row: &mut Row, designator: &str) {
     }
 }
 
-fn incarnation_of(row: &Row) -> Option<u64> {
+pub(super) fn incarnation_of(row: &Row) -> Option<u64> {
     match row.kind {
         RowKind::Machine { incarnation, .. } => Some(incarnation),
         _ => None,
@@ -608,7 +615,7 @@ fn service_of(address: &Address) -> Option<(Instance, Name)> {
     }
 }
 
-fn known(step: &Step, value: Value) -> Prepared<Known> {
+pub(super) fn known(step: &Step, value: Value) -> Prepared<Known> {
     Known::try_from(value).map_err(|unknown| {
         let detail = format!(
             "{} of {} is still not known, though everything that it refers to exists.",

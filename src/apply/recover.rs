@@ -252,7 +252,7 @@ async fn settle(
             }
         }
         (
-            "update",
+            "update" | "admit" | "narrow",
             Some(Detail::Update {
                 wanted,
                 incarnation,

@@ -198,6 +198,10 @@ impl Planner<'_> {
         };
         let from = binding_checks::machine_of(&values.from).unwrap_or_else(|| values.from.clone());
         self.check_edge(instance, &from, &values.to);
+        let exporter = values.from.as_machine();
+        if let Some(derived) = exporter.and_then(|it| self.derived.get_mut(it)) {
+            derived.importers.insert(values.to.clone());
+        }
         let address = Address::Binding(instance.clone());
         let snapshot = self.snapshot;
         let existing = match snapshot.rows.get(&address) {
@@ -367,6 +371,15 @@ impl Planner<'_> {
             self.leave(moved, node);
         }
         self.bind_steps.push((instance.clone(), node));
+        let exporter = values.from.as_machine();
+        if let Some(derived) = exporter.and_then(|it| self.derived.get_mut(it)) {
+            derived.binds.push(node);
+        }
+        if let Some(left) = moved.and_then(|it| it.from.as_machine())
+            && let Some(derived) = self.derived.get_mut(left)
+        {
+            derived.unbinds.push(node);
+        }
         let name = (values.to.clone(), values.name.clone());
         self.taken.push((name, instance.clone(), node));
     }
@@ -405,6 +418,10 @@ impl Planner<'_> {
             before: merged(existing.row.wanted.value(), &binding_object(existing.row)),
             planned: Value::NULL,
         });
+        let exporter = existing.from.as_machine();
+        if let Some(derived) = exporter.and_then(|it| self.derived.get_mut(it)) {
+            derived.unbinds.push(node);
+        }
         if let Address::Binding(instance) = &existing.row.address {
             self.unbinds.push((instance.clone(), node));
             let name = (existing.to.clone(), existing.name.clone());

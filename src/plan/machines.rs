@@ -8,6 +8,7 @@ use gobs_state::{Row, RowKind};
 
 use crate::lang::{BlockId, HobValues, IgnoreChanges, MachineValues};
 
+use super::admits::{self, Derived};
 use super::diff::{self, HOB};
 use super::draft::{NewStep, Node};
 use super::reach::{self, Place};
@@ -37,6 +38,8 @@ pub(crate) struct MachinePlan {
     pub(crate) ends: Option<Node>,
     /// Whether that step makes it go for good, so that it can wait for whoever still uses it.
     pub(crate) goes: bool,
+    /// Whether it may be at another address afterwards.
+    pub(crate) moves: bool,
 }
 
 /// What becomes of a machine that is declared.
@@ -129,7 +132,11 @@ impl Planner<'_> {
         let row = snapshot.rows.get(&address);
         let existing = row.and_then(Existing::of);
         let last = existing.as_ref().map(|it| it.row.wanted.value());
-        let attributes = attributes_of(&values, last);
+        let mut attributes = attributes_of(&values, last);
+        let derived = self.derived(instance, schema, &values, row.map(|it| &**it));
+        if let Some((_, was)) = &derived {
+            attributes = admits::admitting(block, &attributes, was);
+        }
         let hob = self.hob_settings(&values.hob);
         let fate = match &existing {
             None => Fate::Create(vec![Because::Declared]),
@@ -181,6 +188,31 @@ impl Planner<'_> {
         };
         if !declared.simulated {
             self.check_home(&declared.address, &values.hob, &schema.hosts);
+        }
+        machine.moves = match &fate {
+            Fate::Keep => false,
+            Fate::Update(change, _) => *change >= Change::Resize,
+            Fate::Create(_) | Fate::Replace(_) => true,
+        };
+        if let Some((whom, was)) = derived {
+            let (before, planned) = match (&fate, row) {
+                (Fate::Keep, Some(row)) => {
+                    let object = diff::machine_object(schema, row);
+                    (object.clone(), object)
+                }
+                _ => (declared.before.clone(), declared.planned.clone()),
+            };
+            let derived = Derived {
+                provider: declared.provider.clone(),
+                whom,
+                was,
+                before,
+                planned,
+                importers: BTreeSet::new(),
+                binds: Vec::new(),
+                unbinds: Vec::new(),
+            };
+            self.derived.insert(instance.clone(), derived);
         }
         let main = self.carry_out(&declared, fate, existing.as_ref(), &mut machine);
         if let Some(main) = main {
@@ -444,8 +476,11 @@ pub(crate) fn provider_name(provider: &str) -> &str {
 
 /// Returns what a machine's row keeps as asked; where `ignore_changes` says so, what was asked
 /// last stays. Apply gives what was planned as the last.
-pub(crate) fn wanted_of(values: &MachineValues, last: Option<&Value>) -> Value {
-    with_hob(&attributes_of(values, last), values.hob.to_value())
+pub(crate) fn wanted_of(block: &Block, values: &MachineValues, last: Option<&Value>) -> Value {
+    let attributes = attributes_of(values, last);
+    let last = last.unwrap_or(&Value::NULL);
+    let attributes = admits::admitting_as(block, &attributes, last);
+    with_hob(&attributes, values.hob.to_value())
 }
 
 fn with_hob(attributes: &Value, hob: Value) -> Value {

@@ -7,6 +7,7 @@
 //! each binding once all machines are decided. They put steps and edges into the `draft`, which
 //! orders them. `review` trusts nobody and looks at the result; `file` keeps it for later.
 
+mod admits;
 mod binding_checks;
 mod bindings;
 mod diff;
@@ -33,7 +34,7 @@ pub use file::{PlanFile, PlanFileError, RecordedFile, RecordedFiles, RecordedInp
 pub use review::{ImpossiblePlan, review};
 pub use step::{
     Action, Because, BlockShape, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Options,
-    OutputChange, Plan, Step, StepId, Via,
+    OutputChange, Plan, Step, StepId, Via, Whom,
 };
 
 pub(crate) use diff::without_additions;
@@ -83,6 +84,7 @@ pub fn plan(
         last_hob: None,
         out_of_reach: BTreeSet::new(),
         withdrawn: BTreeMap::new(),
+        derived: admits::AllDerived::new(),
         bind_steps: Vec::new(),
         gates: BTreeMap::new(),
         draft: Draft::default(),
@@ -95,6 +97,7 @@ pub fn plan(
     planner.machines_not_declared();
     planner.services_not_declared();
     planner.bindings();
+    planner.admissions();
     let outputs = planner.outputs();
     planner.finish(outputs, &drift)
 }
@@ -117,6 +120,8 @@ struct Planner<'a> {
     /// Blocks that could not be evaluated; what needs them is not tried.
     failed: Failed,
     machines: BTreeMap<Instance, MachinePlan>,
+    /// Machines with derived firewalls.
+    derived: admits::AllDerived,
     /// Bindings that are declared, and those of them that are granted, again or anew.
     bindings: BTreeSet<Instance>,
     to_grant: Vec<bindings::ToGrant>,
@@ -470,7 +475,8 @@ fn shapes(schemas: &Schemas, steps: &[Step]) -> BTreeMap<String, BTreeMap<String
     let providers = steps.iter().filter_map(|step| match &step.action {
         Action::Create { provider, .. }
         | Action::Update { provider, .. }
-        | Action::Delete { provider, .. } => Some(machines::provider_name(provider)),
+        | Action::Delete { provider, .. }
+        | Action::Admit { provider, .. } => Some(machines::provider_name(provider)),
         _ => None,
     });
     let shapes = |kind: &str| {

@@ -169,7 +169,7 @@ impl<'a> Review<'a> {
                 (
                     Action::Delete { replaced: true, .. },
                     Action::Create { replaces: true, .. }
-                ) | (_, Action::Enroll { .. })
+                ) | (_, Action::Enroll { .. } | Action::Admit { .. })
                     | (Action::Unbind { .. }, Action::Bind { .. })
             );
             if !follows {
@@ -184,6 +184,7 @@ impl<'a> Review<'a> {
             Action::Create { .. }
             | Action::Update { .. }
             | Action::Delete { .. }
+            | Action::Admit { .. }
             | Action::Enroll { .. } => matches!(address, Address::Machine(_)),
             Action::Offer { .. } | Action::Withdraw { .. } => {
                 matches!(address, Address::Service { .. })
@@ -232,6 +233,11 @@ impl<'a> Review<'a> {
                 self.ends_hob(step);
                 if self.rows.remove(address).is_none() {
                     self.find(step, "deletes what does not exist");
+                }
+            }
+            Action::Admit { .. } => {
+                if !matches!(self.rows.get(address), Some(Left::Machine { .. })) {
+                    self.find(step, "changes the firewall of what does not exist");
                 }
             }
             Action::Enroll { incarnation, .. } => match self.rows.get_mut(address) {
@@ -352,7 +358,7 @@ impl<'a> Review<'a> {
         let steps = self.steps.get(machine).cloned().unwrap_or_default();
         let makes = steps
             .iter()
-            .filter(|it| !matches!(it.action, Action::Delete { .. }));
+            .filter(|it| !matches!(it.action, Action::Delete { .. } | Action::Admit { .. }));
         if makes.into_iter().any(|it| !step.after.contains(&it.id)) {
             self.find(step, &format!("does not wait for {machine}"));
         }
@@ -377,6 +383,14 @@ impl<'a> Review<'a> {
             if offers.iter().any(|offer| !step.after.contains(&offer.id)) {
                 self.find(step, &format!("does not wait for {}", grant.from));
             }
+        }
+        let exporter = from.as_ref().and_then(|it| self.steps.get(it));
+        let is_shut = exporter.into_iter().flatten().any(|it| {
+            let admits = matches!(it.action, Action::Admit { narrows: false, .. });
+            admits && !step.after.contains(&it.id)
+        });
+        if is_shut {
+            self.find(step, "does not wait until the firewall lets its machine in");
         }
         let had = self.rows.get(&step.address).copied();
         if let Some(Left::Binding { generation, .. }) = had

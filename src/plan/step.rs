@@ -132,6 +132,17 @@ pub enum Action {
         /// Whether the machine is a row only.
         simulated: bool,
     },
+    /// Lets the firewall of a machine let in those that its hob serves.
+    Admit {
+        /// The provider's name.
+        provider: String,
+        /// Whom.
+        whom: Whom,
+        /// Whether this comes after grants were taken back, and shuts out whoever had them.
+        narrows: bool,
+        /// Whether this writes the row only.
+        simulated: bool,
+    },
     /// Waits until the machine's hob has registered.
     Enroll {
         /// The incarnation that registers.
@@ -186,6 +197,23 @@ pub enum Action {
         /// Whether this removes the row only.
         simulated: bool,
     },
+}
+
+/// Whom a machine's derived firewall lets in, at the port of its hob.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Whom {
+    /// The nested block that is derived, and its attribute that says whom it lets in.
+    pub block: String,
+    /// See `block`.
+    pub attribute: String,
+    /// Where the hob listens.
+    pub port: u16,
+    /// The machines that have bindings from this one.
+    pub machines: Vec<Address>,
+    /// The attributes of theirs that say from which addresses they come.
+    pub attributes: Vec<String>,
+    /// Who else, as the attribute has it: the boss, or whoever is not to be shut out yet.
+    pub also: Value,
 }
 
 /// A capability to be given out.
@@ -415,6 +443,8 @@ impl Action {
             Self::Create { .. } => "create",
             Self::Update { .. } => "update",
             Self::Delete { .. } => "delete",
+            Self::Admit { narrows: false, .. } => "admit",
+            Self::Admit { narrows: true, .. } => "narrow",
             Self::Enroll { .. } => "enroll",
             Self::Offer { .. } => "offer",
             Self::Withdraw { .. } => "withdraw",
@@ -430,6 +460,7 @@ impl Action {
             Self::Create { simulated, .. }
             | Self::Update { simulated, .. }
             | Self::Delete { simulated, .. }
+            | Self::Admit { simulated, .. }
             | Self::Enroll { simulated, .. }
             | Self::Offer { simulated, .. }
             | Self::Withdraw { simulated, .. }
@@ -459,6 +490,8 @@ impl Counts {
             Action::Bind { .. } => self.grant += 1,
             Action::Move { .. } => self.moved += 1,
             Action::Unbind { .. } => self.revoke += 1,
+            // It goes with the bindings that need it.
+            Action::Admit { .. } => {}
             Action::Enroll { .. } | Action::Offer { .. } | Action::Withdraw { .. } => {}
         }
     }

@@ -295,6 +295,10 @@ fn cloud() -> ProviderSchema {
     ]);
     let volume = NestedBlock::new(Nesting::Labelled, Change::InPlace, volume).outlives();
     machine.blocks.insert("volume".into(), volume);
+    let flag = Attribute::optional(Type::Bool, Change::InPlace, "").with_default(false);
+    let firewall = Block::of([("derived", flag), ("admits", Attribute::admits(""))]);
+    let firewall = NestedBlock::new(Nesting::Single, Change::InPlace, firewall);
+    machine.blocks.insert("firewall".into(), firewall);
     ProviderSchema {
         name: "cloud".into(),
         settings: Block::default(),

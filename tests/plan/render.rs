@@ -90,6 +90,16 @@ fn step(out: &mut String, step: &Step) {
                 if *replaced { ", to be replaced" } else { "" }
             )
         }
+        Action::Admit { whom, .. } => {
+            let machines: Vec<String> = whom.machines.iter().map(ToString::to_string).collect();
+            let by = whom.attributes.join(", ");
+            let also = &whom.also;
+            format!(
+                " {} by {by} at {}, and {also:?}",
+                machines.join(", "),
+                whom.port
+            )
+        }
         Action::Enroll {
             incarnation,
             deadline_s,

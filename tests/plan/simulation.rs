@@ -153,6 +153,13 @@ impl Apply<'_> {
                 let observed = Value::object(kept.into_iter().chain(asked_for));
                 self.put(step, asked, known(observed), kind);
             }
+            Action::Admit { whom, .. } => {
+                let rows = &self.snapshot.rows;
+                let admits = whom.resolve(|it| Some(rows.get(it)?.observed.value()));
+                let mut row = Row::clone(&self.snapshot.rows[&step.address]);
+                row.wanted = known(whom.put_into(row.wanted.value(), admits));
+                self.write(row);
+            }
             Action::Enroll { incarnation, .. } => {
                 let mut row = Row::clone(&self.snapshot.rows[&step.address]);
                 let RowKind::Machine {
@@ -227,11 +234,13 @@ impl Apply<'_> {
         let values = self.evaluator.machine(instance).expect("as planned");
         let mut real = values.attributes.as_entries().cloned().expect("an object");
         real.insert(HOB.into(), values.hob.to_value());
-        // `ignore_changes` is the plan's: where it knows a value, that is asked.
+        // `ignore_changes` is the plan's, and so is whom a firewall lets in: where it knows a
+        // value, that is asked.
         let entries = real.into_iter().map(|(name, value)| {
             let planned = planned.get(&name).expect("planned");
             let ignored = !planned.contains_unknown()
-                && !values.lifecycle.ignore_changes.eq(&Default::default());
+                && (&*name == "firewall"
+                    || !values.lifecycle.ignore_changes.eq(&Default::default()));
             (name, if ignored { planned.clone() } else { value })
         });
         let real = Value::object(entries.collect::<Vec<_>>());

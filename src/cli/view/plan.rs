@@ -127,7 +127,8 @@ fn items(plan: &Plan) -> Vec<Item> {
         let mut providers = steps.own.iter().filter_map(|step| match &step.action {
             Action::Create { provider, .. }
             | Action::Update { provider, .. }
-            | Action::Delete { provider, .. } => Some(provider),
+            | Action::Delete { provider, .. }
+            | Action::Admit { provider, .. } => Some(provider),
             _ => None,
         });
         providers
@@ -160,6 +161,7 @@ fn machine(
     let create = find(|it| matches!(it, Action::Create { .. }));
     let update = find(|it| matches!(it, Action::Update { .. }));
     let delete = find(|it| matches!(it, Action::Delete { .. }));
+    let admit = find(|it| matches!(it, Action::Admit { .. })).map(|it| it.1);
     let (symbol, what, step, before) = match (create, update, delete) {
         (Some((created, create)), _, Some((deleted, delete))) => {
             let symbol = if created < deleted {
@@ -184,8 +186,15 @@ fn machine(
             let what = format!("will be {}", styled(RED.bold(), "destroyed"));
             (Symbol::Delete, what, Some(delete), &delete.before)
         }
-        (None, None, None) => (Symbol::Update, only_hob(steps).into(), None, &Value::NULL),
+        (None, None, None) => match admit {
+            Some(admit) => {
+                let what = "will be updated in-place".into();
+                (Symbol::Update, what, Some(admit), &admit.before)
+            }
+            None => (Symbol::Update, only_hob(steps).into(), None, &Value::NULL),
+        },
     };
+    let planned = step.map(|step| admitting(step, admit));
     let mut text = header(&format!("machine.{instance}"), &what);
     let replaced = create.is_some() && delete.is_some();
     // A replacement's two steps have their reasons apart.
@@ -201,26 +210,26 @@ fn machine(
         .flat_map(|it| &it.because)
         .collect();
     text += &reasons_of(&because, instance);
-    if let Some(step) = step
+    if let Some(planned) = &planned
         && symbol == Symbol::Update
     {
-        text += &unseen(&because, before, &step.planned, shapes);
+        text += &unseen(&because, before, planned, shapes);
     }
-    if let Some(step) = step {
+    if let Some(planned) = &planned {
         let end = match symbol {
             Symbol::Delete => End::Deleted,
             Symbol::DeleteThenCreate | Symbol::CreateThenDelete => End::Replaced,
             Symbol::Create | Symbol::Update => End::None,
         };
-        text += &nested::data(before, &step.planned, shapes, end);
+        text += &nested::data(before, planned, shapes, end);
     }
     if step.is_some_and(|step| step.action.is_simulated()) {
         text += "  # (simulated: a row only, no machine)\n";
     }
     text += &opening(symbol, "machine", &instance.name);
     let step_shown = step.is_some();
-    if let Some(step) = step {
-        text += &machine_fields(symbol, before, &step.planned, &because, shapes);
+    if let Some(planned) = &planned {
+        text += &machine_fields(symbol, before, planned, &because, shapes);
     }
     // A service of a machine that ends goes with it, unsaid.
     if symbol != Symbol::Delete {
@@ -232,6 +241,22 @@ fn machine(
     }
     text += "    }\n\n";
     Item { symbol, text }
+}
+
+/// Returns what a step leaves, with whom a later one lets in.
+fn admitting(step: &Step, admit: Option<&Step>) -> Value {
+    let Some(Step {
+        action: Action::Admit { whom, .. },
+        planned,
+        ..
+    }) = admit
+    else {
+        return step.planned.clone();
+    };
+    let admits = planned
+        .get(&whom.block)
+        .and_then(|it| it.get(&whom.attribute));
+    whom.put_into(&step.planned, admits.cloned().unwrap_or(Value::NULL))
 }
 
 fn updated(action: &Action) -> String {

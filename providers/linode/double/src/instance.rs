@@ -253,7 +253,7 @@ impl Instance {
             "id": self.id, "label": self.label, "group": "", "status": self.status,
             "created": api_time(self.created_ms), "updated": api_time(self.updated_ms),
             "type": self.class, "ipv4": self.ipv4,
-            "ipv6": format!("2001:db8::f03c:{:x}/128", self.id),
+            "ipv6": format!("2001:db8::f03c:{:x}:{:x}/128", self.id >> 16, self.id & 0xffff),
             "image": self.image, "region": self.region, "site_type": "core", "specs": specs,
             "alerts": {"cpu": 90, "network_in": 10, "network_out": 10, "transfer_quota": 80,
                 "io": 10_000, "system_alerts": [], "user_alerts": []},

@@ -1,0 +1,312 @@
+//! Whom a derived firewall lets in: the machines that a machine's bindings are given to, at the
+//! port where its hob listens, and the boss where that dials.
+
+use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gobs_model::{
+    Address, Block, Change, Diagnostic, Instance, Nesting, Path, ProviderSchema, Role, Value,
+};
+use gobs_state::{Row, RowKind};
+
+use crate::lang::{BlockId, Dial, MachineValues};
+
+use super::draft::{NewStep, Node};
+use super::step::Whom;
+use super::{Action, Because, Planner};
+
+/// The attributes that say where a machine is, where its hob does not say which lead to it.
+const ADDRESSES: [&str; 3] = ["address", "ipv4", "ipv6"];
+
+/// A machine whose firewall is derived, while the bindings are planned.
+#[derive(Debug)]
+pub(crate) struct Derived {
+    pub(crate) provider: String,
+    pub(crate) whom: Whom,
+    /// Whom it lets in before the plan, or as the machine is made.
+    pub(crate) was: Value,
+    /// What a reference to the machine shows before, and with its own changes.
+    pub(crate) before: Value,
+    pub(crate) planned: Value,
+    /// The machines that bindings from it are given to.
+    pub(crate) importers: BTreeSet<Address>,
+    /// The steps that grant bindings from it, and that take them back.
+    pub(crate) binds: Vec<Node>,
+    pub(crate) unbinds: Vec<Node>,
+}
+
+/// Returns the nested block that is derived, and its attribute of [`Role::Admits`].
+fn derived_block<'a>(schema: &'a Block, wanted: &Value) -> Option<(&'a str, &'a str)> {
+    schema.blocks.iter().find_map(|(name, nested)| {
+        let attributes = &nested.block.attributes;
+        let admits = attributes.iter().find(|(_, it)| it.role == Role::Admits)?;
+        let flag = wanted.get(name)?.get("derived")?.as_bool()?;
+        (nested.nesting == Nesting::Single && flag).then_some((name.as_str(), admits.0.as_str()))
+    })
+}
+
+/// Returns whom a machine's derived firewall was to let in, as its row has it.
+fn admitted<'a>(schema: &Block, wanted: &'a Value) -> Option<&'a Value> {
+    let (block, attribute) = derived_block(schema, wanted)?;
+    wanted.get(block)?.get(attribute).filter(|it| !it.is_null())
+}
+
+/// Returns a machine's attributes with whom its derived firewall lets in, where it has one.
+pub(crate) fn admitting(schema: &Block, attributes: &Value, admits: &Value) -> Value {
+    match derived_block(schema, attributes) {
+        Some((block, attribute)) => with(attributes, block, attribute, admits.clone()),
+        None => attributes.clone(),
+    }
+}
+
+/// Returns a machine's attributes with whom those that were planned let in.
+pub(crate) fn admitting_as(schema: &Block, attributes: &Value, planned: &Value) -> Value {
+    match admitted(schema, planned) {
+        Some(admits) => admitting(schema, attributes, admits),
+        None => attributes.clone(),
+    }
+}
+
+fn with(of: &Value, block: &str, attribute: &str, admits: Value) -> Value {
+    let mut entries = of.as_entries().cloned().unwrap_or_default();
+    if let Some(inner) = entries.get_mut(block) {
+        let mut fields = inner.as_entries().cloned().unwrap_or_default();
+        fields.insert(attribute.into(), admits);
+        *inner = Value::object::<Arc<str>>(fields).sensitive_if(inner.sensitive);
+    }
+    Value::object::<Arc<str>>(entries).sensitive_if(of.sensitive)
+}
+
+impl Whom {
+    /// Returns a machine's `wanted` with these let in.
+    pub fn put_into(&self, wanted: &Value, admits: Value) -> Value {
+        with(wanted, &self.block, &self.attribute, admits)
+    }
+
+    /// Returns whom to let in; a machine that says nothing of itself is not let in.
+    pub fn resolve<'a>(&self, observed: impl Fn(&Address) -> Option<&'a Value>) -> Value {
+        let machines = self.machines.iter().filter_map(observed);
+        let addresses = machines.flat_map(|observed| self.addresses_of(observed));
+        let also = self.also.as_elements().unwrap_or_default();
+        Value::set(addresses.chain(also.iter().cloned()))
+    }
+
+    fn addresses_of(&self, observed: &Value) -> Vec<Value> {
+        let of = |names: &mut dyn Iterator<Item = &str>| -> Vec<String> {
+            let values = names.filter_map(|name| observed.get(name));
+            let texts = values.flat_map(|value| match value.as_str() {
+                Some(text) => vec![text],
+                None => {
+                    let elements = value.as_elements().unwrap_or_default();
+                    elements.iter().filter_map(Value::as_str).collect()
+                }
+            });
+            let bare = texts.map(|it| it.split('/').next().unwrap_or(it).to_owned());
+            bare.collect()
+        };
+        let mut found = of(&mut self.attributes.iter().map(String::as_str));
+        if found.is_empty() {
+            // A machine of another provider may not have these.
+            found = of(&mut ADDRESSES.into_iter());
+        }
+        found.iter().map(|it| one(it, self.port)).collect()
+    }
+}
+
+fn one(address: &str, port: u16) -> Value {
+    let port = Value::from(i64::from(port));
+    Value::object([("address", address.into()), ("port", port)])
+}
+
+impl Planner<'_> {
+    /// Returns what a machine's derived firewall is about, and whom it lets in before the plan.
+    pub(crate) fn derived(
+        &mut self,
+        instance: &Instance,
+        schema: &ProviderSchema,
+        values: &MachineValues,
+        row: Option<&Row>,
+    ) -> Option<(Whom, Value)> {
+        let (block, attribute) = derived_block(&schema.machine, &values.attributes)?;
+        let listen = values.hob.listens_on(schema.hosts.elsewhere);
+        let port = listen.rsplit(':').next().and_then(|it| it.parse().ok());
+        let named = values.hob.advertise.iter();
+        let named = named.filter(|it| schema.machine.attributes.contains_key(*it));
+        let mut attributes: Vec<String> = named.cloned().collect();
+        if attributes.is_empty() {
+            attributes = ADDRESSES.map(str::to_owned).into();
+        }
+        let mut errors = Vec::new();
+        let port = match port {
+            Some(port @ 1..) => port,
+            _ => {
+                let detail = format!(
+                    "The firewall of machine.{instance} is derived, but its hob listens on \
+                     {listen}: which port to let others in at is not known."
+                );
+                let error = Diagnostic::error("Firewall without a port", detail);
+                errors.push(error.hint("Set listen = \"[::]:7463\" in its hob block."));
+                0
+            }
+        };
+        let boss = match values.hob.dial {
+            Dial::Hob => Vec::new(),
+            Dial::Boss => self.boss_addresses(instance, &mut errors),
+        };
+        let block_id = BlockId::Machine(instance.name.clone());
+        self.report(&block_id, errors);
+        let whom = Whom {
+            block: block.into(),
+            attribute: attribute.into(),
+            port,
+            machines: Vec::new(),
+            attributes,
+            also: Value::set(boss.iter().map(|it| one(it, port))),
+        };
+        let was = row.and_then(|row| admitted(&schema.machine, row.wanted.value()));
+        let was = was.cloned().unwrap_or_else(|| {
+            // Whoever is served already is not to be locked out meanwhile.
+            let machines = self.served_by(instance);
+            let rows = &self.snapshot.rows;
+            let observed = |it: &Address| rows.get(it).map(|row| row.observed.value());
+            Whom {
+                machines,
+                ..whom.clone()
+            }
+            .resolve(observed)
+        });
+        Some((whom, was))
+    }
+
+    /// Returns the addresses from which the boss dials.
+    fn boss_addresses(&self, instance: &Instance, errors: &mut Vec<Diagnostic>) -> Vec<String> {
+        let settings = &self.config.settings;
+        let listen = [settings.boss_listen.clone()];
+        let hosts = settings.boss_advertise.iter().chain(&listen);
+        let hosts = hosts.map(|text| {
+            let host = text.rsplit_once(':').map_or(text.as_str(), |it| it.0);
+            host.trim_start_matches('[')
+                .trim_end_matches(']')
+                .parse::<IpAddr>()
+        });
+        let known: Vec<IpAddr> = hosts.filter_map(Result::ok).collect();
+        let from = known
+            .iter()
+            .filter(|it| !it.is_unspecified() && !it.is_loopback());
+        let from: Vec<String> = from.map(ToString::to_string).collect();
+        if from.is_empty() && !known.iter().any(IpAddr::is_loopback) {
+            let detail = format!(
+                "The boss dials machine.{instance}, whose firewall is derived, but from which \
+                 address is not known."
+            );
+            let error = Diagnostic::error("Boss without an address", detail);
+            errors.push(error.hint("Name an address in advertise of the boss block."));
+        }
+        from
+    }
+
+    /// Returns the machines that have bindings from a machine now.
+    fn served_by(&self, instance: &Instance) -> Vec<Address> {
+        let rows = self.snapshot.rows.values();
+        let bindings = rows.filter(|row| matches!(row.kind, RowKind::Binding { .. }));
+        let of = |row: &Row, end: &str| row.wanted.get(end)?.as_ref_address().cloned();
+        let served = bindings.filter_map(|row| {
+            let from = of(row, "from")?;
+            (from.as_machine() == Some(instance)).then(|| of(row, "to"))?
+        });
+        served.collect()
+    }
+
+    /// Plans whom each derived firewall lets in, around the grants that need it.
+    pub(crate) fn admissions(&mut self) {
+        for (instance, derived) in std::mem::take(&mut self.derived) {
+            self.admission(&instance, derived);
+        }
+    }
+
+    fn admission(&mut self, instance: &Instance, derived: Derived) {
+        let Some(machine) = self.machines.get(instance) else {
+            return;
+        };
+        let (ready, simulated) = (machine.ready.clone(), machine.simulated);
+        let mut whom = derived.whom;
+        let moves = |it: &Address| {
+            let plan = it.as_machine().and_then(|it| self.machines.get(it));
+            plan.is_none_or(|it| it.moves)
+        };
+        let (unknown, known): (Vec<Address>, Vec<Address>) =
+            derived.importers.iter().cloned().partition(moves);
+        let waits: Vec<Node> = unknown
+            .iter()
+            .filter_map(|it| self.machines.get(it.as_machine()?))
+            .flat_map(|it| it.ready.iter().copied())
+            .collect();
+        let rows = &self.snapshot.rows;
+        let observed = |it: &Address| rows.get(it).map(|row| row.observed.value());
+        whom.machines.clone_from(&known);
+        let sure = whom.resolve(observed);
+        whom.machines = derived.importers.into_iter().collect();
+        let has = |set: &Value, it: &Value| {
+            let elements = set.as_elements().unwrap_or_default();
+            elements.iter().any(|other| other.same(it))
+        };
+        let all = |set: &Value, within: &Value| {
+            let mut elements = set.as_elements().unwrap_or_default().iter();
+            elements.all(|it| has(within, it))
+        };
+        let narrows = !all(&derived.was, &sure);
+        let widens = !unknown.is_empty() || !all(&sure, &derived.was);
+        let path = Path::attribute(&whom.block).join(&whom.attribute);
+        let shown = match unknown.is_empty() {
+            true => sure,
+            false => Value::unknown(gobs_model::ADMITS.clone()),
+        };
+        let planned = whom.put_into(&derived.planned, shown);
+        let (before, provider) = (derived.before, derived.provider);
+        let step = |whom: Whom, narrows| NewStep {
+            address: Address::Machine(instance.clone()),
+            action: Action::Admit {
+                provider: provider.clone(),
+                whom,
+                narrows,
+                simulated,
+            },
+            because: vec![Because::Changed {
+                path: path.clone(),
+                change: Change::InPlace,
+            }],
+            depends_on: Vec::new(),
+            before: before.clone(),
+            planned: planned.clone(),
+        };
+        let mut last = None;
+        if widens {
+            let mut wide = whom.clone();
+            if narrows {
+                // Whoever goes is let in until its bindings are taken back.
+                let both = [&wide.also, &derived.was].map(Value::as_elements);
+                let both = both.into_iter().flatten().flatten().cloned();
+                wide.also = Value::set(both);
+            }
+            let widen = self.draft.step(step(wide, false));
+            for first in ready.iter().chain(&waits) {
+                self.draft.wait(*first, widen);
+            }
+            for bind in &derived.binds {
+                self.draft.wait(widen, *bind);
+            }
+            last = Some(widen);
+        }
+        if narrows {
+            let narrow = self.draft.step(step(whom, true));
+            let firsts = ready.iter().chain(&derived.binds).chain(&derived.unbinds);
+            for first in firsts.copied().chain(last).chain(waits) {
+                self.draft.wait(first, narrow);
+            }
+        }
+    }
+}
+
+/// Machines with derived firewalls, by their addresses.
+pub(crate) type AllDerived = BTreeMap<Instance, Derived>;

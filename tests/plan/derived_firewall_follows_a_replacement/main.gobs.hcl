@@ -1,0 +1,24 @@
+machine "db" {
+  provider = cloud
+  region   = "eu"
+  type     = "small"
+
+  hob {
+    listen    = "[::]:7463"
+    advertise = ["ipv4"]
+  }
+
+  firewall { derived = true }
+
+  service "orders" { tcp = "127.0.0.1:5432" }
+}
+
+machine "app" {
+  provider = cloud
+  region   = "nl"
+  type     = "small"
+}
+binding "app" {
+  from = machine.db.service.orders
+  to   = machine.app
+}

@@ -19,6 +19,7 @@ mod linode_token;
 mod plan;
 mod plugins;
 mod postgres;
+mod rights;
 mod secrecy;
 mod support;
 mod tidy;

@@ -18,6 +18,7 @@ mod local;
 mod logs;
 mod metadata;
 mod owner;
+pub mod person;
 mod process;
 mod programs;
 pub mod protocol;

@@ -392,7 +392,7 @@ impl Boss {
     }
 }
 
-fn key((instance, incarnation): &(Instance, u64)) -> Key {
+pub(super) fn key((instance, incarnation): &(Instance, u64)) -> Key {
     (Address::Machine(instance.clone()), *incarnation)
 }
 
@@ -410,7 +410,7 @@ fn method_answer(method: &str) -> &'static str {
     }
 }
 
-fn malformed(key: &Key, error: &protocol::Malformed) -> BossError {
+pub(super) fn malformed(key: &Key, error: &protocol::Malformed) -> BossError {
     BossError::Refused {
         machine: key.0.clone(),
         code: Some(code::MALFORMED.into()),

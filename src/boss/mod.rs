@@ -9,12 +9,14 @@
 //! | `enroll.rs` | one-time claims, presences pending → active, sturdyrefs bound to keys |
 //! | `bind.rs` | offers, grants, hand-overs, revocations |
 //! | `program.rs` | serves its own `hob` to machines that have none |
+//! | `lend.rs` | services for people, for a while |
 //! | `operator.rs` | the posts' `get-machine`, `list-machines`, `create-machine` over CapTP |
 //! | `status.rs` | what an operator sees, and the socket that shows it beside a running apply |
 
 mod arrival;
 mod bind;
 mod enroll;
+mod lend;
 mod operator;
 mod program;
 mod status;
@@ -37,6 +39,7 @@ use tokio::task::JoinHandle;
 pub use arrival::{Expected, Home, Registered};
 pub use bind::{BindRequest, Bound, UnbindRequest, Unbound};
 pub use enroll::Invitation;
+pub use lend::Loan;
 pub use operator::{Machines, operator_identity, operator_sturdyref};
 pub use program::beside;
 pub use status::{AlertReport, HobReport, StatusReport, ask_status};

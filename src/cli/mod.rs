@@ -16,6 +16,7 @@ mod hob;
 mod import;
 mod init;
 mod log;
+mod open;
 mod output;
 mod plan;
 mod plan_file;
@@ -29,6 +30,7 @@ mod validate;
 mod version;
 pub mod view;
 mod watch;
+mod who;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -126,6 +128,8 @@ enum Command {
     Doctor(doctor::Doctor),
     Ack(ack::Ack),
     Unlock(unlock::Unlock),
+    Who(who::Who),
+    Open(open::Open),
     Providers(providers::Providers),
     Hob(hob::Hob),
     Version(version::Version),
@@ -147,6 +151,8 @@ impl Command {
             Self::Doctor(it) => it.run(context),
             Self::Ack(it) => it.run(context),
             Self::Unlock(it) => it.run(context),
+            Self::Who(it) => it.run(context),
+            Self::Open(it) => it.run(context),
             Self::Providers(it) => it.run(context),
             Self::Hob(it) => it.run(),
             Self::Version(it) => it.run(context),

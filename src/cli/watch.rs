@@ -90,7 +90,8 @@ impl Interrupts {
         self.next().await;
     }
 
-    async fn next(&mut self) {
+    /// Waits for one.
+    pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

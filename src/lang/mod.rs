@@ -36,6 +36,7 @@ mod version;
 
 use gobs_model::Diagnostic;
 
+pub(crate) use address::duration;
 pub use check::{check, unique};
 pub use config::{
     Binding, BindingValues, BlockId, BossPlace, Config, Dependency, Dial, Expansion, HobSource,

@@ -9,3 +9,4 @@ pub mod state;
 pub mod status;
 pub(super) mod text;
 mod value;
+pub(super) mod who;

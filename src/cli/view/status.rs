@@ -270,7 +270,7 @@ fn counted(count: usize, what: &str) -> String {
 }
 
 /// Returns how long ago something was, in its largest unit.
-fn ago(then_s: u64, now_s: u64) -> String {
+pub(super) fn ago(then_s: u64, now_s: u64) -> String {
     let passed = Duration::from_secs(now_s.saturating_sub(then_s)).as_secs();
     match passed {
         0..=119 => counted(usize::try_from(passed).unwrap_or(0), "second"),

@@ -1,0 +1,378 @@
+//! Grants in memory and on disk, without a network.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::live::TICKETS_MAX;
+use super::*;
+use crate::layout::Layout;
+use crate::protocol::{
+    Attenuate, Postgres, ServiceKind, ServiceSpec, StreamReply, TICKET_LIFETIME,
+};
+
+fn grant(generation: u64) -> Grant {
+    Grant {
+        service: "orders".into(),
+        binding: "binding.db".into(),
+        generation,
+        receiver: "receiver".into(),
+        attenuate: Attenuate {
+            connections_max: Some(2),
+            ..Attenuate::default()
+        },
+        parent: None,
+    }
+}
+
+fn peer(designator: &str, authenticated: bool) -> PeerId {
+    PeerId {
+        transport: "tls-rpk".into(),
+        designator: designator.into(),
+        authenticated,
+        address: None,
+    }
+}
+
+fn offering(layout: &Layout) -> Arc<Grants> {
+    let store = Arc::new(Store::open(layout).unwrap());
+    let kind = ServiceKind::Tcp("127.0.0.1:1".into());
+    let spec = ServiceSpec { kind, r#type: None };
+    store
+        .update(|contents| contents.offers.insert("orders".into(), spec))
+        .unwrap();
+    Arc::new(Grants::new(store))
+}
+
+async fn made(grants: &Arc<Grants>, generation: u64) -> (Arc<Membrane>, Sturdyref) {
+    let own = PeerLocator::new("tls-rpk", "own");
+    let (object, sturdyref) = grants.grant(&own, grant(generation)).await.unwrap();
+    drop(object);
+    let membrane = Arc::clone(&grants.live().grants[&grant(generation).generation()]);
+    (membrane, sturdyref)
+}
+
+#[tokio::test]
+async fn s4_a_revocation_is_on_disk_before_it_cuts_and_cuts_before_it_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let grants = offering(&layout);
+    let (membrane, sturdyref) = made(&grants, 1).await;
+    let (later, _) = made(&grants, 2).await;
+    let ticket = grants.ticket(&membrane).unwrap();
+    let place = grants.enter(&membrane).unwrap();
+
+    let revoking = grants.revoke(grant(1).generation());
+    tokio::pin!(revoking);
+    let mut marked = membrane.revoked.subscribe();
+    tokio::select! {
+        _ = marked.wait_for(|revoked| *revoked) => {}
+        _ = &mut revoking => panic!("acknowledged while a stream is open"),
+    }
+    let on_disk: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(layout.hob().join("state.json")).unwrap()).unwrap();
+    assert_eq!(on_disk["revoked"]["binding.db"], 1);
+    assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
+    assert!(grants.ticket(&membrane).is_err());
+    let receiver = peer("receiver", true);
+    assert!(grants.redeem(&ticket, &receiver).is_none());
+    assert!(
+        grants
+            .find(sturdyref.swissnum.reveal(), &receiver)
+            .is_none()
+    );
+    drop(place);
+    revoking.await.unwrap();
+    assert!(grants.enter(&later).is_ok(), "a later generation goes on");
+    assert_eq!(grants.streams.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_does_not_keep_a_stream_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let grants = offering(&layout);
+    let (membrane, _) = made(&grants, 1).await;
+    std::fs::create_dir(layout.hob().join("state.new")).unwrap();
+    let broken = grants.revoke(grant(1).generation()).await.unwrap_err();
+    assert_eq!(broken.code(), Some(code::STORE));
+    assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
+}
+
+#[tokio::test]
+async fn places_and_tickets_have_limits() {
+    let dir = tempfile::tempdir().unwrap();
+    let grants = offering(&Layout::new(dir.path()));
+    let (membrane, sturdyref) = made(&grants, 1).await;
+    let first = grants.enter(&membrane).unwrap();
+    let second = grants.enter(&membrane).unwrap();
+    assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Busy));
+    drop(first);
+    drop((grants.enter(&membrane).unwrap(), second));
+    assert_eq!(*membrane.streams.borrow(), 0);
+
+    let tickets: Vec<_> = (0..TICKETS_MAX)
+        .map(|_| grants.ticket(&membrane).unwrap())
+        .collect();
+    let refused = grants.ticket(&membrane).unwrap_err();
+    assert_eq!(refused.code(), Some(code::BUSY));
+    grants
+        .live()
+        .forget_expired(Instant::now() + TICKET_LIFETIME);
+    assert!(
+        grants
+            .redeem(&tickets[0], &peer("receiver", true))
+            .is_none(),
+        "expired"
+    );
+    let ticket = grants.ticket(&membrane).unwrap();
+    for stranger in [peer("stranger", true), peer("receiver", false)] {
+        assert!(grants.redeem(&ticket, &stranger).is_none());
+        assert!(
+            grants
+                .find(sturdyref.swissnum.reveal(), &stranger)
+                .is_none()
+        );
+    }
+    assert!(grants.redeem(&ticket, &peer("receiver", true)).is_some());
+    assert!(
+        grants.redeem(&ticket, &peer("receiver", true)).is_none(),
+        "used"
+    );
+}
+
+/// A grant made from the first generation of [`grant`]'s binding.
+fn child(generation: u64) -> Grant {
+    Grant {
+        binding: "binding.child".into(),
+        attenuate: Attenuate::default(),
+        parent: Some(grant(1).generation()),
+        ..grant(generation)
+    }
+}
+
+async fn granted(grants: &Arc<Grants>, grant: Grant) -> Result<Arc<Membrane>, Broken> {
+    let generation = grant.generation();
+    let own = PeerLocator::new("tls-rpk", "own");
+    grants.grant(&own, grant).await.map(drop)?;
+    Ok(Arc::clone(&grants.live().grants[&generation]))
+}
+
+#[tokio::test]
+async fn what_is_given_on_is_narrower_counts_there_too_and_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let grants = offering(&layout);
+    let (parent, _) = made(&grants, 1).await;
+    let wider = Grant {
+        attenuate: Attenuate {
+            connections_max: Some(3),
+            ..Attenuate::default()
+        },
+        ..child(1)
+    };
+    let refused = granted(&grants, wider).await.err().unwrap();
+    assert_eq!(refused.code(), Some(code::RIGHTS));
+    let orphan = Grant {
+        parent: Some(grant(7).generation()),
+        ..child(1)
+    };
+    let refused = granted(&grants, orphan).await.err().unwrap();
+    assert_eq!(refused.code(), Some(code::UNKNOWN));
+
+    let child_membrane = granted(&grants, child(1)).await.unwrap();
+    assert_eq!(child_membrane.row.rights.connections_max, Some(2));
+    let places = [&parent, &child_membrane].map(|it| grants.enter(it).unwrap());
+    // The parent's limit is reached by both together.
+    for full in [&parent, &child_membrane] {
+        assert_eq!(grants.enter(full).err(), Some(StreamReply::Busy));
+    }
+    drop(places);
+    assert_eq!(*parent.streams.borrow(), 0);
+
+    grants.revoke(grant(1).generation()).await.unwrap();
+    assert!(*child_membrane.revoked.borrow());
+    assert_eq!(
+        grants.enter(&child_membrane).err(),
+        Some(StreamReply::Refused)
+    );
+    let refused = granted(&grants, child(1)).await.err().unwrap();
+    assert_eq!(refused.code(), Some(code::REVOKED), "its tombstone stays");
+    drop(grants);
+    let again = Grants::new(Arc::new(Store::open(&layout).unwrap()));
+    assert!(again.status().is_empty());
+}
+
+#[tokio::test]
+async fn a_grant_ends_by_the_exporters_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let grants = offering(&Layout::new(dir.path()));
+    let until = |expires| Grant {
+        attenuate: Attenuate {
+            expires: Some(expires),
+            ..Attenuate::default()
+        },
+        ..grant(1)
+    };
+    let late = granted(&grants, until(now())).await.err().unwrap();
+    assert_eq!(late.code(), Some(code::RIGHTS));
+
+    let clock = tokio::spawn(Arc::clone(&grants).expire());
+    let membrane = granted(&grants, until(now() + 2)).await.unwrap();
+    let mut revoked = membrane.revoked.subscribe();
+    assert!(!*revoked.borrow_and_update());
+    let _ = revoked.wait_for(|revoked| *revoked).await;
+    assert!(now() >= membrane.row.rights.expires.unwrap());
+    let refused = granted(&grants, until(now() + 60)).await.err().unwrap();
+    assert_eq!(refused.code(), Some(code::REVOKED));
+    clock.abort();
+}
+
+#[tokio::test]
+async fn s6_what_is_left_at_a_server_is_remembered_until_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let grants = offering(&layout);
+    let kind = ServiceKind::Postgres(Postgres {
+        database: "orders".into(),
+        create: false,
+        socket: Some(dir.path().to_owned()),
+        admin_user: None,
+    });
+    let spec = ServiceSpec { kind, r#type: None };
+    let service = "orders".into();
+    grants.offer(Offer { service, spec }).await.unwrap();
+    // Nobody is at that socket: nothing is known of what has come of the role.
+    let away = granted(&grants, grant(1)).await.err().unwrap();
+    assert_eq!(away.code(), Some(code::UNREACHABLE));
+    let pending = grants.revoke(grant(1).generation()).await.unwrap_err();
+    assert_eq!(pending.code(), Some(code::PENDING));
+    drop(grants);
+    let again = Arc::new(Grants::new(Arc::new(Store::open(&layout).unwrap())));
+    assert!(again.status().is_empty(), "the access is gone all the same");
+    let pending = again.revoke(grant(1).generation()).await.unwrap_err();
+    assert_eq!(pending.code(), Some(code::PENDING));
+    assert_eq!(again.store.contents().leaving.len(), 1);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// Which binding, with which generation, made from which.
+    Grant(u8, u64, Option<u8>),
+    Revoke(u8, u64),
+    /// The hob is killed and comes back.
+    Restart,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (0..4_u8, 0..4_u64, prop::option::of(0..4_u8))
+            .prop_map(|(which, generation, parent)| Act::Grant(which, generation, parent)),
+        2 => (0..4_u8, 0..4_u64).prop_map(|(which, generation)| Act::Revoke(which, generation)),
+        1 => Just(Act::Restart),
+    ];
+    prop::collection::vec(act, 0..24)
+}
+
+/// What should be there: each binding's grants with what they are made from, and tombstones.
+#[derive(Default)]
+struct Model {
+    live: BTreeMap<(u8, u64), Option<(u8, u64)>>,
+    dead: BTreeMap<u8, u64>,
+}
+
+impl Model {
+    fn last(&self, which: u8) -> Option<u64> {
+        let same = self.live.keys().filter(|(it, _)| *it == which);
+        same.map(|(_, generation)| *generation).max()
+    }
+
+    fn grant(&mut self, which: u8, generation: u64, parent: Option<(u8, u64)>) -> bool {
+        if self
+            .dead
+            .get(&which)
+            .is_some_and(|dead| *dead >= generation)
+        {
+            return false;
+        }
+        if let Some(last) = self.last(which).filter(|last| *last >= generation) {
+            return last == generation && self.live[&(which, last)] == parent;
+        }
+        if parent.is_some_and(|parent| !self.live.contains_key(&parent)) {
+            return false;
+        }
+        self.live.insert((which, generation), parent);
+        true
+    }
+
+    fn revoke(&mut self, which: u8, generation: u64) {
+        let dead = self.dead.entry(which).or_default();
+        *dead = generation.max(*dead);
+        self.live
+            .retain(|(it, age), _| *it != which || *age > generation);
+        let orphans: Vec<_> = self
+            .live
+            .iter()
+            .filter(|(_, parent)| parent.is_some_and(|it| !self.live.contains_key(&it)))
+            .map(|(it, _)| *it)
+            .collect();
+        for (which, generation) in orphans {
+            self.revoke(which, generation);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// S5, S7: whatever is granted, given on, moved and revoked, in memory and on disk there is
+    /// what a simple model says.
+    #[test]
+    fn s5_any_sequence_leaves_what_the_model_says(acts in acts()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let mut grants = offering(&layout);
+        let mut model = Model::default();
+        let name = |which: u8| format!("binding.b{which}");
+        for act in acts {
+            match act {
+                Act::Grant(which, generation, parent) => {
+                    // One is made from the last grant of another.
+                    let parent = parent.filter(|it| *it != which);
+                    let parent = parent.map(|it| (it, model.last(it).unwrap_or(9)));
+                    let asked = Grant {
+                        binding: name(which),
+                        parent: parent.map(|(it, generation)| Generation {
+                            binding: name(it),
+                            generation,
+                        }),
+                        ..grant(generation)
+                    };
+                    let done = runtime.block_on(granted(&grants, asked)).is_ok();
+                    prop_assert_eq!(done, model.grant(which, generation, parent));
+                }
+                Act::Revoke(which, generation) => {
+                    let revoked = Generation { binding: name(which), generation };
+                    runtime.block_on(grants.revoke(revoked)).unwrap();
+                    model.revoke(which, generation);
+                }
+                Act::Restart => {
+                    drop(grants);
+                    grants = Arc::new(Grants::new(Arc::new(Store::open(&layout).unwrap())));
+                }
+            }
+            let found: Vec<_> = grants
+                .status()
+                .into_iter()
+                .map(|it| (it.binding, it.generation))
+                .collect();
+            let expected: Vec<_> = model.live.keys().map(|(it, age)| (name(*it), *age)).collect();
+            prop_assert_eq!(&found, &expected);
+            let contents = grants.store.contents();
+            prop_assert_eq!(contents.grants.len(), expected.len());
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Services for people: a grant to a key that is no machine's, which ends by itself.
+
+use gobs_model::{Instance, Name};
+use hob::protocol::{self, Attenuate, method};
+use ocapn::Sturdyref;
+
+use super::bind::{HOB_DEADLINE, key, malformed};
+use super::{Boss, BossError};
+
+/// A service that a person is to have for a while.
+#[derive(Clone, Debug)]
+pub struct Loan {
+    /// The service's machine, with its incarnation.
+    pub exporter: (Instance, u64),
+    /// The service's name on it.
+    pub service: Name,
+    /// Who has it, for whoever asks the exporter: `open by maria on laptop`.
+    pub holder: String,
+    /// Higher than that of any loan to this holder.
+    pub generation: u64,
+    /// The designator of the person's key.
+    pub receiver: String,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+}
+
+impl Boss {
+    /// Grants a loan; it is on the exporter's record until it is over. Returns its durable name.
+    ///
+    /// # Errors
+    /// When the exporter is away or refuses.
+    pub async fn lend(&self, loan: &Loan) -> Result<Sturdyref, BossError> {
+        let grant = protocol::to_passable(&protocol::Grant {
+            service: loan.service.to_string(),
+            binding: loan.holder.clone(),
+            generation: loan.generation,
+            receiver: loan.receiver.clone(),
+            attenuate: Attenuate {
+                expires: Some(loan.expires),
+                ..Attenuate::default()
+            },
+            parent: None,
+        });
+        let key = key(&loan.exporter);
+        let answer = self
+            .call(&key, method::GRANT, vec![grant], HOB_DEADLINE)
+            .await?;
+        let granted =
+            protocol::Granted::from_passable(&answer).map_err(|error| malformed(&key, &error))?;
+        Ok(granted.sturdyref)
+    }
+
+    /// Ends a loan before its time.
+    ///
+    /// # Errors
+    /// When the exporter is away or refuses; the loan then ends when its time is over.
+    pub async fn take_back(&self, loan: &Loan) -> Result<(), BossError> {
+        let ended = protocol::to_passable(&protocol::Generation {
+            binding: loan.holder.clone(),
+            generation: loan.generation,
+        });
+        self.call(
+            &key(&loan.exporter),
+            method::REVOKE,
+            vec![ended],
+            HOB_DEADLINE,
+        )
+        .await
+        .map(drop)
+    }
+}

@@ -1,0 +1,225 @@
+//! Bindings made from others, bindings that lead elsewhere, and who holds what: with real hobs.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::{Project, eventually, free_port};
+
+const APPLY: &[&str] = &["apply", "--auto-approve"];
+
+/// How long a condition is waited for.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Listens, and answers each byte with its own name.
+fn service(name: u8) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            std::thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&[name]).is_ok() {}
+            });
+        }
+    });
+    port
+}
+
+/// Sends a byte and returns the name that answers; nothing where the stream is over.
+fn ask(stream: &mut (impl Read + Write)) -> Option<u8> {
+    let mut byte = [b'?'];
+    stream.write_all(&byte).ok()?;
+    stream.read_exact(&mut byte).ok()?;
+    Some(byte[0])
+}
+
+fn tcp(port: u16) -> Option<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(WAIT_MAX)).ok()?;
+    Some(stream)
+}
+
+fn unix(path: &Path) -> UnixStream {
+    let stream = UnixStream::connect(path).expect("connected");
+    stream.set_read_timeout(Some(WAIT_MAX)).expect("a timeout");
+    stream
+}
+
+fn ask_anew(port: u16) -> Option<u8> {
+    ask(&mut tcp(port)?)
+}
+
+fn machines(services: [u16; 2]) -> String {
+    let [one, two] = services;
+    format!(
+        "machine \"db\" {{
+           provider = dummy
+           service \"one\" {{ tcp = \"127.0.0.1:{one}\" }}
+           service \"two\" {{ tcp = \"127.0.0.1:{two}\" }}
+         }}
+         machine \"app\" {{ provider = dummy }}
+         machine \"report\" {{ provider = dummy }}\n"
+    )
+}
+
+fn binding(label: &str, from: &str, to: &str, port: u16, more: &str) -> String {
+    format!(
+        "binding \"{label}\" {{
+           from = {from}
+           to   = machine.{to}
+           expose {{ tcp = \"127.0.0.1:{port}\" }}
+           {more}
+         }}\n"
+    )
+}
+
+#[test]
+fn s7_what_is_given_on_ends_with_what_it_is_made_from() {
+    let project = Project::empty();
+    let machines = machines([service(b'1'), service(b'2')]);
+    let (app, report) = (free_port(), free_port());
+    let of_app = |limit: u32| {
+        let more = format!("attenuate {{ connections_max = {limit} }}");
+        binding("app", "machine.db.service.one", "app", app, &more)
+    };
+    let of_report = binding("report", "binding.app", "report", report, "");
+    project.write(
+        "main.gobs.hcl",
+        &(machines.clone() + &of_app(1) + &of_report),
+    );
+    project.gobs(APPLY).ok();
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+
+    let mut live = tcp(report).expect("connected");
+    assert_eq!(ask(&mut live), Some(b'1'));
+    // It counts under the limit of what it is made from.
+    assert_eq!(ask_anew(app), None);
+
+    let who = project.gobs(&["who", "machine.db.service.one"]).ok().stdout;
+    let lines: Vec<&str> = who.lines().collect();
+    assert!(
+        lines[1].contains("binding.app     machine.app     1 connections at most"),
+        "{who}"
+    );
+    assert!(
+        lines[2].contains("binding.report  machine.report  1 connections at most"),
+        "{who}"
+    );
+    assert!(lines[2].contains("made from binding.app"), "{who}");
+    assert!(lines[2].ends_with("1 stream"), "{who}");
+    let json = project
+        .gobs(&["who", "machine.db.service.one", "--json"])
+        .ok();
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!(json["holders"][1]["rights"]["connections_max"], 1);
+    let nobody = project.gobs(&["who", "machine.db.service.two"]).ok().stdout;
+    assert_eq!(nobody, "Nobody holds machine.db.service.two.\n");
+    let wrong = project.gobs(&["who", "machine.db.service.three"]).code(1);
+    assert!(
+        wrong.stderr.contains("machine.db.service.one"),
+        "{}",
+        wrong.stderr
+    );
+
+    // Granted again with another limit, the one it was made from ends, and it with that.
+    project.write(
+        "main.gobs.hcl",
+        &(machines.clone() + &of_app(2) + &of_report),
+    );
+    let run = project.gobs(APPLY).ok();
+    assert!(run.stdout.contains("Bindings: 2 granted"), "{}", run.stdout);
+    assert_eq!(
+        ask(&mut live),
+        None,
+        "what was made from an ended grant goes on"
+    );
+    assert_eq!(ask_anew(report), Some(b'1'));
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+
+    project.write("main.gobs.hcl", &machines);
+    let run = project.gobs(APPLY).ok();
+    assert!(run.stdout.contains("Bindings: 2 revoked"), "{}", run.stdout);
+    assert_eq!(ask_anew(report), None);
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
+fn a_move_lets_live_streams_drain_and_then_cuts_them() {
+    let project = Project::empty();
+    let machines = machines([service(b'1'), service(b'2')]);
+    let port = free_port();
+    let declare = |service: &str, drain: &str| {
+        let from = format!("machine.db.service.{service}");
+        let more = format!("drain = \"{drain}\"");
+        let text = machines.clone() + &binding("db", &from, "app", port, &more);
+        project.write("main.gobs.hcl", &text);
+    };
+    declare("one", "1h");
+    project.gobs(APPLY).ok();
+    let mut live = tcp(port).expect("connected");
+    assert_eq!(ask(&mut live), Some(b'1'));
+
+    declare("two", "1h");
+    let run = project.start(APPLY);
+    run.wait_for("Waiting for live streams to end");
+    // The address leads elsewhere already, and who was there is still served.
+    eventually("the listener has switched", WAIT_MAX, || {
+        ask_anew(port) == Some(b'2')
+    });
+    assert_eq!(ask(&mut live), Some(b'1'));
+    drop(live);
+    let run = run.end().ok();
+    assert!(run.stdout.contains("Bindings: 1 moved"), "{}", run.stdout);
+
+    let mut live = tcp(port).expect("connected");
+    assert_eq!(ask(&mut live), Some(b'2'));
+    declare("one", "1s");
+    let asked = Instant::now();
+    project.gobs(APPLY).ok();
+    assert!(
+        asked.elapsed() >= Duration::from_secs(1),
+        "nothing was drained"
+    );
+    assert_eq!(ask(&mut live), None, "a stream outlives its grant");
+    assert_eq!(ask_anew(port), Some(b'1'));
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
+fn a_person_opens_a_service_for_a_while_and_on_the_record() {
+    let project = Project::empty().with_env("USER", "maria");
+    project.write("main.gobs.hcl", &machines([service(b'1'), service(b'2')]));
+    project.gobs(APPLY).ok();
+    let socket = project.path().join("person.sock");
+    let path = socket.display().to_string();
+    let open = |time: &'static str| {
+        let service = "machine.db.service.one";
+        project.start(&["open", service, "--for", time, "--socket", &path])
+    };
+    let run = open("1h");
+    run.wait_for("Ctrl-C ends it");
+    let mut live = unix(&socket);
+    assert_eq!(ask(&mut live), Some(b'1'));
+    let who = || project.gobs(&["who", "machine.db.service.one"]).ok().stdout;
+    assert!(who().contains("open by maria on "), "{}", who());
+    run.signal(rustix::process::Signal::INT);
+    run.end().ok();
+    assert_eq!(ask(&mut live), None, "it goes on after its end");
+    assert_eq!(who(), "Nobody holds machine.db.service.one.\n");
+    assert!(!socket.exists());
+
+    let run = open("5s");
+    run.wait_for("Ctrl-C ends it");
+    let mut live = unix(&socket);
+    assert_eq!(ask(&mut live), Some(b'1'));
+    run.end().ok();
+    assert_eq!(ask(&mut live), None, "it goes on after its time");
+    let wrong = ["open", "machine.db.service.one", "--for", "1d"];
+    assert!(project.gobs(&wrong).code(1).stderr.contains("1d"));
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}

@@ -17,7 +17,7 @@ use gobs_state::{
 };
 
 use crate::apply::{Providers, homes};
-use crate::boss::{BossError, BossOptions, beside};
+use crate::boss::{BossError, BossOptions};
 use crate::clock::Clock;
 use crate::lang::{
     Assignment, BlockId, BossPlace, Config, Evaluator, Files, Inputs, Schemas, Source, check, load,
@@ -378,7 +378,7 @@ impl Project {
             listen: self.config.settings.boss_listen.clone(),
             advertise: self.config.settings.boss_advertise.clone(),
             socket: self.paths().boss_socket(),
-            program: beside(&self.surroundings.agent),
+            program: self.surroundings.agent.first().map(PathBuf::from),
             clock: Clock::system(),
             homes: homes(snapshot, &self.schemas),
         }

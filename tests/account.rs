@@ -36,6 +36,35 @@ fi
 exec GOBS hob --dir "$GUEST_DIR"
 "#;
 
+/// What a machine does that has only what its image brings: it runs the part of its user data that
+/// is for cloud-init's first stage, and then what the unit does that this makes. Where the disk
+/// is another directory than `/`, and nobody is root, stand-ins note what is asked of the system.
+const BARE_GUEST: &str = r#"set -eu
+export GOBS_ROOT="$GUEST_DIR/root" PATH="$GUEST_DIR/bin:$PATH"
+if ! [ -e root ]; then
+    mkdir bin
+    for name in systemctl useradd nft; do
+        printf '#!/bin/sh\nexit 0\n' >"bin/$name"
+    done
+    printf '#!/bin/sh\necho 999\n' >bin/id
+    chmod +x bin/*
+    token=$(curl -sSf -X PUT -H 'Metadata-Token-Expiry-Seconds: 3600' "$GUEST_METADATA_URL/token")
+    curl -sSf -H "Metadata-Token: $token" "$GUEST_METADATA_URL/user-data" | base64 -d |
+        python3 -c '
+import email, sys
+parts = email.message_from_file(sys.stdin).walk()
+bodies = {it.get_content_type(): it.get_payload(decode=True) for it in parts}
+open("own", "wb").write(bodies.get("text/cloud-config") or b"")
+open("hook", "wb").write(bodies["text/cloud-boothook"])'
+    sh hook
+fi
+# The unit is started again until this is well.
+until "$GOBS_ROOT/usr/local/lib/gobs/prepare"; do sleep 0.2; done
+export RUNTIME_DIRECTORY="$GUEST_DIR/run"
+exec "$GOBS_ROOT/usr/local/bin/hob" --dir "$GOBS_ROOT/var/lib/gobs" \
+    --metadata http://127.0.0.1:1 --metadata "$GUEST_METADATA_URL"
+"#;
+
 /// A project, and the account that it uses.
 pub(crate) struct Account {
     /// Dropped first, since it destroys what it made.
@@ -51,19 +80,26 @@ impl Account {
     pub(crate) fn start(project: Project, seed: u64) -> Self {
         let witnessed = Arc::new(AtomicU64::new(0));
         let witness = a2_witness(project.path(), Arc::clone(&witnessed));
-        Self::with(project, seed, witnessed, Some(witness))
+        Self::with(project, seed, GUEST, (witnessed, Some(witness)))
+    }
+
+    /// The same, with machines that have no hob until their user data installs one.
+    pub(crate) fn bare(project: Project, seed: u64) -> Self {
+        let witnessed = Arc::new(AtomicU64::new(0));
+        let witness = a2_witness(project.path(), Arc::clone(&witnessed));
+        Self::with(project, seed, BARE_GUEST, (witnessed, Some(witness)))
     }
 
     /// Starts a double that others ask too.
     pub(crate) fn unwitnessed(project: Project, seed: u64) -> Self {
-        Self::with(project, seed, Arc::default(), None)
+        Self::with(project, seed, GUEST, (Arc::default(), None))
     }
 
     fn with(
         project: Project,
         seed: u64,
-        witnessed: Arc<AtomicU64>,
-        witness: Option<Witness>,
+        guest: &str,
+        (witnessed, witness): (Arc<AtomicU64>, Option<Witness>),
     ) -> Self {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let _inside = runtime.enter();
@@ -71,7 +107,7 @@ impl Account {
             seed: Some(seed),
             scale: SCALE,
             guest: Some(Guest {
-                command: GUEST.replace("GOBS", env!("CARGO_BIN_EXE_gobs")),
+                command: guest.replace("GOBS hob", concat!(env!("CARGO_BIN_EXE_gobs"), " hob")),
                 directory: project.path().join("linodes"),
             }),
             witness,

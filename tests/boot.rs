@@ -366,6 +366,7 @@ fn what_cannot_be_booted_with_is_an_error_at_its_place() {
             "7: Invalid value: \"sha256\" is 64",
         ],
     );
+    check("hob { deadline = \"3h\" }", &["two hours at most"]);
     check("hob { user = \"nobody\" }", &["or as \"root\""]);
     check("hob { require_address = \"x\" }", &["require_address"]);
     check("hob { instal = \"image\" }", &["Did you mean \"install\""]);

@@ -3,12 +3,12 @@
 
 use std::net::TcpListener;
 
-use crate::account::Account;
+use crate::account::{Account, serve_line};
 use crate::support::{Project, free_port};
 
 #[test]
 fn a_machine_that_cannot_call_is_called() {
-    let (db, app) = (free_port(), free_port());
+    let (db, app, port) = (free_port(), free_port(), serve_line());
     let project = Project::new(&format!(
         r#"
 machine "db" {{
@@ -17,7 +17,7 @@ machine "db" {{
     dial   = "boss"
     listen = "127.0.0.1:{db}"
   }}
-  service "x" {{ tcp = "127.0.0.1:1" }}
+  service "x" {{ tcp = "127.0.0.1:{port}" }}
 }}
 machine "app" {{
   provider = dummy

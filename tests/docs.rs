@@ -27,6 +27,7 @@ fn links_lead_somewhere() {
         "docs/plugins.md",
         "docs/postgres.md",
         "docs/webapp.md",
+        "docs/hobs.md",
     ] {
         let path = repository().join(file);
         let beside = path.parent().expect("a directory");

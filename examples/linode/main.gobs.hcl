@@ -1,4 +1,7 @@
-# Two machines at Linode, and what one needs of the other. LINODE_TOKEN is the account's token.
+# Two machines at Linode, and what one needs of the other.
+#
+# LINODE_TOKEN is the account's token. Machines fetch their hob from this host, and it calls home
+# here: GOBS_BOSS_LISTEN=[::]:7462 and GOBS_BOSS_ADVERTISE=HOST:7462 say how that is reached.
 
 variable "ssh_key" {
   type        = string
@@ -29,6 +32,11 @@ machine "db" {
   image           = "linode/debian13"
   authorized_keys = [var.ssh_key]
   tags            = ["orders"]
+
+  user_data = <<-EOT
+    #cloud-config
+    packages: [postgresql]
+  EOT
 
   service "orders" { tcp = "127.0.0.1:${var.orders_port}" }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::advertise::advertised;
 use crate::binding::Bindings;
 use crate::client::{self, ClientPresence};
 use crate::grant::{Chain, Grants};
@@ -32,8 +32,8 @@ use crate::logs;
 use crate::process::start_time;
 use crate::programs::{Programs, Wanted, environment};
 use crate::protocol::{
-    BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply,
-    host_and_port, method, to_passable,
+    BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply, method,
+    to_passable,
 };
 use crate::store::{Store, StoreError, swissnum_hash};
 use crate::units::{self, Units};
@@ -390,6 +390,13 @@ impl Hob {
         if !bound.peer.same_peer(&presence.peer) {
             return Err(JoinError::OtherBoss);
         }
+        let mut bound = bound;
+        if presence.peer.addresses().is_empty() {
+            // Invited to wait for the boss's call, it goes on waiting: what the boss says of its
+            // own addresses leads nowhere from here.
+            let boss = &presence.peer;
+            bound.peer = PeerLocator::new(boss.transport.clone(), boss.designator.clone());
+        }
         let machine = registered.machine.clone();
         self.store
             .write(move |contents| {
@@ -584,40 +591,6 @@ async fn listen_on(
         .map_err(failed)
 }
 
-/// Returns what others are told to dial: as declared, else where we listen, else the address
-/// from which the boss is reached.
-async fn advertised(
-    bound: SocketAddr,
-    declared: &[String],
-    boss: &[(String, u16)],
-) -> Vec<(String, u16)> {
-    if !declared.is_empty() {
-        return declared
-            .iter()
-            .map(|text| host_and_port(text, bound.port()))
-            .collect();
-    }
-    if !bound.ip().is_unspecified() {
-        return vec![(bound.ip().to_string(), bound.port())];
-    }
-    for (host, port) in boss {
-        // Connecting a datagram socket sends nothing; the kernel picks the source address.
-        let toward = async {
-            let to = lookup_host((host.as_str(), *port)).await?.next();
-            let to = to.ok_or(io::ErrorKind::NotFound)?;
-            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = tokio::net::UdpSocket::bind(any).await?;
-            socket.connect(to).await?;
-            socket.local_addr()
-        };
-        match toward.await {
-            Ok(address) => return vec![(address.ip().to_string(), bound.port())],
-            Err(error) => tracing::warn!(host, %error, "the boss's address leads nowhere"),
-        }
-    }
-    Vec::new()
-}
-
 /// Lets the hob open as many files as it may: each stream takes two. Returns the limit before,
 /// which its programs get.
 fn raise_files_max() -> Option<u64> {
@@ -641,32 +614,6 @@ fn raise_files_max() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn addresses_are_advertised_as_declared() {
-        let bound: SocketAddr = "127.0.0.1:77".parse().unwrap();
-        let any: SocketAddr = "[::]:77".parse().unwrap();
-        let declared = ["h", "h:1", "::1", "[::1]:2", "10.0.0.1", "[fe80::1]"].map(str::to_owned);
-        let found = advertised(any, &declared, &[]).await;
-        let expected = [
-            ("h", 77),
-            ("h", 1),
-            ("::1", 77),
-            ("::1", 2),
-            ("10.0.0.1", 77),
-            ("fe80::1", 77),
-        ];
-        assert_eq!(found, expected.map(|(host, port)| (host.to_owned(), port)));
-        assert_eq!(
-            advertised(bound, &[], &[]).await,
-            [("127.0.0.1".to_owned(), 77)]
-        );
-        let boss = [("127.0.0.1".to_owned(), 9)];
-        assert_eq!(
-            advertised(any, &[], &boss).await,
-            [("127.0.0.1".to_owned(), 77)]
-        );
-    }
 
     #[test]
     fn one_hob_runs_in_a_directory() {

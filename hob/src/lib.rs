@@ -5,6 +5,7 @@
 //! Beside the boss, [`server`] is what a machine looks like from there. [`protocol`] is what the
 //! two say to each other; [`layout`] is what a provider has to know.
 
+mod advertise;
 mod agent;
 mod ask;
 mod binding;

@@ -41,7 +41,6 @@ pub use bind::{BindRequest, Bound, UnbindRequest, Unbound};
 pub use enroll::Invitation;
 pub use lend::Loan;
 pub use operator::{Machines, operator_identity, operator_sturdyref};
-pub use program::beside;
 pub use status::{AlertReport, HobReport, StatusReport, ask_status};
 
 use crate::clock::Clock;
@@ -84,8 +83,8 @@ pub struct BossOptions {
     pub advertise: Vec<String>,
     /// The socket on which other processes of this project ask it: `.gobs/boss.sock`.
     pub socket: PathBuf,
-    /// The program that it serves to machines that need a hob: a `hob`, or a `gobs`, which is one
-    /// where it is called so.
+    /// The program that it serves to machines that need a hob: a `gobs`, which is one where it is
+    /// called so, and of the boss's own version.
     pub program: Option<PathBuf>,
     /// What time it is.
     pub clock: Clock,

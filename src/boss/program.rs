@@ -3,7 +3,6 @@
 //! It goes out on the boss's port over HTTPS, to whoever asks for it by its digest: it is no
 //! secret. A machine pins the boss's key, and runs what it got only if the digest is right.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -119,14 +118,6 @@ impl Program {
             sha256: HEXLOWER.encode(&hash.finalize()),
         })
     }
-}
-
-/// Returns the program that machines are given as their agent: the small one beside the one that
-/// machines of this host are given, else that one itself.
-pub fn beside(agent: &[OsString]) -> Option<PathBuf> {
-    let own = PathBuf::from(agent.first()?);
-    let small = own.with_file_name("hob");
-    Some(if small.is_file() { small } else { own })
 }
 
 impl Boss {

@@ -459,6 +459,9 @@ impl HobValues {
     /// minutes to boot an image.
     pub const DEADLINE_DEFAULT: Duration = Duration::from_mins(30);
 
+    /// The longest that it may take: so long provisioning can keep a claim open.
+    pub const DEADLINE_MAX: Duration = Duration::from_hours(2);
+
     /// Returns the settings as rows keep them.
     pub fn to_value(&self) -> Value {
         let listen = self.listen.as_deref().map_or(Value::NULL, Value::from);

@@ -72,6 +72,11 @@ pub(super) fn values(eval: &mut Eval<'_>, block: Option<&Block>) -> HobValues {
             },
             "deadline" => {
                 if let Some(time) = time(eval, expr, "\"deadline\"") {
+                    if time > HobValues::DEADLINE_MAX {
+                        let detail = "\"deadline\" is two hours at most: what a machine claims \
+                                      its place with must not lie about for longer.";
+                        eval.fail(expr, expr.span, "Invalid time", detail);
+                    }
                     values.deadline = time;
                 }
             }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::crypto::{Envelope, PublicKey, SessionKeys};
 use crate::locator::PeerLocator;
-use crate::syrup::{Mode, Reader, SyrupError, Writer};
+use crate::syrup::{Mode, Orders, Reader, SyrupError, Writer};
 
 /// What the gifter says: the holder of a key may have a gift from the exporter.
 pub(crate) struct Give {
@@ -28,7 +28,7 @@ impl Give {
         reader.record_of("desc:handoff-give")?;
         let give = Self {
             receiver_key: PublicKey::read(&mut reader)?,
-            exporter: PeerLocator::read(&mut reader)?,
+            exporter: PeerLocator::read(&mut reader, Orders::OF_SESSION)?,
             session: reader.bytes()?,
             gifter_side: reader.bytes()?,
             gift_id: reader.raw()?,

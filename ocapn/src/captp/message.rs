@@ -87,7 +87,7 @@ pub(crate) fn read_greeting(frame: &Bytes, mode: Mode) -> Result<Greeting, Fault
         let start = reader.offset();
         let location_encoding = reader.raw()?;
         reader.rewind(start);
-        let location = PeerLocator::read(&mut reader)?;
+        let location = PeerLocator::read(&mut reader, Orders::OF_SESSION)?;
         let signature = read_signature(&mut reader)?;
         reader.end()?;
         Ok((
@@ -342,10 +342,7 @@ impl Refer for Decoder<'_> {
     }
 
     fn orders(&self) -> Orders {
-        Orders {
-            encoding: true,
-            text: true,
-        }
+        Orders::OF_SESSION
     }
 }
 

@@ -338,7 +338,7 @@ fn scanner(limits: &Limits, size_max: usize, mode: Mode) -> Scanner {
 /// Returns the start-session of the side with these keys.
 fn greeting(keys: &SessionKeys, location: &PeerLocator) -> Bytes {
     let mut encoding = Writer::new();
-    location.write(&mut encoding);
+    location.write(&mut encoding, true);
     let location = encoding.take();
     let mut writer = Writer::new();
     writer

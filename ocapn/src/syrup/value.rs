@@ -84,6 +84,12 @@ pub(crate) struct Orders {
 }
 
 impl Orders {
+    /// What is taken in a session.
+    pub(crate) const OF_SESSION: Self = Self {
+        encoding: true,
+        text: true,
+    };
+
     /// Returns those that `next` after `last` leaves; `None` if there are none.
     fn after(self, last: &str, next: &str) -> Option<Self> {
         let left = Self {
@@ -337,7 +343,7 @@ fn known_record(
             return Err(Kind::Count.at(start));
         }
         let sturdyref = (|| {
-            let peer = PeerLocator::read(reader)?;
+            let peer = PeerLocator::read(reader, refer.orders())?;
             let swissnum = Swissnum::new(reader.bytes()?);
             reader.end()?;
             Ok::<_, SyrupError>(Sturdyref { peer, swissnum })
@@ -439,7 +445,7 @@ fn write_nested(
             .end_record(),
         Passable::Sturdyref(sturdyref) => {
             writer.record("ocapn-sturdyref");
-            sturdyref.peer.write(writer);
+            sturdyref.peer.write(writer, describe.sorts_by_text());
             writer.bytes(sturdyref.swissnum.reveal()).end_record()
         }
         Passable::Reference(reference) => return describe.describe(reference, writer),
@@ -464,7 +470,7 @@ fn write_nested(
 
 impl PeerLocator {
     /// Reads `<ocapn-peer transport designator hints>`.
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, SyrupError> {
+    pub(crate) fn read(reader: &mut Reader<'_>, mut orders: Orders) -> Result<Self, SyrupError> {
         reader.record_of("ocapn-peer")?;
         let transport = reader.symbol()?.to_owned();
         let mut peer = Self::new(transport, reader.string()?);
@@ -478,9 +484,10 @@ impl PeerLocator {
                 let at = reader.offset();
                 let name = reader.string()?;
                 if reader.mode() == Mode::Strict
-                    && last.is_some_and(|last| canonical_key_order(last, name).is_ge())
+                    && let Some(last) = last
                 {
-                    return Err(Kind::Canonical.at(at));
+                    let left = orders.after(last, name);
+                    orders = left.ok_or_else(|| Kind::Canonical.at(at))?;
                 }
                 last = Some(name);
                 if reader.mode() == Mode::Lenient && !reader.is_string_next() {
@@ -497,8 +504,9 @@ impl PeerLocator {
         Ok(peer)
     }
 
-    /// Writes `<ocapn-peer transport designator hints>`.
-    pub(crate) fn write(&self, writer: &mut Writer) {
+    /// Writes `<ocapn-peer transport designator hints>`, its hints in the order of their text or
+    /// in the canonical one.
+    pub(crate) fn write(&self, writer: &mut Writer, by_text: bool) {
         writer
             .record("ocapn-peer")
             .symbol(&self.transport)
@@ -507,7 +515,10 @@ impl PeerLocator {
             writer.bool(false);
         } else {
             let mut hints: Vec<_> = self.hints.iter().collect();
-            hints.sort_by(|(a, _), (b, _)| canonical_key_order(a, b));
+            hints.sort_by(|(a, _), (b, _)| match by_text {
+                true => text_order(a, b),
+                false => canonical_key_order(a, b),
+            });
             writer.dict();
             for (name, value) in hints {
                 writer.string(name).string(value);

@@ -1,7 +1,10 @@
 //! What one session may use of a vat, and what happens at each limit.
 
 use crate::support::{Behavior, End, Log, TRANSPORT, World, echo, name, send};
-use ocapn::{Answer, Direction, Limits, Object, Passable, PeerLocator, Turn, Vat, VatOptions};
+use ocapn::{
+    Answer, Dialect, Direction, Greet, Limits, Object, Opening, Passable, PeerLocator, Turn, Vat,
+    VatOptions,
+};
 
 /// Answers never.
 fn stuck() -> impl Object {
@@ -166,6 +169,55 @@ fn structs_are_written_as_endo_has_them_and_read_either_way() {
         let back = send(&mut world, call(args).replace("answer", "export"));
         assert_eq!(back, None, "{args}");
     }
+}
+
+/// The hints of a locator are a struct like any other: in sturdyrefs, and in greetings, whose
+/// signatures cover them.
+#[test]
+fn hints_are_written_as_endo_has_them_and_read_either_way() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    let look = |_: &Turn, mut args: Vec<Passable>| {
+        let is_sturdyref = args[0].as_sturdyref().is_some();
+        Answer::value(vec![is_sturdyref.into(), args.remove(0)])
+    };
+    world.publish(1, "look", Behavior(look));
+    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch4:look]0+f>";
+    send(&mut world, fetch).expect("it is up");
+    let call = |hints: &str| {
+        format!(
+            "<10'op:deliver<11'desc:answer0+>\
+             [<15'ocapn-sturdyref<10'ocapn-peer1't1\"d{hints}>1:s>]f<18'desc:import-object1+>>"
+        )
+    };
+    let by_text = "{2\"aa1\"x1\"b1\"y}";
+    let told = format!("[t<15'ocapn-sturdyref<10'ocapn-peer1't1\"d{by_text}>1:s>]");
+    for hints in [by_text, "{1\"b1\"y2\"aa1\"x}"] {
+        let back = send(&mut world, call(hints)).expect("the session stands");
+        assert!(back.contains(&told), "{hints}: {back}");
+    }
+    let neither = "{2\"aa1\"x1\"b1\"y2\"ab1\"z}";
+    assert_eq!(send(&mut world, call(neither)), None, "in no order");
+
+    let vats = ["one", "two"].map(|name| {
+        let location = PeerLocator::new(TRANSPORT, name)
+            .with_hint("b", "y")
+            .with_hint("aa", "x");
+        let limits = Limits::default();
+        Vat::new(VatOptions { location, limits })
+    });
+    let [one, two] = [1, 2].map(|seed| Opening {
+        seed: [seed; 32],
+        direction: Direction::Inbound,
+        peer: None,
+        dialect: Dialect::D2,
+        greet: Greet::AtOnce,
+    });
+    let (one, two) = (vats[0].open(one), vats[1].open(two));
+    let hello = vats[0].try_transmit(one).expect("a greeting").bytes;
+    assert!(String::from_utf8_lossy(&hello).contains(by_text));
+    assert_eq!(vats[1].receive(two, &hello), Ok(()));
+    assert_eq!(vats[1].session_with(TRANSPORT, "one"), Some(two));
 }
 
 /// An object of ours as a listener would be called as if by ourselves.

@@ -11,8 +11,8 @@ mod write;
 
 pub use read::{Reader, Token};
 pub use scan::Scanner;
+pub use value::{DECODE_DEPTH_MAX, ENCODE_DEPTH_MAX, decode, encode};
 pub(crate) use value::{Describe, Orders, Refer, read_value, write_value};
-pub use value::{ENCODE_DEPTH_MAX, decode, encode};
 pub use write::Writer;
 
 /// What one value may cost.

@@ -113,7 +113,8 @@ pub struct VatOptions {
 pub struct Limits {
     /// Bytes of one message. Default 16 MiB; a larger one aborts.
     pub message_size_max: usize,
-    /// Nesting of one message. Default 64; a deeper one aborts.
+    /// Nesting of one message. Default 64; a deeper one aborts. More than
+    /// [`crate::syrup::DECODE_DEPTH_MAX`] is as good as that.
     pub depth_max: usize,
     /// Values in one message. Default 1,000,000; more abort.
     pub values_max: usize,

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use num_bigint::BigInt;
-use ocapn::syrup::{Limits, Mode, Scanner, SyrupError, SyrupErrorKind, decode, encode};
+use ocapn::syrup::{
+    DECODE_DEPTH_MAX, Limits, Mode, Scanner, SyrupError, SyrupErrorKind, decode, encode,
+};
 use ocapn::{
     ErrorValue, Opaque, Passable, PeerLocator, Struct, Sturdyref, Swissnum, Symbol, Tagged,
 };
@@ -201,6 +203,25 @@ fn limits_are_met_exactly() {
     wrong.swap(end, end + 1);
     let read = decode(&Bytes::from(wrong), limits(300), Mode::Strict);
     assert_eq!(read.unwrap_err().kind, Kind::Byte);
+}
+
+/// A value that is dropped, compared or printed must fit the stack, whoever chose the limits.
+#[test]
+fn no_limits_let_a_value_grow_deeper_than_any_stack() {
+    let limits = Limits {
+        depth_max: usize::MAX,
+        ..Limits::default()
+    };
+    let nested = |depth| Bytes::from([b"[".repeat(depth), b"]".repeat(depth)].concat());
+    for mode in [Mode::Strict, Mode::Lenient] {
+        let deepest = decode(&nested(DECODE_DEPTH_MAX), limits, mode).expect("it is allowed");
+        assert_eq!(deepest, deepest.clone());
+        assert!(format!("{deepest:?}").len() > DECODE_DEPTH_MAX);
+        for depth in [400_000, DECODE_DEPTH_MAX + 1] {
+            let error = decode(&nested(depth), limits, mode).map(drop).unwrap_err();
+            assert_eq!(error.kind, SyrupErrorKind::Depth);
+        }
+    }
 }
 
 #[test]

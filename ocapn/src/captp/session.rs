@@ -329,7 +329,7 @@ impl Session {
 fn scanner(limits: &Limits, size_max: usize, mode: Mode) -> Scanner {
     let limits = syrup::Limits {
         size_max,
-        depth_max: limits.depth_max,
+        depth_max: limits.depth_max.min(syrup::DECODE_DEPTH_MAX),
         values_max: limits.values_max,
     };
     Scanner::new(limits, mode)

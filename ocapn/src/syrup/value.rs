@@ -12,7 +12,9 @@ use crate::passable::{ErrorValue, Opaque, Passable, Struct, Symbol, Tagged, cano
 
 /// Decodes one value and nothing after it. Descriptors of live references, which mean something
 /// in a session only, stay [`Passable::Opaque`]. Byte arrays are parts of `bytes`, not copies.
-pub fn decode(bytes: &Bytes, limits: Limits, mode: Mode) -> Result<Passable, SyrupError> {
+/// Whatever the limits, nothing is deeper than [`DECODE_DEPTH_MAX`].
+pub fn decode(bytes: &Bytes, mut limits: Limits, mode: Mode) -> Result<Passable, SyrupError> {
+    limits.depth_max = limits.depth_max.min(DECODE_DEPTH_MAX);
     // Nearly all is right and within the limits, so that one pass is enough. What is not is looked
     // at once more, to say where.
     if mode == Mode::Strict && bytes.len() <= limits.size_max {
@@ -48,6 +50,10 @@ pub fn encode(value: &Passable) -> Option<Bytes> {
 
 /// Containers inside each other that can be written: as many as fit any stack.
 pub const ENCODE_DEPTH_MAX: usize = 128;
+
+/// Containers inside each other that a value which was read can have, whatever the limits. Reading
+/// does not recurse, but to drop, to compare and to print a value does: so many fit any stack.
+pub const DECODE_DEPTH_MAX: usize = 512;
 
 /// Labels of records that stand for live references in a session.
 const LIVE: [&str; 5] = [

@@ -1,6 +1,6 @@
 //! The bootstrap object, and third-party handoffs in their three roles.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,14 +30,41 @@ const GIFT_ID_MAX: usize = 256;
 /// as well.
 const CERTIFICATE_SIZE_MAX: usize = 2 * GREETING_SIZE_MAX;
 
-/// Withdrawals that one session may make of the gifts of another, whose counts are remembered
-/// against replay while both last. What one gifter has handed over says nothing of the next.
-const WITHDRAWALS_MAX: usize = 65_536;
+/// Sessions that one receiver may have had with one gifter, while its session with us and the
+/// gifter's last: what was withdrawn is remembered for each, against replay.
+const RECEIVER_KEYS_MAX: usize = 1_024;
 
-/// Withdrawals that were accepted, of one gifter: by the receiver's session, its side towards the
-/// gifter and the count. Goblins counts per session of gifter and receiver, Endo per session of
-/// exporter and receiver; this accepts both, and neither twice.
-type Withdrawn = HashMap<SessionId, HashSet<([u8; 32], u64)>>;
+/// Counts that are remembered for each, the highest ones. Every peer counts upwards, and withdraws
+/// in that order but for some whose way took longer; so what is lower is taken for used.
+const COUNTS_MAX: usize = 256;
+
+/// Withdrawals that were accepted, of one gifter: by the receiver's session and its side towards
+/// the gifter. Goblins counts per session of gifter and receiver, Endo per session of exporter and
+/// receiver; this accepts both, and neither twice.
+type Withdrawn = HashMap<SessionId, HashMap<[u8; 32], Used>>;
+
+/// Counts that were used.
+#[derive(Default)]
+struct Used {
+    highest: BTreeSet<u64>,
+    /// All below it count as used.
+    floor: u64,
+}
+
+impl Used {
+    fn has(&self, count: u64) -> bool {
+        count < self.floor || self.highest.contains(&count)
+    }
+
+    fn add(&mut self, count: u64) {
+        self.highest.insert(count);
+        if self.highest.len() > COUNTS_MAX
+            && let Some(lowest) = self.highest.pop_first()
+        {
+            self.floor = lowest.saturating_add(1);
+        }
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Gifts {
@@ -280,14 +307,17 @@ impl Inner {
         check_gift_id(&give.gift_id)?;
         // A part of the message would keep the whole of it.
         let gift_id = Bytes::copy_from_slice(&give.gift_id);
-        let used = (give.receiver_key.side, receive.count);
+        let side = give.receiver_key.side;
         let withdrawn = self.gifts.withdrawn.entry(gifter).or_default();
         let withdrawn = withdrawn.entry(receiver).or_default();
-        if withdrawn.contains(&used) {
-            return Err(refused("the certificate was used"));
-        }
-        if withdrawn.len() >= WITHDRAWALS_MAX {
-            return Err(refused("too many withdrawals"));
+        match withdrawn.get(&side) {
+            Some(used) if used.has(receive.count) => {
+                return Err(refused("the certificate was used"));
+            }
+            None if withdrawn.len() >= RECEIVER_KEYS_MAX => {
+                return Err(refused("too many receivers"));
+            }
+            _ => {}
         }
         let deposits = self.gifts.deposits.entry(gifter).or_default();
         let gift = match deposits.remove(&gift_id) {
@@ -302,7 +332,7 @@ impl Inner {
                 None
             }
         };
-        withdrawn.insert(used);
+        withdrawn.entry(side).or_default().add(receive.count);
         Ok(gift)
     }
 

@@ -173,6 +173,27 @@ fn counts_of_goblins_and_of_endo_are_accepted_and_none_twice() {
     }
 }
 
+/// Sessions last long, and their handoffs must not run out; nor may an old one be made again.
+#[test]
+fn handoffs_go_on_and_none_is_replayed_however_many_there_were() {
+    const MANY: u64 = 300;
+    let mut scene = Scene::new(Limits::default());
+    // One that comes late is let in as well.
+    let counts = (0..MANY).filter(|n| *n != MANY - 9).chain([MANY - 9]);
+    for count in counts {
+        scene.deposit("gift");
+        let back = scene.withdraw(&scene.certificate("gift", count));
+        assert!(is_given(&back), "number {count}: {back}");
+    }
+    scene.deposit("gift");
+    for used in 0..MANY {
+        let back = scene.withdraw(&scene.certificate("gift", used));
+        assert!(back.contains("the certificate was used"), "{used}: {back}");
+    }
+    let back = scene.withdraw(&scene.certificate("gift", MANY));
+    assert!(is_given(&back), "{back}");
+}
+
 #[test]
 fn gifts_die_with_the_session_of_their_gifter() {
     let mut scene = Scene::new(Limits::default());

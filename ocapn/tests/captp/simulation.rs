@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
-use ocapn::{Answer, Object, Passable, Promise, Reference, Turn};
+use ocapn::{Answer, Object, Passable, Promise, Reference, Resolver, Turn};
 
 use crate::support::{World, name};
 
@@ -110,6 +110,8 @@ struct Simulation {
     /// What the programs of each vat hold, each with its own handle and count.
     held: Vec<Vec<(Held, i64, i64)>>,
     promises: Vec<(usize, Promise)>,
+    /// What resolves promises that vats made by themselves, and when those came to be.
+    resolvers: Vec<Vec<(Resolver, i64)>>,
     handles: i64,
     calls: i64,
 }
@@ -149,6 +151,7 @@ impl Simulation {
             bags,
             held,
             promises: Vec::new(),
+            resolvers: (0..vats).map(|_| Vec::new()).collect(),
             handles: 0,
             calls: 0,
         };
@@ -186,7 +189,7 @@ impl Simulation {
     fn step(&mut self, cuts: bool) {
         let vats = self.world.vats.len();
         let vat = self.random.below(vats);
-        match self.random.below(if cuts { 41 } else { 40 }) {
+        match self.random.below(if cuts { 45 } else { 44 }) {
             0..10 => {
                 let count = self.held[vat].len();
                 let (to, gift) = (self.random.below(count), self.random.below(count));
@@ -207,6 +210,9 @@ impl Simulation {
                     args.push(gift.made.into());
                 }
                 let reference = held.reference.clone();
+                if self.random.below(4) == 0 {
+                    return reference.send_raw(args);
+                }
                 let answer = reference.call_raw(args);
                 if keep && held.target.is_some() {
                     self.hold(vat, None, made, answer.clone().into());
@@ -241,6 +247,27 @@ impl Simulation {
                 let most = 1 + self.random.below(600);
                 self.world.arrive(link, side, most);
             }
+            40..42 => {
+                let (promise, resolver) = self.world.vats[vat].promise();
+                self.calls += 1;
+                let made = self.calls;
+                self.resolvers[vat].push((resolver, made));
+                self.promises.push((vat, promise.clone()));
+                self.hold(vat, None, made, promise.into());
+            }
+            42..44 => {
+                let count = self.resolvers[vat].len();
+                if count > 0 {
+                    let at = self.random.below(count);
+                    let (resolver, made) = self.resolvers[vat].swap_remove(at);
+                    let held = self.held[vat].iter().map(|(held, ..)| held);
+                    let older: Vec<_> = held.filter(|held| held.made < made).collect();
+                    match older.get(self.random.below(older.len() + 1)) {
+                        Some(held) => resolver.fulfill(&held.reference),
+                        None => drop(resolver),
+                    }
+                }
+            }
             _ => {
                 let other = (vat + 1 + self.random.below(vats - 1)) % vats;
                 self.world.cut_between(vat, other);
@@ -251,6 +278,7 @@ impl Simulation {
 
     /// Lets everything arrive, then lets go of everything.
     fn finish(mut self) {
+        self.resolvers.clear();
         self.world.run();
         for (vat, promise) in std::mem::take(&mut self.promises) {
             let settled = (0..PROMISES_DEEP_MAX).any(|_| {

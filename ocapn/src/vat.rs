@@ -553,7 +553,7 @@ impl Vat {
         std::future::poll_fn(|cx| self.poll_event(cx)).await
     }
 
-    /// Tells that a peer that [`VatEvent::Dial`] named cannot be reached.
+    /// Tells that a peer that [`VatEvent::Dial`] named cannot be reached by that locator.
     pub fn dial_failed(&self, peer: &PeerLocator, reason: &str) {
         self.0.with(|inner| inner.dial_failed(peer, reason));
     }

@@ -92,10 +92,13 @@ struct Waiting {
 }
 
 /// One that waits, at the cost of the gifter.
-struct Parked(
-    Waiting,
-    #[expect(dead_code, reason = "it is only counted")] Charge,
-);
+struct Parked {
+    gift: Waiting,
+    /// Where the exporter is, as this gifter says. Another may say something wrong of the same
+    /// peer, and that must not decide here.
+    exporter: PeerLocator,
+    charge: Charge,
+}
 
 /// A receiver's request for a gift.
 pub(super) struct Withdrawal {
@@ -353,6 +356,26 @@ impl Inner {
         self.gifts
             .deposits
             .retain(|_, deposits| !deposits.is_empty());
+        self.bound_orphans(id);
+    }
+
+    /// Breaks what a gifter that left has handed over, if too much of those that left waits for an
+    /// exporter: with every new session a gifter has new places.
+    fn bound_orphans(&mut self, left: SessionId) {
+        let waiting = self.gifts.waiting.values().flatten();
+        let orphans = waiting.filter(|parked| !self.is_up(parked.charge.session()));
+        if orphans.count() <= self.limits.gifts_max {
+            return;
+        }
+        let mut broken = Vec::new();
+        for waiting in self.gifts.waiting.values_mut() {
+            broken.extend(waiting.extract_if(.., |parked| parked.charge.session() == left));
+        }
+        self.gifts.waiting.retain(|_, waiting| !waiting.is_empty());
+        for parked in broken {
+            let reason = "the gifter left, and too many gifts wait";
+            self.settle(parked.gift.promise, Err(refused(reason)));
+        }
     }
 
     /// Returns how many gifts may wait that the peer of this session deposits.
@@ -414,33 +437,50 @@ impl Inner {
         if let Some(up) = self.session_with(&exporter.transport, &exporter.designator) {
             return self.redeem(up, gift);
         }
-        let count: usize = self.gifts.waiting.values().map(Vec::len).sum();
-        if count >= self.limits.gifts_max {
+        // Each gifter for itself, so that none can take the places of all others.
+        let waiting = self.gifts.waiting.values().flatten();
+        let own = waiting.filter(|parked| parked.charge.session() == id);
+        if own.count() >= self.gifts_max(id) {
             return self.settle(gift.promise, Err(refused("too many gifts")));
         }
         let usage = self.session(id).map(|session| &session.usage);
-        let charge = usage.and_then(|usage| usage.call(gift.give.len()).ok());
+        // The exporter's locator is a part of the certificate, and kept beside it.
+        let charge = usage.and_then(|usage| usage.call(2 * gift.give.len()).ok());
         let Some(charge) = charge else {
             return self.settle(gift.promise, Err(refused(TOO_MUCH_KEPT)));
         };
         let waiting = self.gifts.waiting.entry(key(&exporter)).or_default();
-        waiting.push(Parked(gift, charge));
-        if waiting.len() == 1 {
+        let is_dialled = waiting.iter().any(|parked| parked.exporter == exporter);
+        waiting.push(Parked {
+            gift,
+            exporter: exporter.clone(),
+            charge,
+        });
+        if !is_dialled {
             self.event(VatEvent::Dial(exporter));
         }
     }
 
     /// A session came up: what waited for its peer is withdrawn, if that is who it is.
     pub(super) fn redeem_waiting(&mut self, id: SessionId, peer: &PeerLocator) {
-        for Parked(gift, _) in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
-            self.redeem(id, gift);
+        for parked in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
+            self.redeem(id, parked.gift);
         }
     }
 
     pub(super) fn dial_failed(&mut self, peer: &PeerLocator, reason: &str) {
-        for Parked(gift, _) in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
+        let Some(waiting) = self.gifts.waiting.get_mut(&key(peer)) else {
+            return;
+        };
+        let failed: Vec<_> = waiting
+            .extract_if(.., |parked| parked.exporter == *peer)
+            .collect();
+        if waiting.is_empty() {
+            self.gifts.waiting.remove(&key(peer));
+        }
+        for parked in failed {
             let broken = Broken::severed(format!("cannot reach the exporter: {reason}"));
-            self.settle(gift.promise, Err(broken));
+            self.settle(parked.gift.promise, Err(broken));
         }
     }
 

@@ -36,9 +36,9 @@ fn byte_array(bytes: &[u8]) -> Vec<u8> {
     [format!("{}:", bytes.len()).as_bytes(), bytes].concat()
 }
 
-fn location(transport: &str, designator: &str) -> Vec<u8> {
+fn location(transport: &str, designator: &str, hints: &str) -> Vec<u8> {
     let (t, d) = (transport.len(), designator.len());
-    format!("<10'ocapn-peer{t}'{transport}{d}\"{designator}f>").into_bytes()
+    format!("<10'ocapn-peer{t}'{transport}{d}\"{designator}{hints}>").into_bytes()
 }
 
 /// One side of a session with vat 0.
@@ -59,7 +59,7 @@ impl Side {
         let opening = world.opening(0, Direction::Inbound);
         let session = world.vats[0].open(opening);
         let own = key_encoding(key.verifying_key().as_bytes());
-        let location = location(TRANSPORT, designator);
+        let location = location(TRANSPORT, designator, "f");
         let signed = [b"<11'my-location", &location[..], b">"].concat();
         let signature = signature(&key, &signed);
         let hello = [
@@ -143,6 +143,8 @@ pub(crate) struct Give {
     /// The receiver's key towards the gifter.
     pub(crate) receiver: [u8; 32],
     pub(crate) exporter: (String, String),
+    /// The hints of the exporter's locator, as they travel.
+    pub(crate) hints: &'static str,
     pub(crate) session: [u8; 32],
     pub(crate) gifter_side: [u8; 32],
     pub(crate) gift: Vec<u8>,
@@ -153,7 +155,7 @@ impl Give {
         let signed = [
             b"<17'desc:handoff-give",
             &key_encoding(&self.receiver)[..],
-            &location(&self.exporter.0, &self.exporter.1),
+            &location(&self.exporter.0, &self.exporter.1, self.hints),
             &byte_array(&self.session),
             &byte_array(&self.gifter_side),
             &byte_array(&self.gift),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ocapn::Limits;
+use ocapn::{Limits, Passable, PeerLocator};
 
 use crate::by_hand::{Give, Receive, Side, broken, key};
 use crate::support::{Log, TRANSPORT, World, echo, name};
@@ -60,6 +60,7 @@ fn certificate(gifter: &Side, receiver: &Side, with: u8, gift: &str, count: u64)
             signer: gifter.key.clone(),
             receiver: *key(with).verifying_key().as_bytes(),
             exporter: (TRANSPORT.into(), name(0)),
+            hints: "f",
             session: gifter.session_id,
             gifter_side: gifter.side,
             gift: gift.into(),
@@ -286,6 +287,7 @@ fn a_receiver_takes_only_what_is_given_to_it_by_another() {
         signer: key(9),
         receiver: gifter.vat_key,
         exporter: (TRANSPORT.into(), name(1)),
+        hints: "f",
         session: [8; 32],
         gifter_side: [7; 32],
         gift: b"gift".to_vec(),
@@ -316,4 +318,64 @@ fn a_receiver_takes_only_what_is_given_to_it_by_another() {
     assert!(reasons[0].starts_with("not broken"), "{reasons:?}");
     assert!(reasons[1].starts_with("not broken"), "{reasons:?}");
     assert!(reasons[2].starts_with("too many gifts"), "{reasons:?}");
+}
+
+/// What one gifter says of an exporter must not decide over what another hands over.
+#[test]
+fn gifters_neither_fill_each_others_places_nor_misdirect_each_others_dials() {
+    let limits = Limits {
+        gifts_max: 2,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(2, limits);
+    let log = Log::default();
+    world.publish(0, "log", log.clone());
+    let gifters = [("hostile", 1), ("honest", 2)].map(|(name, seed)| {
+        let gifter = Side::connect(&mut world, name, key(seed));
+        gifter.fetch(&mut world, "log");
+        gifter
+    });
+    let [wrong, right] = [(0, "{4\"host1\"x}"), (1, "{4\"host1\"y}")].map(|(n, hints)| Give {
+        signer: key(9),
+        receiver: gifters[n].vat_key,
+        exporter: (TRANSPORT.into(), name(1)),
+        hints,
+        session: [8; 32],
+        gifter_side: [7; 32],
+        gift: b"gift".to_vec(),
+    });
+    for (gifter, give) in [(0, &wrong), (0, &wrong), (0, &wrong), (1, &right)] {
+        let start = b"<10'op:deliver<11'desc:export1+>[";
+        let message = [start, &give.encode()[..], b"]ff>"].concat();
+        let session = gifters[gifter].session;
+        world.vats[0].receive(session, &message).unwrap();
+    }
+    let there = |host: &str| PeerLocator::new(TRANSPORT, name(1)).with_hint("host", host);
+    world.vats[0].dial_failed(&there("x"), "nobody is there");
+    let taken = log.taken();
+    let reasons: Vec<_> = taken.iter().map(|args| broken(&args[0])).collect();
+    assert!(reasons[0].contains("nobody is there"), "{reasons:?}");
+    assert!(reasons[1].contains("nobody is there"), "{reasons:?}");
+    assert!(reasons[2].starts_with("too many gifts"), "{reasons:?}");
+    assert!(reasons[3].starts_with("not broken"), "{reasons:?}");
+    world.vats[0].dial_failed(&there("y"), "nor here");
+    assert!(broken(&taken[3][0]).contains("nor here"));
+
+    // Nor does who comes again and again have places each time.
+    let mut kept = Vec::new();
+    for seed in 10..15 {
+        let gifter = Side::connect(&mut world, "again", key(seed));
+        gifter.fetch(&mut world, "log");
+        let give = Give {
+            receiver: gifter.vat_key,
+            ..wrong.clone()
+        };
+        let start = b"<10'op:deliver<11'desc:export1+>[";
+        let message = [start, &give.encode()[..], b"]ff>"].concat();
+        world.vats[0].receive(gifter.session, &message).unwrap();
+        world.vats[0].closed(gifter.session, "gone");
+        kept.extend(log.taken());
+    }
+    let waits = |args: &&Vec<Passable>| broken(&args[0]).starts_with("not broken");
+    assert_eq!((kept.len(), kept.iter().filter(waits).count()), (5, 2));
 }

@@ -38,8 +38,8 @@ machine "app" {{
 
 #[test]
 fn b6_a_machine_that_never_calls_is_said_and_begins_anew() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+    let port = free_port();
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("a port");
     // The hob cannot have its port, so nobody answers there who was invited.
     let project = Project::new(&format!(
         r#"

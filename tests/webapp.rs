@@ -2,8 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::support::{Project, Run, free_port};
+use crate::support::{Project, Run, eventually, free_port};
+
+/// How long what was killed may take to be gone.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Asks the application on a machine; `note` is left there, if there is one.
 fn ask(port: u16, note: Option<&str>) -> String {
@@ -81,5 +85,7 @@ fn the_web_application_reaches_its_database_and_nobody_has_a_password() {
     let nothing = "No changes. Your infrastructure matches the configuration.\n";
     assert!(again.starts_with(nothing), "{again}");
     project.gobs(&["destroy", "--auto-approve"]).ok();
-    assert!(project.processes().is_empty(), "nothing is left running");
+    eventually("nothing is left running", WAIT_MAX, || {
+        project.processes().is_empty()
+    });
 }

@@ -303,7 +303,9 @@ impl Hob {
     /// Returns whether every binding that the boss has announced is granted.
     pub(crate) fn is_complete(&self) -> bool {
         let contents = self.store.contents();
-        contents.registered && self.bindings.waits_for().is_empty()
+        contents.registered
+            && self.bindings.has_all(&contents.expects)
+            && self.bindings.waits_for().is_empty()
     }
 
     /// Returns the environment of programs to which bindings add these.

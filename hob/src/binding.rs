@@ -48,7 +48,7 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a program may take to be told why there is no stream for it.
-const DECLINE_TIMEOUT: Duration = Duration::from_secs(1);
+const DECLINE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Streams of one binding that are open or wait to be; more are closed at once.
 const STREAMS_MAX: usize = 16_384;

@@ -4,10 +4,16 @@
 //! size and time, before a stream to the other machine is opened for it.
 
 use std::io;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 
 use crate::service::{http, postgres, redis};
+
+/// What is taken of a program that was told that it has no connection, and for how long.
+const REST_BYTES_MAX: u64 = 64 << 10;
+const REST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Returns whether programs reach services of this kind by connections: the others are asked by
 /// the hob alone.
@@ -42,6 +48,14 @@ where
     };
     local.write_all(answer.as_bytes()).await?;
     local.shutdown().await?;
+    // Many ask before they listen, and a connection that is closed by then fails them before they
+    // have seen what they were told.
+    let mut rest = local.take(REST_BYTES_MAX);
+    let _ = timeout(
+        REST_TIMEOUT,
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()),
+    )
+    .await;
     Ok(true)
 }
 

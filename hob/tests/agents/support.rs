@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,7 +30,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long anything may take on a host that is busy with other tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a process without any environment is looked at: while it becomes another program, it
+/// has none.
+const ENVIRONMENT_LOOKS_MAX: usize = 10;
 
 /// Waits until a condition holds.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
@@ -475,8 +480,7 @@ impl Host {
         let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
         entries
             .filter(|entry| {
-                let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-                environ
+                environment(&entry.path())
                     .windows(mark.len())
                     .any(|part| part == mark.as_bytes())
             })
@@ -485,6 +489,19 @@ impl Host {
             })
             .collect()
     }
+}
+
+/// Returns the environment of a process, given its directory below `/proc`.
+fn environment(process: &Path) -> Vec<u8> {
+    for _ in 0..ENVIRONMENT_LOOKS_MAX {
+        let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+        // One that has ended, and what is none of ours, has no program to be seen.
+        if !environment.is_empty() || std::fs::read_link(process.join("exe")).is_err() {
+            return environment;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Vec::new()
 }
 
 impl Drop for Host {
@@ -500,6 +517,22 @@ impl Drop for Host {
             let _ = rustix::process::kill_process(program, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// Returns a port that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    // Below the ports that the system chooses for others, which would take it at any moment, and
+    // apart from those that the tests of `gobs` choose.
+    const PORTS: std::ops::Range<u32> = 20_000..30_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 97;
+        let port = (PORTS.start + number % PORTS.len() as u32) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("every port is taken");
 }
 
 /// Returns bytes in which no stretch repeats soon.

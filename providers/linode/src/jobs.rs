@@ -81,7 +81,7 @@ impl Api {
         progress: &Progress,
     ) -> Result<(), Error> {
         let path = format!("/linode/instances/{}/{}", job.id, job.verb);
-        let until = Instant::now() + self.time.here(BUSY_WITHIN);
+        let until = Instant::now() + self.time.limit(BUSY_WITHIN);
         let mut sends = 0;
         loop {
             sends += 1;
@@ -129,7 +129,7 @@ impl Api {
         before: u64,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let until = Instant::now() + self.time.here(JOB_WITHIN);
+        let until = Instant::now() + self.time.limit(JOB_WITHIN);
         loop {
             let event = self.event_after(job.id, job.event, before).await?;
             let status = event

@@ -205,7 +205,7 @@ impl Machines {
             self.remove_seen_firewall(&last.attributes).await?;
             self.delete_doomed_volumes(&last.attributes).await?;
         }
-        let until = Instant::now() + self.api.time.here(DELETE_WITHIN);
+        let until = Instant::now() + self.api.time.limit(DELETE_WITHIN);
         loop {
             let Some(instance) = self.get(&last.id).await? else {
                 return Ok(());
@@ -384,7 +384,8 @@ impl Machines {
                 body,
                 event: "linode_resize",
             };
-            self.api.run(&job, progress).await?;
+            let is_so = |now: &Json| now["type"] == class;
+            self.run_unless_so(&job, is_so, progress).await?;
         }
         if !is_same_region(instance["region"].as_str().unwrap_or_default(), region) {
             let body = json!({"region": region, "type": "cold"});
@@ -395,9 +396,25 @@ impl Machines {
                 body,
                 event,
             };
-            self.api.run(&job, progress).await?;
+            let is_so =
+                |now: &Json| is_same_region(now["region"].as_str().unwrap_or_default(), region);
+            self.run_unless_so(&job, is_so, progress).await?;
         }
         Ok(())
+    }
+
+    /// Runs a job; a refusal is no failure where what it is for is so by then: the job that it
+    /// waited for may have been the same, begun by a run that died.
+    async fn run_unless_so(
+        &self,
+        job: &Job<'_>,
+        is_so: impl Fn(&Json) -> bool,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        match self.api.run(job, progress).await {
+            Err(Error::Rejected { .. }) if is_so(&self.there(job.id).await?) => Ok(()),
+            done => done,
+        }
     }
 
     /// Writes the disk anew, once for each request however often that comes.
@@ -491,7 +508,7 @@ impl Machines {
 
     /// Waits for jobs that are on their way, and returns whether the machine runs then.
     pub(crate) async fn is_on_when_settled(&self, id: &str) -> Result<bool, Error> {
-        let until = Instant::now() + self.api.time.here(DELETE_WITHIN);
+        let until = Instant::now() + self.api.time.limit(DELETE_WITHIN);
         loop {
             let instance = self.there(id).await?;
             match instance["status"].as_str().unwrap_or_default() {

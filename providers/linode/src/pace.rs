@@ -14,6 +14,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// What is added to a window's end: the headers count in whole seconds.
 const MARGIN: Duration = Duration::from_secs(1);
 
+/// The least that a limit is where the API's time runs faster than this host's.
+const LIMIT_MIN: Duration = Duration::from_secs(60);
+
 /// What the API counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Class {
@@ -42,6 +45,12 @@ impl Time {
     /// Returns how long the API's duration takes here.
     pub(crate) fn here(self, duration: Duration) -> Duration {
         duration / self.scale
+    }
+
+    /// Returns how long something that the API does is waited for at most. Where the API's time
+    /// runs faster, what asks and what answers still need this host's.
+    pub(crate) fn limit(self, duration: Duration) -> Duration {
+        self.here(duration).max(duration.min(LIMIT_MIN))
     }
 
     pub(crate) async fn sleep(self, duration: Duration) {

@@ -157,7 +157,7 @@ impl Machines {
 
     async fn attach_volume(&self, owner: &Owner<'_>, name: &str, path: &str) -> Result<(), Error> {
         let linode: u64 = owner.id.parse().unwrap_or_default();
-        let until = Instant::now() + self.api.time.here(READY_WITHIN);
+        let until = Instant::now() + self.api.time.limit(READY_WITHIN);
         loop {
             let volume = self.there_volume(name, path).await?;
             let is_active = volume["status"] == "active";
@@ -195,7 +195,7 @@ impl Machines {
     }
 
     async fn grow_volume(&self, name: &str, path: &str, size: i64) -> Result<(), Error> {
-        let until = Instant::now() + self.api.time.here(READY_WITHIN);
+        let until = Instant::now() + self.api.time.limit(READY_WITHIN);
         loop {
             let volume = self.there_volume(name, path).await?;
             let has = volume["size"].as_i64().unwrap_or_default();
@@ -236,7 +236,7 @@ impl Machines {
     /// Detaches a volume, and destroys it where that is asked for.
     async fn release_volume(&self, volume: &Json, deletes: bool) -> Result<(), Error> {
         let path = format!("/volumes/{}", volume["id"]);
-        let until = Instant::now() + self.api.time.here(READY_WITHIN);
+        let until = Instant::now() + self.api.time.limit(READY_WITHIN);
         loop {
             let Some(volume) = self.api.look(&path).await? else {
                 return Ok(());

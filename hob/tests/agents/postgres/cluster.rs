@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use hob::protocol::{Postgres, ServiceKind};
 use tempfile::TempDir;
 
+use crate::support::free_port;
+
 /// How long a server may take to start on a host that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says where the server's programs are, or what to do.
 const MISSING: &str = "PostgreSQL's server is not installed: run .ci/setup";
@@ -25,12 +27,6 @@ pub(crate) struct Cluster {
     port: u16,
     /// A shell that keeps the server until its input ends.
     keeper: Child,
-}
-
-/// Returns a port that nobody listens on.
-pub(crate) fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    free.local_addr().expect("a port").port()
 }
 
 fn is_root() -> bool {

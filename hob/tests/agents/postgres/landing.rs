@@ -1,7 +1,6 @@
 //! S1, S2: an unmodified program lands as its role in its database, whatever it asks for.
 
 use std::process::Command;
-use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use hob::protocol::Attenuate;
@@ -266,7 +265,7 @@ async fn what_is_no_start_up_is_bounded_and_others_do_not_notice() {
         let mut program = open().await;
         program.write_all(said).await.unwrap();
         let mut heard = Vec::new();
-        timeout(Duration::from_secs(5), program.read_to_end(&mut heard))
+        timeout(PATIENCE, program.read_to_end(&mut heard))
             .await
             .unwrap()
             .unwrap();

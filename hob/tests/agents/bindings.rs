@@ -4,9 +4,10 @@ use hob::protocol::{Attenuate, Expose, Grant, StreamReply, method};
 use ocapn::Swissnum;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::postgres::cluster::free_port;
 use crate::support::{
-    Host, Pair, connect, echo, ends, eventually, exchange, free_port, generation, grant, mirror,
-    pattern, ping, registration, stranger,
+    Host, Pair, connect, echo, ends, eventually, exchange, generation, grant, mirror, pattern,
+    ping, registration, stranger,
 };
 
 /// A promise of the issue: 10 MB both ways, every byte checked.

@@ -9,9 +9,9 @@ use std::process::Command;
 
 use hob::protocol::{Expose, Registration};
 
+use crate::postgres::cluster::free_port;
 use crate::support::{
-    Boss, Host, Pair, connect, echo, ends, eventually, free_port, generation, grant, ping,
-    registration,
+    Boss, Host, Pair, connect, echo, ends, eventually, generation, grant, ping, registration,
 };
 
 /// A user that every Debian has, and another one.

@@ -19,7 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{PATIENCE, Pair, ends, eventually, free_port, generation};
+use crate::postgres::cluster::free_port;
+use crate::support::{PATIENCE, Pair, ends, eventually, generation};
 
 type Body = BoxBody<Bytes, hyper::Error>;
 

@@ -6,7 +6,6 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -517,22 +516,6 @@ impl Drop for Host {
             let _ = rustix::process::kill_process(program, rustix::process::Signal::KILL);
         }
     }
-}
-
-/// Returns a port that nobody listens on now.
-pub(crate) fn free_port() -> u16 {
-    // Below the ports that the system chooses for others, which would take it at any moment, and
-    // apart from those that the tests of `gobs` choose.
-    const PORTS: std::ops::Range<u32> = 20_000..30_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    for _ in PORTS {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 97;
-        let port = (PORTS.start + number % PORTS.len() as u32) as u16;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("every port is taken");
 }
 
 /// Returns bytes in which no stretch repeats soon.

@@ -6,8 +6,8 @@ use hob::protocol::{Attenuate, Expose, Grant, Held, ServiceKind};
 use ocapn::Broken;
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::cluster::Cluster;
-use crate::support::{Boss, Host, Pair, free_port, grant, registration};
+use super::cluster::{Cluster, free_port};
+use crate::support::{Boss, Host, Pair, grant, registration};
 
 /// The name of the socket at which PostgreSQL's clients look.
 const SOCKET: &str = ".s.PGSQL.5432";

@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 use hob::protocol::{Postgres, ServiceKind};
 use tempfile::TempDir;
 
-use crate::support::free_port;
-
 /// How long a server may take to start on a host that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,6 +25,22 @@ pub(crate) struct Cluster {
     port: u16,
     /// A shell that keeps the server until its input ends.
     keeper: Child,
+}
+
+/// Returns a port that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    // Below the ports that the system chooses for others, which would take it at any moment, and
+    // apart from those that the tests of `gobs` choose.
+    const PORTS: std::ops::Range<u32> = 20_000..30_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 97;
+        let port = (PORTS.start + number % PORTS.len() as u32) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("every port is taken");
 }
 
 fn is_root() -> bool {

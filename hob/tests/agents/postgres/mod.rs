@@ -1,7 +1,7 @@
 //! Databases of a real PostgreSQL server, bound to programs that know nothing of it.
 
 mod bound;
-mod cluster;
+pub(crate) mod cluster;
 mod crashing;
 mod errors;
 mod landing;

@@ -103,13 +103,11 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
             });
         }
         _ => {
-            let mut said = format!(
-                "{} {} {:?}\n",
-                request.method(),
-                request.uri(),
-                request.version()
-            );
-            for (name, value) in request.headers() {
+            // An answer to what is not read yet ends in a reset, which curl takes for an error.
+            let (head, body) = request.into_parts();
+            let _ = body.collect().await;
+            let mut said = format!("{} {} {:?}\n", head.method, head.uri, head.version);
+            for (name, value) in &head.headers {
                 said += &format!("{name}: {}\n", value.to_str().unwrap());
             }
             let headers = response.headers_mut();
@@ -372,10 +370,15 @@ async fn only_what_is_allowed_reaches_the_server() {
         "x".repeat(200_000)
     );
     let refused = raw(address, &long).await;
+    // One that is still speaking when it is refused may see no more than the end.
     assert!(
-        refused.starts_with("HTTP/1.1 414") || refused.starts_with("HTTP/1.1 431"),
+        ["HTTP/1.1 414", "HTTP/1.1 431"]
+            .iter()
+            .any(|it| refused.starts_with(it))
+            || refused.is_empty(),
         "{refused}"
     );
+    assert!(origin.seen().iter().all(|it| it.len() < 100_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]

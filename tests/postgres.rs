@@ -92,6 +92,27 @@ fn s1_a_program_lands_in_its_database_and_a_move_and_an_unbind_leave_no_role() {
     project.gobs(&["destroy", "--auto-approve"]).ok();
 }
 
+#[test]
+fn a_rebuild_and_a_destroy_of_the_database_s_machine_leave_no_role_at_a_server_that_outlives_it() {
+    let cluster = Cluster::shared();
+    let databases = [Cluster::database(), Cluster::database()];
+    let [one, two] = databases.each_ref().map(String::as_str);
+    let project = Project::empty();
+    let text = configuration(cluster, [one, two], Some(one));
+    project.write("main.gobs.hcl", &text);
+    project.gobs(APPLY).ok();
+    assert_eq!(cluster.roles(one).len(), 1);
+
+    let rebuilt = text.replacen("provider = dummy", "provider = dummy\nimage = \"b\"", 1);
+    project.write("main.gobs.hcl", &rebuilt);
+    project.gobs(APPLY).ok();
+    assert_eq!(cluster.roles(one).len(), 1, "that of the new grant");
+    assert_eq!(ask(&project, "select current_database()"), one);
+
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    assert_eq!(cluster.roles(one).len(), 0);
+}
+
 /// Dies at one journal write after the other, on the way from one declaration to another.
 fn die_everywhere(when: &str, before: Option<usize>, after: Option<usize>) {
     let cluster = Cluster::shared();

@@ -72,6 +72,10 @@ impl ClientPresence {
                     Ok(Passable::Null)
                 })
             }
+            method::RETIRE => Answer::later(async move {
+                hob.grants.retire().await?;
+                Ok(Passable::Null)
+            }),
             method::REGISTER_BINDING => {
                 let registration: Registration = args.data("register-binding")?;
                 let capability = args.reference("register-binding")?;

@@ -17,6 +17,7 @@
 //! | | `streams` | [`Generation`] | how many streams of the grant are open |
 //! | | `log` | [`Probe`] | the end of the machine's logs, as text |
 //! | | `revoke` | [`Generation`] | null, once nothing flows any more and nothing is left of it |
+//! | | `retire` | | null, once nothing is left at any server |
 //! | | `register-binding` | [`Registration`], the grant, its sturdyref | [`Held`] |
 //! | | `unregister-binding` | [`Generation`] | null |
 //! | | `check-binding` | [`Generation`] | [`Check`] |
@@ -44,8 +45,8 @@ pub(crate) use convert::{json_to_passable, sturdyref_text, text};
 pub use expose::{Expose, MODE_DEFAULT, Place, entry_names, mode};
 pub(crate) use service::check_limits;
 pub use service::{
-    Access, Attenuate, Http, Postgres, Redis, Secret, ServiceKind, ServiceSpec, Unenforceable,
-    Wider, check_limit, enforced_by,
+    Access, Attenuate, Http, MINTING, Postgres, Redis, Secret, ServiceKind, ServiceSpec,
+    Unenforceable, Wider, check_limit, enforced_by,
 };
 pub use user_data::{USER_DATA_FORMAT, USER_DATA_HEADER, UserData, host_and_port};
 
@@ -70,6 +71,9 @@ pub mod method {
     pub const GRANT: &str = "grant";
     /// On the client presence of the exporter: ends a generation and all before it.
     pub const REVOKE: &str = "revoke";
+    /// On the client presence of an exporter that ends: revokes all that has left something at a
+    /// server.
+    pub const RETIRE: &str = "retire";
     /// On the client presence of the importer: takes a grant under a name.
     pub const REGISTER_BINDING: &str = "register-binding";
     /// On the client presence of the importer: gives a name up.

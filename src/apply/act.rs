@@ -14,6 +14,7 @@ use crate::plan::without_additions;
 
 use super::home::{Awaited, Invited};
 use super::prepare::{set_enrolled, with_bound, with_observed};
+use super::retire::Retirement;
 use super::{Event, Events};
 
 /// How often a call that the provider was too busy for is made: with the waits that providers
@@ -93,6 +94,8 @@ pub(super) struct MachineWork {
     pub(super) boss: Option<Boss>,
     /// The invitation that the machine's hob is given, if it is given one.
     pub(super) invited: Option<Invited>,
+    /// What to do before the machine's hob ends.
+    pub(super) retirement: Option<Retirement>,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) teller: Teller,
 }
@@ -421,6 +424,9 @@ impl MachineWork {
 
     async fn update(self, request: UpdateRequest, row: Row, ended: Option<u64>) -> Ended {
         let mut lost = 0;
+        if ended.is_some() {
+            self.retire().await;
+        }
         loop {
             let answer = self
                 .unless_busy(|| {
@@ -437,13 +443,21 @@ impl MachineWork {
                 }
                 // The request carries its token, so that a repeat is no second change.
                 Err(Error::InDoubt(_)) if lost < LOST_TRIES_MAX => lost += 1,
-                Err(error) => return self.failed("Change failed", &after_lost(lost, error)),
+                Err(error) => {
+                    let failed = self.failed("Change failed", &after_lost(lost, error));
+                    return if ended.is_some() {
+                        self.stays(failed)
+                    } else {
+                        failed
+                    };
+                }
             }
         }
     }
 
     async fn delete(self, before: Observed, ended: u64, changes: Vec<RowChange>) -> Ended {
         let mut lost = 0;
+        self.retire().await;
         loop {
             let answer = self
                 .unless_busy(|| self.provider.delete(&before, self.teller.progress()))
@@ -452,11 +466,29 @@ impl MachineWork {
                 Ok(()) => break,
                 // Deleting what is gone is a success, so a repeat tells.
                 Err(Error::InDoubt(_)) if lost < LOST_TRIES_MAX => lost += 1,
-                Err(error) => return self.failed("Deletion failed", &after_lost(lost, error)),
+                Err(error) => {
+                    let failed = self.failed("Deletion failed", &after_lost(lost, error));
+                    return self.stays(failed);
+                }
             }
         }
         self.forget(Some(ended));
         Ended::Done(changes)
+    }
+
+    async fn retire(&self) {
+        if let Some(retirement) = &self.retirement {
+            self.teller.waiting("the hob, to take back what it made");
+            retirement.run().await;
+        }
+    }
+
+    /// Says with a failure that the machine goes on, but what it had granted is cut.
+    fn stays(&self, mut failed: Ended) -> Ended {
+        if let (Ended::Failed { changes, .. }, Some(retirement)) = (&mut failed, &self.retirement) {
+            changes.extend(retirement.undone());
+        }
+        failed
     }
 
     fn accepted(&self, seen: &Observed) {
@@ -587,7 +619,8 @@ fn created(row: Row, observed: Observed) -> Ended {
     )))])
 }
 
-fn pending(row: Option<&Row>) -> Vec<RowChange> {
+/// Returns the row of a binding whose revocation is not over.
+pub(super) fn pending(row: Option<&Row>) -> Vec<RowChange> {
     let Some(mut row) = row.cloned() else {
         return Vec::new();
     };

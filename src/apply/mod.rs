@@ -12,6 +12,7 @@ mod event;
 mod home;
 mod prepare;
 mod recover;
+mod retire;
 mod user_data;
 
 use std::collections::{HashMap, VecDeque};

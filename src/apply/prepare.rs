@@ -203,7 +203,8 @@ impl Walk<'_> {
             Action::Delete { provider, .. } => {
                 let row = self.row(step, &step.address)?;
                 let mut changes = vec![RowChange::RemoveRow(step.address.clone())];
-                changes.extend(self.services_of(&step.address).map(RowChange::RemoveRow));
+                let services = self.services_of(&step.address);
+                changes.extend(services.map(|row| RowChange::RemoveRow(row.address.clone())));
                 let ended = incarnation_of(&row).unwrap_or_default();
                 let before = observed_of(&row);
                 self.machine_work(step, provider, &intent, HobValues::default(), |work| {
@@ -484,8 +485,11 @@ impl Walk<'_> {
         hob: HobValues,
         work: impl FnOnce(MachineWork) -> Work,
     ) -> Prepared<Work> {
+        let row = self.rows.get(&step.address);
+        let incarnation = row.and_then(|row| incarnation_of(row));
         Ok(work(MachineWork {
             provider: Arc::<dyn Provider>::clone(self.provider(step, provider)?),
+            retirement: incarnation.and_then(|it| self.retirement(&step.address, it)),
             boss: self.apply.boss.clone(),
             invited: intent.claim.as_ref().map(|claim| Invited {
                 claim: claim.swissnum_hash,
@@ -517,15 +521,6 @@ impl Walk<'_> {
 
     pub(super) fn row(&self, step: &Step, address: &Address) -> Prepared<Arc<Row>> {
         self.rows.get(address).cloned().ok_or_else(|| bug(step))
-    }
-
-    fn services_of(&self, machine: &Address) -> impl Iterator<Item = Address> {
-        let machine = machine.as_machine().cloned();
-        let of_machine = move |address: &&Address| match address {
-            Address::Service { machine: on, .. } => machine.as_ref() == Some(on),
-            _ => false,
-        };
-        self.rows.keys().filter(of_machine).cloned()
     }
 }
 

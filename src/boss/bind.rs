@@ -11,6 +11,10 @@ use super::{Boss, BossError, CALL_TIMEOUT, Key, RETRY_MAX, RETRY_MIN};
 /// How long a hob that has registered may be away before a step that needs it fails.
 pub(super) const HOB_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a machine that ends may take to clear up: its hob may be gone already, and a thousand
+/// roles are taken away in less.
+const RETIRE_DEADLINE: Duration = Duration::from_secs(15);
+
 /// How long an exporter may be away before a revocation is left pending.
 const REVOKE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -329,6 +333,17 @@ impl Boss {
             (Ok(()), Err(error)) if gone(&error) => Ok(Unbound::Done),
             (Ok(()), Err(error)) | (Err(error), _) => Err(error),
         }
+    }
+
+    /// Has a machine that ends take back what its grants have left at servers.
+    ///
+    /// # Errors
+    /// When the hob is away, or something is left.
+    pub async fn retire(&self, machine: &(Instance, u64)) -> Result<(), BossError> {
+        let key = key(machine);
+        self.call(&key, method::RETIRE, Vec::new(), RETIRE_DEADLINE)
+            .await
+            .map(|_| ())
     }
 
     /// Calls a method of a machine's hob; a session that breaks on the way is replaced and the

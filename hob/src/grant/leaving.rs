@@ -60,6 +60,19 @@ impl Grants {
         Err(Broken::new(code::PENDING, text))
     }
 
+    /// Revokes every grant that has made something at a server, since the machine ends.
+    pub(crate) async fn retire(self: &Arc<Self>) -> Result<(), Broken> {
+        let mut all: Vec<Generation> = {
+            let live = self.live();
+            let minted = live.grants.iter().filter(|(_, it)| it.row.minted.is_some());
+            minted.map(|(generation, _)| generation.clone()).collect()
+        };
+        all.extend(self.leaving().into_iter().map(|row| row.generation));
+        let revoked = all.into_iter().map(|generation| self.revoke(generation));
+        let revoked = futures_util::future::join_all(revoked).await;
+        revoked.into_iter().collect()
+    }
+
     async fn take_one_away(&self, row: LeavingRow) -> Result<(), String> {
         let minting = self.minting(&row.generation.binding);
         let _minting = minting.lock_owned().await;

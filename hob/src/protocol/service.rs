@@ -153,6 +153,9 @@ impl From<ServiceSpec> for RawService {
     }
 }
 
+/// The kinds whose grants leave something at the server: [`ServiceKind::mints`].
+pub const MINTING: [&str; 2] = ["postgres", "redis"];
+
 impl ServiceSpec {
     /// Returns the service as anyone may see it: a sturdyref without its secret part.
     #[must_use]
@@ -188,7 +191,7 @@ impl ServiceKind {
     /// Returns whether a grant leaves something at the server that must be taken away again: a
     /// role, a user.
     pub fn mints(&self) -> bool {
-        matches!(self, Self::Postgres(_) | Self::Redis(_))
+        MINTING.contains(&self.name())
     }
 
     /// Returns whether both are the same server, however it is administered: what a grant has left

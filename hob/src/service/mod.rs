@@ -42,7 +42,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The services of the machine, with what their kinds keep in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
-    postgres: postgres::Servers,
+    postgres: Arc<postgres::Servers>,
     redis: redis::Users,
     secrets: Arc<secret::Secrets>,
     objects: Arc<object::Objects>,

@@ -51,6 +51,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// server says whose lock it was.
 const SETTINGS: &str = "set lock_timeout = '3s'; set statement_timeout = '4s'";
 
+/// What a start-up of ours says. An owner of the database may have set these for everyone who comes
+/// to it: with a `search_path` of theirs, their functions would run as the superuser.
+const OWN_SETTINGS: [(&str, &str); 6] = [
+    ("application_name", "gobs"),
+    ("client_encoding", "UTF8"),
+    ("search_path", "pg_catalog, pg_temp"),
+    ("role", "none"),
+    ("default_transaction_read_only", "off"),
+    ("standard_conforming_strings", "on"),
+];
+
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Place {
@@ -206,12 +217,8 @@ impl Place {
         };
         let deadline = Instant::now() + LOGIN_DEADLINE;
         loop {
-            let startup = Startup::new(&[
-                ("user", &identity.user),
-                ("database", database),
-                ("application_name", "gobs"),
-                ("client_encoding", "UTF8"),
-            ]);
+            let own = [("user", &*identity.user), ("database", database)];
+            let startup = Startup::new(&[&own[..], &OWN_SETTINGS].concat());
             let attempt = async {
                 let mut stream = self.dial(identity.as_user).await.map_err(LoginError::Io)?;
                 let up = session::log_in(&mut stream, &startup, None).await?;

@@ -13,6 +13,9 @@
 --                 stays when they go, and each of them can change what another one made
 -- An event trigger keeps this true for whatever is created later, by whomever.
 
+-- Whoever owns the database may have set another one, with functions of theirs in it.
+set search_path = pg_catalog, pg_temp;
+
 begin;
 
 do $do$
@@ -271,7 +274,8 @@ declare
   nsps oid[];
   absent text;
 begin
-  perform pg_advisory_xact_lock(hashtext('gobs'));
+  -- Not an advisory lock: any role could take that, and hold up every grant and revocation.
+  lock table gobs.role in share row exclusive mode;
   if role_name !~ '^gobs_[a-z0-9_]{1,58}$' or access not in ('read', 'write', 'owner')
      or verifier !~ '^SCRAM-SHA-256\$\d+:[A-Za-z0-9+/=]+\$[A-Za-z0-9+/=]+:[A-Za-z0-9+/=]+$' then
     raise exception using errcode = 'invalid_parameter_value',
@@ -342,7 +346,7 @@ declare
   elsewhere text;
   number oid := (select p.id from gobs.present p where p.name = role_name and p.kind = 'binding');
 begin
-  perform pg_advisory_xact_lock(hashtext('gobs'));
+  lock table gobs.role in share row exclusive mode;
   if number is null then
     return null;
   end if;
@@ -367,7 +371,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   empty record;
 begin
-  perform pg_advisory_xact_lock(hashtext('gobs'));
+  lock table gobs.role in share row exclusive mode;
   delete from gobs.role r where r.id = role_id and r.kind = 'binding'
     and not exists (select from gobs.present p where p.id = role_id);
   for empty in

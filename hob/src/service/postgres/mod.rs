@@ -15,7 +15,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -66,6 +66,8 @@ pub(crate) struct Servers {
     routes: Mutex<HashMap<Place, Route>>,
     /// What cancels the sessions of each grant.
     sessions: Mutex<HashMap<CancelKey, Generation>>,
+    /// Held while a grant's role is mended or taken away, so that it is not made after its end.
+    mending: Mutex<HashMap<Generation, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 /// Sessions that wait, by their service, each since when.
@@ -148,12 +150,14 @@ impl Servers {
     /// Ends what the role of a generation has, and the role. Its streams are cut already.
     pub(crate) async fn unmint(&self, spec: &Postgres, gone: &Lease) -> Result<(), ServiceError> {
         let role = role_name(&gone.generation, &gone.secret);
+        let mending = self.mending(&gone.generation);
+        let _mending = mending.lock_owned().await;
         Ok(self.perform(spec, &Task::Unmint(role)).await?)
     }
 
     /// Carries one stream.
     pub(crate) async fn serve<S>(
-        &self,
+        self: &Arc<Self>,
         spec: &Postgres,
         lease: &Lease,
         opening: Opening<'_, S>,
@@ -211,7 +215,7 @@ impl Servers {
 
     /// Logs a program in as its role, which is mended if somebody has spoiled it.
     async fn enter(
-        &self,
+        self: &Arc<Self>,
         spec: &Postgres,
         lease: &Lease,
         role: &Role,
@@ -228,7 +232,7 @@ impl Servers {
             LoginError::Mismatch(_) => true,
             LoginError::Io(_) | LoginError::Method(_) => false,
         };
-        let error = if spoiled && self.mint(spec, lease).await.is_ok() {
+        let error = if spoiled && self.mend(spec, lease).await {
             match self.log_in(&place, startup, role).await {
                 Ok(logged_in) => return Ok(logged_in),
                 Err(error) => error,
@@ -246,6 +250,30 @@ impl Servers {
                 "the database server does not take the binding's role",
             ),
         })
+    }
+
+    /// Makes a role again that somebody has spoiled. Whoever revokes waits for all streams to be
+    /// cut, and then for this to be done: so it goes on when the stream is cut.
+    async fn mend(self: &Arc<Self>, spec: &Postgres, lease: &Lease) -> bool {
+        let mending = self.mending(&lease.generation).lock_owned().await;
+        let (servers, spec, lease) = (Arc::clone(self), spec.clone(), lease.clone());
+        let minting = async move {
+            let _mending = mending;
+            servers.mint(&spec, &lease).await.is_ok()
+        };
+        tokio::spawn(minting).await.unwrap_or(false)
+    }
+
+    /// Returns what is held while the role of a grant is mended or taken away.
+    fn mending(&self, generation: &Generation) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = lock(&self.mending);
+        if let Some(held) = all.get(generation).and_then(Weak::upgrade) {
+            return held;
+        }
+        all.retain(|_, held| held.strong_count() > 0);
+        let held = Arc::default();
+        all.insert(generation.clone(), Arc::downgrade(&held));
+        held
     }
 
     /// Logs a role in by whichever way the server takes.

@@ -369,6 +369,11 @@ impl Attenuate {
     /// # Errors
     /// When it asks for more. It is a mistake of whoever asks, so it is not cut silently.
     pub fn narrowed(&self, own: &Self) -> Result<Self, Wider> {
+        // Who has some keys has no channels but those that are listed.
+        let asked = own.channels.as_ref().is_some_and(|all| !all.is_empty());
+        if asked && self.keys.is_some() && self.channels.is_none() {
+            return Err(Wider { limit: "channels" });
+        }
         let same = |held: &str, asked: &str| held == asked;
         Ok(Self {
             connections_max: within(

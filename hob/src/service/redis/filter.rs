@@ -207,7 +207,8 @@ impl Filter {
             !self.held.is_empty()
         };
         if holds {
-            self.held_bytes += size as usize;
+            // With what an empty one takes in memory: there may be a million of them.
+            self.held_bytes += size as usize + size_of::<Vec<u8>>();
             if self.held_bytes > REWORDED_BYTES_MAX {
                 return Err(Wrong::Protocol);
             }

@@ -234,8 +234,11 @@ async fn listen_unix(path: &Path, owner: &Owner) -> Result<UnixListener, ExposeE
             return Err(ExposeError::NoSocket(path.to_owned()));
         }
         Ok(_) => match tokio::net::UnixStream::connect(path).await {
-            Ok(_) => return Err(ExposeError::SocketInUse(path.to_owned())),
-            Err(_) => fs::remove_file(path).map_err(&failed)?,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(&failed)?;
+            }
+            // One that is too busy to answer, or of another type, is in use as well.
+            _ => return Err(ExposeError::SocketInUse(path.to_owned())),
         },
         // What is below `/run` is gone after a reboot.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

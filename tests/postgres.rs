@@ -109,8 +109,8 @@ fn a_rebuild_and_a_destroy_of_the_database_s_machine_leave_no_role_at_a_server_t
     assert_eq!(cluster.roles(one).len(), 1, "that of the new grant");
     assert_eq!(ask(&project, "select current_database()"), one);
 
-    project.gobs(&["destroy", "--auto-approve"]).ok();
-    assert_eq!(cluster.roles(one).len(), 0);
+    let run = project.gobs(&["destroy", "--auto-approve"]).ok();
+    assert_eq!(cluster.roles(one).len(), 0, "{run:?}");
 }
 
 /// Dies at one journal write after the other, on the way from one declaration to another.

@@ -14,7 +14,7 @@ use crate::plan::without_additions;
 
 use super::home::{Awaited, Invited};
 use super::prepare::{set_enrolled, with_bound, with_observed};
-use super::retire::Retirement;
+use super::retire::{Retirement, take_back};
 use super::{Event, Events};
 
 /// How often a call that the provider was too busy for is made: with the waits that providers
@@ -82,6 +82,7 @@ pub(super) enum Work {
     Bind(Box<BindWork>),
     Unbind {
         boss: Boss,
+        leftover: Option<UnbindRequest>,
         request: UnbindRequest,
         row: Option<Arc<Row>>,
         teller: Teller,
@@ -273,10 +274,14 @@ impl Work {
             Self::Bind(work) => work.run().await,
             Self::Unbind {
                 boss,
+                leftover,
                 request,
                 row,
                 teller,
             } => {
+                if let Some(leftover) = leftover {
+                    take_back(&boss, leftover).await;
+                }
                 let binding = request.binding.clone();
                 match boss.unbind(request).await {
                     Ok(Unbound::Done) => Ended::Done(vec![RowChange::RemoveRow(binding)]),
@@ -384,7 +389,7 @@ impl MachineWork {
                     self.accepted(&observed);
                     return created(row, observed);
                 }
-                Err(error) => error,
+                Err(error) => after_lost(lost, error),
             };
             let Error::InDoubt(_) = &error else {
                 return self.failed("Creation failed", &error);

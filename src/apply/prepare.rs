@@ -337,6 +337,7 @@ impl Walk<'_> {
                     let request = self.unbind_request(&step.address, held);
                     Work::Unbind {
                         boss: self.boss(step)?,
+                        leftover: self.leftover(held, row.as_deref()),
                         request,
                         row,
                         teller: self.teller(step),

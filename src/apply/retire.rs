@@ -6,7 +6,8 @@ use gobs_model::{Address, Instance, Value};
 use gobs_state::{Row, RowChange, RowKind};
 use hob::protocol::MINTING;
 
-use crate::boss::Boss;
+use crate::boss::{Boss, UnbindRequest, Unbound};
+use crate::plan::Held;
 
 use super::Walk;
 use super::act::pending;
@@ -39,6 +40,17 @@ impl Retirement {
     }
 }
 
+/// Has an exporter that ends take back what a grant has left at its server.
+pub(super) async fn take_back(boss: &Boss, leftover: UnbindRequest) {
+    let binding = leftover.binding.clone();
+    let why = match boss.unbind(leftover).await {
+        Ok(Unbound::Done) => return,
+        Ok(Unbound::Pending(why) | Unbound::Left(why)) => why,
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(%binding, %why, "its role or user may be left at the server");
+}
+
 impl Walk<'_> {
     /// Returns the rows of a machine's services.
     pub(super) fn services_of(&self, machine: &Address) -> impl Iterator<Item = &Arc<Row>> {
@@ -52,14 +64,36 @@ impl Walk<'_> {
             .map(|(_, row)| row)
     }
 
+    /// Returns what an exporter that ends in this run is to take back all the same, as far as it
+    /// can be reached.
+    pub(super) fn leftover(&self, held: &Held, row: Option<&Row>) -> Option<UnbindRequest> {
+        let RowKind::Binding {
+            from_incarnation, ..
+        } = row?.kind
+        else {
+            return None;
+        };
+        let left = held.settled_by_delete && self.mints(&held.from, from_incarnation);
+        Some(UnbindRequest {
+            binding: row?.address.clone(),
+            generation: held.generation,
+            exporter: Some((held.from.as_machine()?.clone(), from_incarnation)),
+            importer: None,
+        })
+        .filter(|_| left)
+    }
+
+    /// Returns whether the grants of a service leave something at its server.
+    pub(super) fn mints(&self, service: &Address, incarnation: u64) -> bool {
+        self.rows.get(service).is_some_and(|row| {
+            let is_set = |kind: &&str| row.wanted.get(kind).is_some_and(|it| !it.is_null());
+            row.kind == RowKind::Service { incarnation } && MINTING.iter().any(is_set)
+        })
+    }
+
     /// Returns what to do before a machine's hob of this incarnation ends, if there is anything.
     pub(super) fn retirement(&self, machine: &Address, incarnation: u64) -> Option<Retirement> {
-        let mints = |row: &Arc<Row>| {
-            row.kind == RowKind::Service { incarnation }
-                && MINTING
-                    .iter()
-                    .any(|kind| row.wanted.get(kind).is_some_and(|it| !it.is_null()))
-        };
+        let mints = |row: &Arc<Row>| self.mints(&row.address, incarnation);
         if !self.services_of(machine).any(mints) {
             return None;
         }

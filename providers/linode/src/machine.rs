@@ -116,7 +116,9 @@ impl Machines {
                     doubt = format!("the label {label} is taken, and nothing shows by whom");
                 }
                 Err(Fail::Lost(why)) => doubt = why,
-                Err(fail) => return Err(fail.into()),
+                Err(fail) if doubt.is_empty() => return Err(fail.into()),
+                // A refusal says nothing about the one before it, which may still be on its way.
+                Err(fail) => doubt = format!("{doubt}, and then: {}", fail.into_error()),
             }
             progress(format!("looks whether {label} was made: {doubt}"));
             match self.look_for(&label, &request.token).await? {

@@ -313,8 +313,16 @@ impl Boss {
                     message,
                     ..
                 }),
-                Ok(()),
-            ) if it == code::PENDING => Ok(Unbound::Left(message)),
+                closed,
+            ) if it == code::PENDING => match closed {
+                Err(BossError::Unreachable {
+                    machine, detail, ..
+                }) => Ok(Unbound::Pending(format!(
+                    "the hob on {machine} is away ({detail})"
+                ))),
+                Err(error) if !gone(&error) => Err(error),
+                _ => Ok(Unbound::Left(message)),
+            },
             (
                 Err(BossError::Unreachable {
                     machine, detail, ..

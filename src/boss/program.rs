@@ -31,6 +31,9 @@ pub(super) const WAITING_MAX: usize = 64;
 /// ends. More wait.
 const DOWNLOADS_MAX: usize = 32;
 
+/// How many requests are answered at once, those that wait for their turn among them.
+const ANSWERS_MAX: usize = 256;
+
 /// How long a machine may wait for its turn; it comes again.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -150,9 +153,15 @@ fn path_of(program: &Program) -> String {
 /// Answers whoever asks for the program, until the boss ends.
 pub(super) async fn serve(boss: Boss, mut streams: mpsc::Receiver<PublicStream>) {
     let downloads = Arc::new(Semaphore::new(DOWNLOADS_MAX));
+    let answers = Arc::new(Semaphore::new(ANSWERS_MAX));
     while let Some(public) = streams.recv().await {
+        // Never closed: it only waits.
+        let Ok(place) = Arc::clone(&answers).acquire_owned().await else {
+            return;
+        };
         let (boss, downloads) = (boss.clone(), Arc::clone(&downloads));
         tokio::spawn(async move {
+            let _place = place;
             let address = public.address;
             if let Err(error) = answer(&boss, &downloads, public).await {
                 tracing::debug!(%address, %error, "a request was not answered");

@@ -26,13 +26,6 @@ say() { echo "gobs: $*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
 sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 
-# Makes the user that the hob runs as.
-make_user() {
-    [ "$user" != root ] || return 0
-    id -u "$user" >/dev/null 2>&1 ||
-        useradd --system --home-dir /var/lib/gobs --shell /usr/sbin/nologin "$user"
-}
-
 # Keeps everybody but root and the hob from the metadata service, which tells what is told once.
 limit_metadata() {
     [ -n "$v4$v6" ] || return 0
@@ -123,7 +116,6 @@ install_hob() {
     return 1
 }
 
-make_user
 limit_metadata
 install_hob
 PREPARE
@@ -155,6 +147,12 @@ LimitCORE=0
 WantedBy=multi-user.target
 UNIT
 mv -f "$units/gobs-hob.service.new" "$units/gobs-hob.service"
+
+# The user that the hob runs as. The unit cannot make it: systemd looks it up before each of its
+# commands, those that run as root too.
+if [ '@USER@' != root ] && ! id -u '@USER@' >/dev/null 2>&1; then
+    useradd --system --home-dir /var/lib/gobs --shell /usr/sbin/nologin '@USER@'
+fi
 
 if command -v systemctl >/dev/null 2>&1; then
     systemctl daemon-reload

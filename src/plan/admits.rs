@@ -152,7 +152,7 @@ impl Planner<'_> {
         };
         let boss = match values.hob.dial {
             Dial::Hob => Vec::new(),
-            Dial::Boss => self.boss_addresses(instance, &mut errors),
+            Dial::Boss => self.boss_addresses(instance, schema.hosts.elsewhere, &mut errors),
         };
         let block_id = BlockId::Machine(instance.name.clone());
         self.report(&block_id, errors);
@@ -179,8 +179,13 @@ impl Planner<'_> {
         Some((whom, was))
     }
 
-    /// Returns the addresses from which the boss dials.
-    fn boss_addresses(&self, instance: &Instance, errors: &mut Vec<Diagnostic>) -> Vec<String> {
+    /// Returns the addresses from which the boss dials a machine, which may be elsewhere.
+    fn boss_addresses(
+        &self,
+        instance: &Instance,
+        elsewhere: bool,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Vec<String> {
         let settings = &self.config.settings;
         let listen = [settings.boss_listen.clone()];
         let hosts = settings.boss_advertise.iter().chain(&listen);
@@ -195,7 +200,7 @@ impl Planner<'_> {
             .iter()
             .filter(|it| !it.is_unspecified() && !it.is_loopback());
         let from: Vec<String> = from.map(ToString::to_string).collect();
-        if from.is_empty() && !known.iter().any(IpAddr::is_loopback) {
+        if from.is_empty() && (elsewhere || !known.iter().any(IpAddr::is_loopback)) {
             let detail = format!(
                 "The boss dials machine.{instance}, whose firewall is derived, but from which \
                  address is not known."

@@ -78,7 +78,7 @@ impl Schema {
                     }
                     true
                 }
-                "description" => true,
+                "description" | "default" => true,
                 other => panic!("this test does not know {other}"),
             };
             if !is_right {

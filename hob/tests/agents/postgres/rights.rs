@@ -344,3 +344,34 @@ async fn a_hob_that_is_no_superuser_makes_roles_once_it_was_set_up() {
     let is_gone = async || cluster.roles(&bound.database).is_empty();
     eventually("the hob comes again", is_gone).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_a_database_s_owner_do_not_reach_the_hob() {
+    let cluster = Cluster::shared();
+    let bound = Bound::offer(cluster).await;
+    bound.bind(1, limited(Access::Owner, None)).await;
+    let database = bound.database.clone();
+    let statements = [
+        "create schema evil".to_owned(),
+        "create function evil.current_setting(text) returns text language plpgsql as $$ begin
+           if pg_catalog.current_setting('is_superuser') = 'on' then
+             execute format('alter role %I superuser', (select min(rolname) from
+               pg_catalog.pg_roles where rolname like 'gobs\\_%' and rolcanlogin));
+           end if;
+           return pg_catalog.current_setting($1); end $$"
+            .to_owned(),
+        format!("alter database {database} set search_path = evil, pg_catalog"),
+        format!("alter database {database} set default_transaction_read_only = on"),
+        format!("alter database {database} set role = 'pg_monitor'"),
+        format!("alter database {database} set standard_conforming_strings = off"),
+    ];
+    for statement in &statements {
+        // Some of them are refused, and that is as good.
+        let _ = bound.ask(statement).await;
+    }
+    bound.bind(2, limited(Access::Owner, None)).await;
+    bound.pair.exporter.revoke(&generation(2)).await.unwrap();
+    let supers = "select count(*) from pg_roles where rolname like 'gobs\\_%' and rolsuper";
+    assert_eq!(cluster.sql("postgres", supers), "0");
+    assert_eq!(cluster.roles(&database), [""; 0]);
+}

@@ -37,6 +37,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
 use crate::layout::{Layout, MachineError};
 use crate::local::Question;
 
@@ -280,13 +284,17 @@ fn become_command(argv: &[OsString], variables: &BTreeMap<String, String>) -> u8
 }
 
 fn run_agent(layout: Layout, session: bool, metadata: &[String]) -> Result<(), String> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("GOBS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // A host that has its own subscriber keeps it.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    // Levels and targets only: a filter of spans would bring an engine for patterns with it, which
+    // every machine would have to store.
+    let asked = std::env::var("GOBS_LOG").ok();
+    let filter = asked.and_then(|asked| asked.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(logs::Remembering)
-        .with_ansi(false)
+        .with_ansi(false);
+    // A host that has its own subscriber keeps it.
+    let _ = tracing_subscriber::registry()
+        .with(filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)))
+        .with(lines)
         .try_init();
     if session && let Err(error) = rustix::process::setsid() {
         tracing::warn!(%error, "the session stays the same");

@@ -179,7 +179,11 @@ fn x5_the_token_goes_over_https_to_a_host_that_proves_itself_and_is_in_no_artefa
     files(project.path(), &mut found);
     assert!(found.iter().any(|it| it.ends_with("state.db")), "{found:?}");
     for path in found {
-        let bytes = std::fs::read(&path).expect("a file");
+        let bytes = match std::fs::read(&path) {
+            // A hob that runs puts files in the place of others.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.expect("a file"),
+        };
         assert_clean(&path.display().to_string(), &bytes, &forms);
     }
 }

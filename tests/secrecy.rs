@@ -120,7 +120,11 @@ fn x1_a_sensitive_value_is_in_no_artefact_of_a_run() {
         "{found:?}"
     );
     for path in found {
-        let bytes = std::fs::read(&path).expect("a file");
+        let bytes = match std::fs::read(&path) {
+            // A hob that runs puts files in the place of others.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.expect("a file"),
+        };
         assert_clean(&path.display().to_string(), &bytes, &forms);
     }
     // It is there all the same: whoever may see it asks for it by name.

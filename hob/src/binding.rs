@@ -361,21 +361,24 @@ impl Bindings {
     }
 
     /// Carries one connection of a program, which waits for the grant where there is none yet.
-    async fn take(&self, slot: &Slot, local: Local) {
-        let link = match slot.link() {
-            Some(link) => link,
-            None => {
-                let Ok(_place) = Arc::clone(&slot.waiting).try_acquire_owned() else {
-                    return;
-                };
-                // A program that is told nothing for longer has given up; it may come again.
-                match timeout(CONNECT_DEADLINE, slot.granted()).await {
-                    Ok(Some(link)) => link,
-                    _ => return,
-                }
-            }
+    fn take(self: Arc<Self>, slot: &Arc<Slot>, local: Local) {
+        let slot = Arc::clone(slot);
+        let place = match slot.link() {
+            Some(_) => None,
+            // Here and not in the task, so that of too many the last are closed, and none that
+            // has waited already.
+            None => match Arc::clone(&slot.waiting).try_acquire_owned() {
+                Ok(place) => Some(place),
+                Err(_) => return,
+            },
         };
-        self.carry(&link, local).await;
+        tokio::spawn(async move {
+            // A program that is told nothing for longer has given up; it may come again.
+            if let Ok(Some(link)) = timeout(CONNECT_DEADLINE, slot.granted()).await {
+                drop(place);
+                self.carry(&link, local).await;
+            }
+        });
     }
 
     /// Carries one connection of a program to its end.

@@ -104,7 +104,7 @@ impl Bindings {
             let (bindings, slot) = (Arc::downgrade(self), Arc::downgrade(slot));
             move |local| {
                 if let (Some(bindings), Some(slot)) = (bindings.upgrade(), slot.upgrade()) {
-                    tokio::spawn(async move { bindings.take(&slot, local).await });
+                    bindings.take(&slot, local);
                 }
             }
         };

@@ -201,12 +201,9 @@ async fn a_thousand_connections_wait_for_a_grant_and_more_are_closed() {
     }
     assert!(ends(&mut connect(&address).await).await, "one too many");
     pair.bind(1, &[]).await;
-    let mut served = 0;
     for stream in &mut waiting {
-        served += usize::from(ping(stream).await.is_ok());
+        ping(stream).await.unwrap();
     }
-    // Known defect: of so many at once, now and then one waits in vain and is closed after 30 s.
-    assert!(served > WAITING * 9 / 10, "{served} of {WAITING}");
     drop(waiting);
     ping(&mut connect(&address).await).await.unwrap();
 }

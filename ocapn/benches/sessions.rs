@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write, stdin, stdout};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +28,13 @@ type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
 /// What makes the program the peer that is called; its transport and how many peers it is follow.
 const SERVE: &str = "serve-as";
 const TRANSPORTS: [&str; 2] = ["tcp-testing-only", "tls-rpk"];
+
+/// In place of a transport: bytes that a thread sends back, which says how much of one trip is the
+/// host's. A processor that has nothing else to do is slow to wake.
+const BARE: &str = "no session";
+
+/// About as many bytes as a call of `trips` takes.
+const BARE_BYTES: usize = 100;
 
 /// Calls of one measurement, and how many are under way at a time.
 const PIPELINED: usize = 300_000;
@@ -62,6 +69,9 @@ fn main() -> Result {
         let mut names = arguments.iter().filter(|word| !word.starts_with('-'));
         names.clone().next().is_none() || names.any(|word| word == name)
     };
+    if wanted("trips") {
+        bare_trips()?;
+    }
     for transport in TRANSPORTS {
         if wanted("trips") {
             runtime.block_on(trips(transport))?;
@@ -116,8 +126,46 @@ fn peer(netlayer: impl Netlayer, table: Arc<Table>) -> Peer {
     Peer::builder().netlayer(netlayer).sturdyrefs(table).spawn()
 }
 
+/// Sends back what comes until the connection ends.
+fn serve_bare() -> Result {
+    let listener = TcpListener::bind(loopback())?;
+    writeln!(stdout(), "{}", listener.local_addr()?)?;
+    let (mut stream, _) = listener.accept()?;
+    stream.set_nodelay(true)?;
+    let mut bytes = [0; BARE_BYTES];
+    while stream.read_exact(&mut bytes).is_ok() {
+        stream.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+fn bare_trips() -> Result {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args([SERVE, BARE, "1"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut address = String::new();
+    BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut address)?;
+    let mut stream = TcpStream::connect(address.trim())?;
+    stream.set_nodelay(true)?;
+    let mut bytes = [0; BARE_BYTES];
+    let mut times = Vec::with_capacity(ONE_BY_ONE);
+    for _ in 0..ONE_BY_ONE {
+        let start = Instant::now();
+        stream.write_all(&bytes)?;
+        stream.read_exact(&mut bytes)?;
+        times.push(start.elapsed());
+    }
+    drop(stream);
+    child.wait()?;
+    report_times(BARE, times)
+}
+
 /// Runs the peers that are called until nobody wants them any more.
 async fn serve(transport: &str, count: usize) -> Result {
+    if transport == BARE {
+        return serve_bare();
+    }
     let mut peers = Vec::new();
     for _ in 0..count {
         let table = Arc::new(Table(std::sync::OnceLock::new()));
@@ -262,13 +310,16 @@ async fn trips(transport: &str) -> Result {
         call(&echo, n).await?;
         times.push(start.elapsed());
     }
+    peer.close().await;
+    report_times(transport, times)
+}
+
+fn report_times(transport: &str, mut times: Vec<Duration>) -> Result {
     times.sort();
     let at = |share: usize| times[times.len() * share / 100].as_nanos() as f64 / 1e3;
     report(transport, "one by one, median", at(50), "us")?;
     report(transport, "one by one, 10 %", at(10), "us")?;
-    report(transport, "one by one, 99 %", at(99), "us")?;
-    peer.close().await;
-    Ok(())
+    report(transport, "one by one, 99 %", at(99), "us")
 }
 
 /// Sets up many sessions of `tls-rpk`, between some peers here and many there.

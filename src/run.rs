@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gobs_model::{Address, Diagnostic, Value};
+use gobs_model::{Address, Diagnostic, Path, Value};
 use gobs_state::{
     BossStore, Finished, Intent, Outcome, RowChange, RowKind, Snapshot, Started, Store,
 };
@@ -77,6 +77,7 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     };
     let mut planned = make_plan(project, &providers, refreshed, choices, unclaimed)?;
     planned.plan.warnings.extend(warnings);
+    refuse_impossible(project, &providers, &planned.plan).await?;
     // Whoever only plans needs less, and is told what an apply needs.
     let lacking = lacking(&providers, &planned.plan).await;
     planned
@@ -135,6 +136,65 @@ async fn lacking(providers: &Providers, plan: &Plan) -> Vec<(String, String)> {
         }
     }
     lacking
+}
+
+/// Refuses a plan by which a machine would become what its provider says it cannot be.
+async fn refuse_impossible(
+    project: &Project,
+    providers: &Providers,
+    plan: &Plan,
+) -> Result<(), Vec<Diagnostic>> {
+    let mut refused = Vec::new();
+    for step in &plan.steps {
+        let (name, wanted, is_new) = match &step.action {
+            Action::Create {
+                provider,
+                wanted,
+                simulated: false,
+                ..
+            } => (provider, wanted, true),
+            Action::Update {
+                provider,
+                wanted,
+                simulated: false,
+                calls_provider: true,
+                ..
+            } => (provider, wanted, false),
+            _ => continue,
+        };
+        let Some(provider) = providers.get(name) else {
+            continue;
+        };
+        // What cannot be asked now is refused when it is done.
+        let objections = provider.objections(wanted, is_new).await;
+        let objections = objections.unwrap_or_else(|error| {
+            tracing::debug!(provider = name, %error, "what it objects to is not known");
+            Vec::new()
+        });
+        for objection in objections {
+            let detail = format!("{} cannot be so: {}.", step.address, objection.message);
+            let error = Diagnostic::error("Impossible machine", detail);
+            let error = error.hint(sentence(&objection.hint));
+            let machine = step.address.as_machine();
+            let said =
+                machine.and_then(|it| project.config.said_at(&it.name, &objection.attribute));
+            refused.push(match said {
+                Some(span) => error.at(span),
+                None => error.about(step.address.clone(), Path::attribute(&objection.attribute)),
+            });
+        }
+    }
+    match refused.is_empty() {
+        true => Ok(()),
+        false => Err(refused),
+    }
+}
+
+/// Returns a fragment as a sentence.
+fn sentence(fragment: &str) -> String {
+    let mut letters = fragment.chars();
+    let first = letters.next().into_iter().flat_map(char::to_uppercase);
+    format!("{}{}.", first.collect::<String>(), letters.as_str())
 }
 
 /// A run that may change things: it holds the lock from its beginning to its end.
@@ -228,6 +288,7 @@ impl<'a> Run<'a> {
         let tables = self.project.boss_store().map_err(one)?;
         let unclaimed = unclaimed(&tables, &refreshed.snapshot)?;
         let planned = make_plan(self.project, &self.providers, refreshed, choices, unclaimed)?;
+        refuse_impossible(self.project, &self.providers, &planned.plan).await?;
         self.refuse_without_rights(&planned.plan).await?;
         Ok(planned)
     }

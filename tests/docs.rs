@@ -28,6 +28,7 @@ fn links_lead_somewhere() {
         "docs/postgres.md",
         "docs/webapp.md",
         "docs/hobs.md",
+        "docs/linode.md",
     ] {
         let path = repository().join(file);
         let beside = path.parent().expect("a directory");

@@ -15,6 +15,7 @@ mod linode;
 mod linode_blocks;
 mod linode_crash;
 mod linode_faults;
+mod linode_network;
 mod linode_token;
 mod plan;
 mod plugins;

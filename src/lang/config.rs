@@ -359,6 +359,19 @@ impl Config {
 }
 
 impl Config {
+    /// Returns where a machine says an attribute, or first has a nested block of that name; where
+    /// it is declared if it says nothing of it.
+    pub fn said_at(&self, machine: &Name, attribute: &str) -> Option<SourceSpan> {
+        let machine = self.machines.get(machine)?;
+        let (attributes, blocks) = (&machine.body.attributes, &machine.body.blocks);
+        let names = attributes.iter().map(|it| &it.name);
+        let mut names = names.chain(blocks.iter().map(|it| &it.keyword));
+        let said = names.find(|it| &*it.text == attribute);
+        Some(self.sources.place(said.map_or(machine.span, |it| it.span)))
+    }
+}
+
+impl Config {
     /// Returns where a binding says a limit.
     pub(crate) fn limit_at(&self, binding: &Name, limit: &str) -> Option<SourceSpan> {
         let limits = self.bindings.get(binding)?.attenuate.as_ref()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use gobs_model::{Known, ProviderSchema, Value};
 
-use crate::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
+use crate::{CreateRequest, Error, Objection, Observed, Progress, Provider, Token, UpdateRequest};
 
 /// How long each verb of a provider may take. What lasts longer is abandoned, and in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,11 @@ impl Provider for Bounded {
 
     async fn lacking(&self, wanted: &[Value]) -> Result<Vec<String>, Error> {
         within(self.deadlines().look, "lacking", self.0.lacking(wanted)).await
+    }
+
+    async fn objections(&self, wanted: &Value, is_new: bool) -> Result<Vec<Objection>, Error> {
+        let objections = self.0.objections(wanted, is_new);
+        within(self.deadlines().look, "objections", objections).await
     }
 
     async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error> {

@@ -70,6 +70,28 @@ pub struct Observed {
     pub attributes: Known,
 }
 
+/// Why a machine cannot be as it is planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Objection {
+    /// The attribute or block that it is about.
+    pub attribute: String,
+    /// What is wrong, as a fragment.
+    pub message: String,
+    /// What to do, as a fragment.
+    pub hint: String,
+}
+
+impl Objection {
+    /// Returns an objection to an attribute or a block.
+    pub fn new(attribute: &str, message: String, hint: &str) -> Self {
+        Self {
+            attribute: attribute.into(),
+            message,
+            hint: hint.into(),
+        }
+    }
+}
+
 /// What a machine's agent gets to start with: handed to the provider as opaque text.
 ///
 /// It holds a one-time secret, so it is never logged and its memory is wiped by whoever made it.
@@ -138,6 +160,12 @@ pub trait Provider: Send + Sync {
     /// it; one that is to go is `null`. Asked when something is planned, so that nothing is begun
     /// which cannot be ended.
     async fn lacking(&self, _wanted: &[Value]) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Returns why a machine cannot become like this, as far as its provider and the account can
+    /// say before anything is done; what is not known yet is no reason.
+    async fn objections(&self, _wanted: &Value, _is_new: bool) -> Result<Vec<Objection>, Error> {
         Ok(Vec::new())
     }
 

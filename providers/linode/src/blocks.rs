@@ -132,12 +132,13 @@ impl Machines {
     /// Returns what belongs to a machine as it is now, of what was there last.
     pub(crate) async fn observe_belongings(
         &self,
-        id: &str,
+        instance: &Json,
         set: &Known,
     ) -> Result<Vec<(&'static str, Value)>, Error> {
+        let id = instance["id"].to_string();
         Ok(vec![
-            ("firewall", self.observe_firewall(id, set).await?),
-            ("volume", self.observe_volumes(id, set).await?),
+            ("firewall", self.observe_firewall(instance, set).await?),
+            ("volume", self.observe_volumes(&id, set).await?),
             ("dns", self.observe_records(set).await?),
         ])
     }

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 
 use crate::api::Fail;
 use crate::blocks::{Owner, about, label_of, text, with};
+use crate::interfaces::has_linode_interfaces;
 use crate::machine::Machines;
 use crate::observe::json_of;
 use crate::pace::Class;
@@ -80,20 +81,12 @@ impl Machines {
     ) -> Result<Value, Error> {
         let asked = owner.wanted.get("firewall").cloned().unwrap_or(Value::NULL);
         let own = self.ensure_firewall(owner).await?;
-        let path = format!("/linode/instances/{}/firewalls", owner.id);
         let was = |name: &str| owner.was.get(name).is_some_and(|it| !it.is_null());
         let given = json_of(owner.wanted, "firewall_id")
             .as_ref()
             .and_then(Json::as_u64);
         if own.is_some() || was("firewall") || was("firewall_id") || given.is_some() {
-            let seen = self.api.list(&path, None).await?;
-            let seen: Vec<u64> = seen.iter().filter_map(|it| it["id"].as_u64()).collect();
-            let wanted: Vec<u64> = own.or(given).into_iter().collect();
-            if seen != wanted {
-                progress("changes its firewall".into());
-                let done = self.api.put(&path, &json!({"firewall_ids": wanted})).await;
-                done.map_err(|fail| about("firewall", fail))?;
-            }
+            self.cover(owner, own.or(given), progress).await?;
         }
         match own {
             Some(id) => Ok(with(&asked, [("id", id.to_string().into())])),
@@ -104,6 +97,28 @@ impl Machines {
                 Ok(Value::NULL)
             }
         }
+    }
+
+    /// Puts a machine under one firewall, and from under any other.
+    async fn cover(
+        &self,
+        owner: &Owner<'_>,
+        wanted: Option<u64>,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        if has_linode_interfaces(owner.instance) {
+            return self.cover_interfaces(owner.id, wanted, progress).await;
+        }
+        let path = format!("/linode/instances/{}/firewalls", owner.id);
+        let seen = self.api.list(&path, None).await?;
+        let seen: Vec<u64> = seen.iter().filter_map(|it| it["id"].as_u64()).collect();
+        let wanted: Vec<u64> = wanted.into_iter().collect();
+        if seen != wanted {
+            progress("changes its firewall".into());
+            let done = self.api.put(&path, &json!({"firewall_ids": wanted})).await;
+            done.map_err(|fail| about("firewall", fail))?;
+        }
+        Ok(())
     }
 
     /// Takes a machine's own firewall away.
@@ -133,24 +148,42 @@ impl Machines {
             .map_err(|fail| about("firewall", fail))
     }
 
-    /// Returns the machine's own firewall, where it had one.
-    pub(crate) async fn observe_firewall(&self, id: &str, set: &Known) -> Result<Value, Error> {
+    /// Returns the machine's own firewall, where it had one and all of it is under that.
+    pub(crate) async fn observe_firewall(
+        &self,
+        instance: &Json,
+        set: &Known,
+    ) -> Result<Value, Error> {
         let Some(last) = set.get("firewall").filter(|it| !it.is_null()) else {
             return Ok(Value::NULL);
         };
-        let path = format!("/linode/instances/{id}/firewalls");
-        let found = match self.api.list(&path, None).await {
-            Err(Fail::Gone) => Vec::new(),
-            other => other?,
-        };
-        let own = found.iter().find(|it| {
+        let is_own = |it: &Json| {
             let tags = it["tags"].as_array().into_iter().flatten();
             let is_marked = tags
                 .filter_map(Json::as_str)
                 .any(|tag| tag.starts_with(MARK));
             is_marked && it["status"] == "enabled"
-        });
+        };
+        let id = instance["id"].to_string();
+        let under = match has_linode_interfaces(instance) {
+            true => self.firewalls_by_interface(&id).await?,
+            false => {
+                let path = format!("/linode/instances/{id}/firewalls");
+                vec![self.firewalls_at(&path).await?]
+            }
+        };
+        let own = under.iter().map(|all| all.iter().find(|it| is_own(it)));
+        let own: Option<Vec<&Json>> = own.collect();
+        let own = own.as_deref().and_then(<[&Json]>::first);
         Ok(own.map_or(Value::NULL, |it| shown(it, last)))
+    }
+
+    /// Returns the firewalls of a machine, or of one of its interfaces; none where it is gone.
+    pub(crate) async fn firewalls_at(&self, path: &str) -> Result<Vec<Json>, Error> {
+        match self.api.list(path, None).await {
+            Err(Fail::Gone) => Ok(Vec::new()),
+            other => Ok(other?),
+        }
     }
 }
 

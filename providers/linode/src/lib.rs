@@ -12,9 +12,11 @@ mod dns;
 mod firewall;
 mod interfaces;
 mod jobs;
+mod limits;
 mod machine;
 mod observe;
 mod pace;
+mod power;
 mod schema;
 mod scopes;
 mod volume;
@@ -25,7 +27,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use gobs_model::{Known, ProviderSchema, Value};
-use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
+use gobs_provider::{
+    CreateRequest, Error, Objection, Observed, Progress, Provider, Token, UpdateRequest,
+};
+use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use crate::api::Api;
@@ -169,6 +174,7 @@ impl Provider for Linode {
                 api: Api::new(url, token, time)?,
                 project: self.host.project.clone(),
                 turns: Turns::default(),
+                defaults: OnceCell::new(),
             })),
             None => None,
         };
@@ -181,6 +187,10 @@ impl Provider for Linode {
 
     async fn lacking(&self, wanted: &[Value]) -> Result<Vec<String>, Error> {
         self.machines()?.lacking(wanted).await
+    }
+
+    async fn objections(&self, wanted: &Value, is_new: bool) -> Result<Vec<Objection>, Error> {
+        self.machines()?.objections(wanted, is_new).await
     }
 
     async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error> {

@@ -6,11 +6,12 @@ use data_encoding::BASE64;
 use gobs_model::{Change, Known, Value};
 use gobs_provider::{CreateRequest, Error, Observed, Progress, Token, UpdateRequest, UserData};
 use serde_json::{Map, Value as Json, json};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::api::{Api, Fail};
 use crate::blocks::{Owner, Turns, elements, entries, with};
-use crate::interfaces::put_network;
+use crate::interfaces::Defaults;
 use crate::jobs::Job;
 use crate::observe::{
     OWNER, REBUILT, disk, is_own, is_same_region, json_of, observed, owner_tag, put, runs, tags,
@@ -25,8 +26,8 @@ const CREATES_MAX: u32 = 4;
 /// How often something that should show soon is looked for.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// How long a delete may take.
-const DELETE_WITHIN: Duration = Duration::from_secs(600);
+/// How long a delete may take, and whatever else a machine is doing.
+pub(crate) const DELETE_WITHIN: Duration = Duration::from_secs(600);
 
 /// How much of a label is left to the machine's own name: labels have 64 characters.
 const LABEL_NAME_CHARS: usize = 40;
@@ -43,6 +44,8 @@ pub(crate) struct Machines {
     /// Whose machines they are, in an account that several may use.
     pub(crate) project: String,
     pub(crate) turns: Turns,
+    /// What the account has for machines that say nothing, once it was asked.
+    pub(crate) defaults: OnceCell<Defaults>,
 }
 
 impl Machines {
@@ -66,11 +69,11 @@ impl Machines {
             seen: &nothing,
         };
         self.check_volumes(&owner).await?;
+        let generation = self.generation(wanted).await?;
         // The firewall comes first, so that the machine is never without it.
         let own = self.ensure_firewall(&owner).await?;
-        let given = json_of(wanted, "firewall_id").and_then(|it| it.as_i64());
-        let firewall = own.and_then(|id| i64::try_from(id).ok()).or(given);
-        put_network(&mut body, wanted, firewall);
+        self.put_network(&mut body, wanted, generation.as_deref(), own)
+            .await?;
         let instance = match self.made(request, &Json::Object(body), progress).await {
             Err(error @ (Error::Rejected { .. } | Error::Denied(_))) => {
                 if own.is_some() {
@@ -177,7 +180,7 @@ impl Machines {
     /// Returns a machine with what belongs to it; what the API does not show comes from `set`.
     async fn observe(&self, instance: &Json, set: &Known) -> Result<Observed, Error> {
         let seen = observed(instance, set)?;
-        let more = self.observe_belongings(&seen.id, set).await?;
+        let more = self.observe_belongings(instance, set).await?;
         let attributes = Known::try_from(with(seen.attributes.value(), more));
         let attributes = attributes.map_err(|error| Error::InDoubt(error.to_string()))?;
         Ok(Observed { attributes, ..seen })
@@ -268,7 +271,7 @@ impl Machines {
             self.set_password(id, wanted, progress).await?;
         }
         if differs(wanted, was, "interface") {
-            self.set_interfaces(id, wanted, progress).await?;
+            self.set_interfaces(&owner, progress).await?;
         }
         let instance = self.there(id).await?;
         owner.instance = &instance;
@@ -488,44 +491,6 @@ impl Machines {
         }
         let on = wanted.get("booted").and_then(Value::as_bool).unwrap_or(ran);
         self.power(id, on, progress).await
-    }
-
-    /// Turns a machine on or off, unless it is so.
-    async fn power(&self, id: &str, on: bool, progress: &Progress) -> Result<(), Error> {
-        if self.is_on_when_settled(id).await? == on {
-            return Ok(());
-        }
-        let (verb, event) = match on {
-            true => ("boot", "linode_boot"),
-            false => ("shutdown", "linode_shutdown"),
-        };
-        let job = Job {
-            id,
-            verb,
-            body: json!({}),
-            event,
-        };
-        self.api.run(&job, progress).await
-    }
-
-    /// Waits for jobs that are on their way, and returns whether the machine runs then.
-    pub(crate) async fn is_on_when_settled(&self, id: &str) -> Result<bool, Error> {
-        let until = Instant::now() + self.api.time.limit(DELETE_WITHIN);
-        loop {
-            let instance = self.there(id).await?;
-            match instance["status"].as_str().unwrap_or_default() {
-                "running" => return Ok(true),
-                "offline" | "stopped" => return Ok(false),
-                status if Instant::now() >= until => {
-                    let why = format!("Linode {id} does not settle: it is {status}");
-                    return Err(Error::Busy {
-                        message: why,
-                        after: LOOK_EVERY,
-                    });
-                }
-                _ => self.api.time.sleep(LOOK_EVERY).await,
-            }
-        }
     }
 
     async fn get(&self, id: &str) -> Result<Option<Json>, Error> {

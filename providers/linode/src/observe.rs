@@ -10,6 +10,9 @@ pub(crate) const OWNER: &str = "gobs:";
 /// What marks that a machine was rebuilt for a request, and after which event.
 pub(crate) const REBUILT: &str = "gobs-rebuild:";
 
+/// What marks that a machine is off for gobs' sake, and is to run again.
+pub(crate) const OFF: &str = "gobs-off";
+
 /// Attributes that the API never shows: they are what was set last.
 const UNSEEN: [&str; 6] = [
     "user_data",
@@ -36,7 +39,7 @@ pub(crate) fn tags(instance: &Json) -> impl Iterator<Item = &str> {
 
 /// Returns whether a tag is one of ours rather than the user's.
 pub(crate) fn is_own(tag: &str) -> bool {
-    tag.starts_with(OWNER) || tag.starts_with(REBUILT)
+    tag.starts_with(OWNER) || tag.starts_with(REBUILT) || tag == OFF
 }
 
 /// Returns the token that an instance carries.

@@ -8,6 +8,8 @@ mod conform;
 mod faults;
 #[path = "provider/host.rs"]
 mod host;
+#[path = "provider/network.rs"]
+mod network;
 #[path = "provider/pace.rs"]
 mod pace;
 #[path = "provider/verbs.rs"]

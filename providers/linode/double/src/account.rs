@@ -10,6 +10,7 @@ use crate::clock::{Clock, Dice, api_time};
 use crate::fault::{Fault, Kind};
 use crate::firewall::asked_firewalls;
 use crate::instance::{Instance, Work};
+use crate::interface::{self, NetworkSettings};
 use crate::limit::{Limits, Windows};
 use crate::reply::Refusal;
 use crate::resources::Resources;
@@ -83,6 +84,7 @@ pub(crate) struct Account {
     pub(crate) instances_max: Option<usize>,
     ghosts: VecDeque<(u64, Value)>,
     pub(crate) resources: Resources,
+    pub(crate) network: NetworkSettings,
     pub(crate) events: Vec<Value>,
     pub(crate) stats: Stats,
     /// Instances that came into being, until their metadata listener stands.
@@ -108,6 +110,7 @@ impl Account {
             instances_max: None,
             ghosts: VecDeque::new(),
             resources: Resources::default(),
+            network: NetworkSettings::default(),
             events: Vec::new(),
             stats: Stats::default(),
             born: Vec::new(),
@@ -209,7 +212,7 @@ impl Account {
         let tags = check_tags(body, &mut wrong);
         check_image(body, &mut wrong);
         check_user_data(body, &mut wrong);
-        check_interfaces(body, &mut wrong);
+        let generation = self.check_interfaces(body, &mut wrong);
         let known = &self.resources.firewalls;
         if asked_firewalls(body)
             .iter()
@@ -260,9 +263,11 @@ impl Account {
                 .unwrap_or_else(|| "linode/migrate".into()),
             watchdog: true,
             firewalls: Vec::new(),
-            interface_generation: text("interface_generation")
-                .unwrap_or_else(|| "legacy_config".into()),
-            interfaces: body["interfaces"].as_array().cloned().unwrap_or_default(),
+            interface_generation: generation.into(),
+            interfaces: match generation {
+                interface::LINODE => Vec::new(),
+                _ => body["interfaces"].as_array().cloned().unwrap_or_default(),
+            },
             group,
             group_shown,
             jobs: VecDeque::new(),
@@ -274,7 +279,10 @@ impl Account {
         self.instances.insert(id, instance);
         self.born.push(id);
         self.stats.created += 1;
-        self.first_firewall(id, body)?;
+        match generation {
+            interface::LINODE => self.first_interfaces(id, body)?,
+            _ => self.first_firewall(id, body)?,
+        }
         self.queue(id, Work::Create, job_fails)?;
         if boots {
             self.queue(id, Work::Boot, false)?;
@@ -449,6 +457,43 @@ impl Account {
         Ok(())
     }
 
+    /// Returns the generation of a new instance's interfaces, and says what is wrong with them.
+    fn check_interfaces(
+        &self,
+        body: &Value,
+        wrong: &mut Vec<(&'static str, String)>,
+    ) -> &'static str {
+        let asked = body["interface_generation"].as_str();
+        let generation = self.network.generation(asked).unwrap_or_else(|why| {
+            wrong.push(("interface_generation", why));
+            "legacy_config"
+        });
+        if generation == interface::LINODE {
+            // The words are the API's for other fields.
+            let why = "Option cannot be set on a Linode that is configured to use Linode \
+                       Interfaces";
+            if body["firewall_id"].is_i64() {
+                wrong.push(("firewall_id", why.into()));
+            }
+            if body["private_ip"] == true {
+                wrong.push(("private_ip", why.into()));
+            }
+            interface::check(&interface::asked_of(body), &self.network, wrong);
+            return generation;
+        }
+        for interface in body["interfaces"].as_array().into_iter().flatten() {
+            let kinds = ["public", "vpc", "vlan"];
+            let is_of_profile = interface["purpose"]
+                .as_str()
+                .is_some_and(|it| kinds.contains(&it));
+            if !is_of_profile || kinds.iter().any(|it| interface[*it].is_object()) {
+                let why = "Interfaces must be of the Linode's interface generation";
+                wrong.push(("interfaces", why.into()));
+            }
+        }
+        generation
+    }
+
     fn check_label(&self, body: &Value, own: Option<u64>, wrong: &mut Vec<(&'static str, String)>) {
         let Some(label) = body["label"].as_str() else {
             return;
@@ -471,43 +516,8 @@ impl Account {
     }
 }
 
-fn address(id: u64, network: &str) -> String {
+pub(crate) fn address(id: u64, network: &str) -> String {
     format!("{network}.{}.{}", id / 250 % 250, id % 250 + 1)
-}
-
-fn check_interfaces(body: &Value, wrong: &mut Vec<(&'static str, String)>) {
-    let generation = body["interface_generation"].as_str();
-    if generation.is_some_and(|it| !["legacy_config", "linode"].contains(&it)) {
-        let why = "Must be one of legacy_config, linode";
-        wrong.push(("interface_generation", why.into()));
-    }
-    let is_linode = generation == Some("linode");
-    if is_linode && body["firewall_id"].is_u64() {
-        // The words are a guess: that the firewall is the interface's own then is not.
-        let why = "Must be set on the interfaces of a Linode that uses Linode Interfaces";
-        wrong.push(("firewall_id", why.into()));
-    }
-    for interface in body["interfaces"].as_array().into_iter().flatten() {
-        let purpose = interface["purpose"].as_str();
-        let kinds = ["public", "vpc", "vlan"];
-        let set = kinds
-            .iter()
-            .filter(|it| interface[**it].is_object())
-            .count();
-        let right = match is_linode {
-            true => purpose.is_none() && set == 1,
-            false => set == 0 && purpose.is_some_and(|it| kinds.contains(&it)),
-        };
-        if !right {
-            let why = "Interfaces must be of the Linode's interface generation";
-            wrong.push(("interfaces", why.into()));
-        }
-        let needs_firewall = is_linode && !interface["vlan"].is_object();
-        if needs_firewall && !interface["firewall_id"].is_i64() {
-            let why = "A firewall is required for public and VPC interfaces";
-            wrong.push(("interfaces", why.into()));
-        }
-    }
 }
 
 /// Returns the tags of a request: a set whatever their case, in an order of its own.

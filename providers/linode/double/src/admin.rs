@@ -84,6 +84,13 @@ impl World {
                 }
                 Err(error) => refused(error.to_string()),
             },
+            ("PUT", "/settings") => {
+                let mut account = self.account();
+                let body = &request.body;
+                let set = account.set_settings(body);
+                let set = set.and_then(|_| account.set_firewall_settings(body));
+                set.map_or_else(Reply::from, |_| done)
+            }
             ("PUT", "/tokens") => match serde_json::from_value(request.body) {
                 Ok(tokens) => {
                     self.account().tokens = tokens;

@@ -227,10 +227,8 @@ fn routed(
         ("GET", ["images", maker, it]) => one(catalog::images(), &format!("{maker}/{it}")),
         ("GET", ["profile"]) => Ok(json!({"username": "double", "restricted": false,
             "email": "double@example.com", "uid": 1, "timezone": "GMT"})),
-        ("GET", ["account", "settings"]) => Ok(json!({"backups_enabled": false, "managed": false,
-            "network_helper": true, "longview_subscription": null, "object_storage": null,
-            "interfaces_for_new_linodes": "legacy_config_default_but_linode_allowed",
-            "maintenance_policy": "linode/migrate"})),
+        ("GET", ["account", "settings"]) => Ok(account.settings()),
+        ("PUT", ["account", "settings"]) => account.set_settings(body),
         ("GET", ["account", "events"]) => {
             // The newest comes first, as with the real API.
             list(
@@ -305,7 +303,8 @@ fn class_of(request: &Request, parts: &[&str]) -> Class {
                 "instances",
                 _,
                 "volumes" | "firewalls" | "configs",
-            ],
+            ]
+            | ["linode", "instances", _, "interfaces", _, "firewalls"],
         ) => Class::List,
         _ => Class::Other,
     }
@@ -319,6 +318,8 @@ fn scope_of(method: &str, parts: &[&str]) -> Option<&'static str> {
         ("GET", ["account", "events", ..]) => Some("events:read_only"),
         ("GET", ["volumes", ..]) => Some("volumes:read_only"),
         (_, ["volumes", ..]) => Some("volumes:read_write"),
+        ("GET", ["networking", "firewalls", "settings"]) => Some("account:read_only"),
+        (_, ["networking", "firewalls", "settings"]) => Some("account:read_write"),
         ("GET", ["networking", "firewalls", ..]) => Some("firewall:read_only"),
         (_, ["networking", "firewalls", ..]) => Some("firewall:read_write"),
         ("GET", ["domains", ..]) => Some("domains:read_only"),

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use crate::account::{Account, check_tags};
 use crate::clock::api_time;
+use crate::instance::Instance;
+use crate::interface::default_of;
 use crate::reply::Refusal;
 use crate::resources::check_label;
 
@@ -29,17 +31,19 @@ pub(crate) struct Firewall {
     /// As the API shows them, with version and fingerprint.
     pub(crate) rules: Value,
     created_ms: u64,
-    /// The id of each device, by its instance.
+    /// The id of each device, by its instance or interface.
     devices: BTreeMap<u64, u64>,
 }
 
 impl Firewall {
+    /// Returns whether it is for this instance or interface.
+    pub(crate) fn covers(&self, id: u64) -> bool {
+        self.devices.contains_key(&id)
+    }
+
     pub(crate) fn show(&self, account: &Account) -> Value {
-        let living = self
-            .devices
-            .keys()
-            .filter_map(|it| account.instances.get(it));
-        let entities: Vec<Value> = living.map(|it| entity(it.id, &it.label)).collect();
+        let living = self.devices.keys().filter_map(|it| entity(account, *it));
+        let entities: Vec<Value> = living.collect();
         json!({
             "id": self.id, "label": self.label, "created": api_time(self.created_ms),
             "updated": api_time(self.created_ms), "status": self.status, "rules": self.rules,
@@ -48,9 +52,36 @@ impl Firewall {
     }
 }
 
-fn entity(id: u64, label: &str) -> Value {
-    json!({"id": id, "type": "linode", "label": label,
-        "url": format!("/v4/linode/instances/{id}"), "parent_entity": null})
+/// Returns what a firewall is for, as the API shows it; nothing where it is gone.
+fn entity(account: &Account, id: u64) -> Option<Value> {
+    let of = |it: &Instance| {
+        json!({"id": it.id, "type": "linode", "label": it.label,
+            "url": format!("/v4/linode/instances/{}", it.id), "parent_entity": null})
+    };
+    if let Some(instance) = account.instances.get(&id) {
+        return Some(of(instance));
+    }
+    let parent = account.instance_with(id)?;
+    let url = format!("/v4/linode/instances/{}/interfaces/{id}", parent.id);
+    Some(
+        json!({"id": id, "type": "linode_interface", "label": null, "url": url,
+        "parent_entity": of(parent)}),
+    )
+}
+
+/// Says in the API's own words that the firewalls of an instance are those of its interfaces.
+fn of_interfaces(verb: &str) -> Refusal {
+    let why = match verb {
+        "list" => {
+            "Linode is using Linode Interfaces. Please list Cloud Firewall(s) on each interface, \
+             instead of directly on the Linode"
+        }
+        _ => {
+            "Linode is using Linode Interfaces. Please apply Cloud Firewall to the interfaces of \
+             the Linode instead of directly to the Linode."
+        }
+    };
+    Refusal::of(400, None, why)
 }
 
 impl Account {
@@ -142,6 +173,15 @@ impl Account {
 
     pub(crate) fn delete_firewall(&mut self, id: u64) -> Result<Value, Refusal> {
         let label = self.firewall(id)?.label.clone();
+        let defaults = ["linode", "public_interface", "vpc_interface"];
+        if defaults
+            .iter()
+            .any(|it| self.network.default_firewall(it) == Some(id))
+        {
+            // The words are a guess.
+            let why = "A default firewall cannot be deleted";
+            return Err(Refusal::of(400, None, why));
+        }
         self.resources.firewalls.remove(&id);
         for instance in self.instances.values_mut() {
             instance.firewalls.retain(|it| *it != id);
@@ -152,10 +192,9 @@ impl Account {
 
     pub(crate) fn devices_of(&mut self, id: u64) -> Result<Vec<Value>, Refusal> {
         let devices = self.firewall(id)?.devices.clone();
-        let living = devices.iter().filter_map(|(linode, device)| {
-            let instance = self.instances.get(linode)?;
-            let entity = entity(instance.id, &instance.label);
-            let created = api_time(instance.created_ms);
+        let created = api_time(self.firewall(id)?.created_ms);
+        let living = devices.iter().filter_map(|(of, device)| {
+            let entity = entity(self, *of)?;
             Some(json!({"id": device, "created": created, "updated": created, "entity": entity}))
         });
         Ok(living.collect())
@@ -163,17 +202,36 @@ impl Account {
 
     pub(crate) fn add_device(&mut self, id: u64, body: &Value) -> Result<Value, Refusal> {
         self.firewall(id)?;
-        let linode = body["id"].as_u64().unwrap_or_default();
-        if body["type"] != "linode" || !self.instances.contains_key(&linode) {
+        let of = body["id"].as_u64().unwrap_or_default();
+        let known = match body["type"].as_str() {
+            Some("linode") => match self.instances.get(&of) {
+                Some(it) if it.has_linode_interfaces() => return Err(of_interfaces("apply")),
+                found => found.is_some(),
+            },
+            Some("linode_interface") => match self.instance_with(of) {
+                Some(instance) => {
+                    let ids = |it: &&Value| it["id"].as_u64() == Some(of);
+                    let found = instance.interfaces.iter().find(ids);
+                    found.is_some_and(|it| default_of(it).is_some())
+                }
+                None => false,
+            },
+            _ => false,
+        };
+        if !known {
             return Err(Refusal::of(400, Some("id"), "id is not valid"));
         }
-        if !self.instance(linode)?.firewalls.is_empty() {
+        let all = self.resources.firewalls.values();
+        if all
+            .clone()
+            .any(|it| it.covers(of) && it.status == "enabled")
+        {
             // The words are a guess: one enabled firewall for each service is not.
-            let why = "This Linode is already assigned to a firewall";
+            let why = "This service is already assigned to a firewall";
             return Err(Refusal::of(400, None, why));
         }
-        self.attach_firewall(id, linode)?;
-        let device = self.firewall(id)?.devices.get(&linode).copied();
+        self.attach_firewall(id, of)?;
+        let device = self.firewall(id)?.devices.get(&of).copied();
         let shown = self.devices_of(id)?;
         let shown = shown.into_iter().find(|it| it["id"].as_u64() == device);
         shown.ok_or_else(Refusal::not_found)
@@ -191,25 +249,41 @@ impl Account {
         Ok(json!({}))
     }
 
-    fn attach_firewall(&mut self, id: u64, linode: u64) -> Result<(), Refusal> {
+    /// Puts an instance, or an interface, under a firewall.
+    pub(crate) fn attach_firewall(&mut self, id: u64, of: u64) -> Result<(), Refusal> {
         let device = self.fresh_id();
-        self.firewall(id)?.devices.insert(linode, device);
-        let firewalls = &mut self.instance(linode)?.firewalls;
-        if !firewalls.contains(&id) {
-            firewalls.push(id);
+        self.firewall(id)?.devices.insert(of, device);
+        if let Ok(instance) = self.instance(of)
+            && !instance.firewalls.contains(&id)
+        {
+            instance.firewalls.push(id);
         }
         self.note("firewall_device_add", "firewall", id, "");
         Ok(())
     }
 
+    /// Takes something that is gone from under every firewall.
+    pub(crate) fn detach_all(&mut self, of: u64) {
+        for firewall in self.resources.firewalls.values_mut() {
+            firewall.devices.remove(&of);
+        }
+    }
+
     /// Returns what an instance's firewalls are, whole.
     pub(crate) fn firewalls_of(&mut self, linode: u64) -> Result<Vec<Value>, Refusal> {
-        let ids = self.instance(linode)?.firewalls.clone();
+        let instance = self.instance(linode)?;
+        if instance.has_linode_interfaces() {
+            return Err(of_interfaces("list"));
+        }
+        let ids = instance.firewalls.clone();
         let found = ids.iter().filter_map(|id| self.resources.firewalls.get(id));
         Ok(found.map(|it| it.show(self)).collect())
     }
 
     pub(crate) fn set_firewalls(&mut self, linode: u64, body: &Value) -> Result<(), Refusal> {
+        if self.instance(linode)?.has_linode_interfaces() {
+            return Err(of_interfaces("apply"));
+        }
         let asked = body["firewall_ids"].as_array().into_iter().flatten();
         let asked: Vec<u64> = asked.filter_map(Value::as_u64).collect();
         let has_unknown = asked
@@ -236,7 +310,10 @@ impl Account {
 
     /// Puts a new instance under the firewall that its create asks for.
     pub(crate) fn first_firewall(&mut self, linode: u64, body: &Value) -> Result<(), Refusal> {
-        let firewalls: Vec<u64> = asked_firewalls(body);
+        let mut firewalls: Vec<u64> = asked_firewalls(body);
+        if firewalls.is_empty() && body["firewall_id"].is_null() {
+            firewalls.extend(self.network.default_firewall("linode"));
+        }
         for id in firewalls {
             self.attach_firewall(id, linode)?;
         }

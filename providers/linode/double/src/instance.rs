@@ -117,7 +117,7 @@ pub(crate) struct Instance {
     pub(crate) watchdog: bool,
     pub(crate) firewalls: Vec<u64>,
     pub(crate) interface_generation: String,
-    /// As they were asked for.
+    /// Of a configuration profile, as they were asked for; or Linode interfaces, as they show.
     pub(crate) interfaces: Vec<Value>,
     /// Its placement group, and how that is shown.
     pub(crate) group: Option<u64>,
@@ -246,6 +246,18 @@ impl Instance {
         }
     }
 
+    /// Returns the address that it has towards the internet, where it has one.
+    pub(crate) fn public_address(&self) -> String {
+        let has = self.ipv4.iter().find(|it| !it.starts_with("192.168."));
+        has.cloned()
+            .unwrap_or_else(|| crate::account::address(self.id, "203.0"))
+    }
+
+    /// Returns the address that it makes itself, by its interface's own.
+    pub(crate) fn slaac(&self) -> String {
+        format!("2001:db8::f03c:{:x}:{:x}", self.id >> 16, self.id & 0xffff)
+    }
+
     /// Returns the instance as the API shows it.
     pub(crate) fn show(&self) -> Value {
         let specs = catalog::class(&self.class).map(|it| it.specs());
@@ -253,7 +265,7 @@ impl Instance {
             "id": self.id, "label": self.label, "group": "", "status": self.status,
             "created": api_time(self.created_ms), "updated": api_time(self.updated_ms),
             "type": self.class, "ipv4": self.ipv4,
-            "ipv6": format!("2001:db8::f03c:{:x}:{:x}/128", self.id >> 16, self.id & 0xffff),
+            "ipv6": format!("{}/128", self.slaac()),
             "image": self.image, "region": self.region, "site_type": "core", "specs": specs,
             "alerts": {"cpu": 90, "network_in": 10, "network_out": 10, "transfer_quota": 80,
                 "io": 10_000, "system_alerts": [], "user_alerts": []},

@@ -18,6 +18,7 @@ mod filter;
 mod firewall;
 mod guest;
 mod instance;
+mod interface;
 mod limit;
 mod metadata;
 mod placement;

@@ -106,6 +106,10 @@ impl Account {
                 Ok(Found::List(shown, &FIREWALL_FIELDS))
             }
             ("POST", ["networking", "firewalls"]) => one(self.create_firewall(body)?),
+            ("GET", ["networking", "firewalls", "settings"]) => one(self.firewall_settings()),
+            ("PUT", ["networking", "firewalls", "settings"]) => {
+                one(self.set_firewall_settings(body)?)
+            }
             ("GET", ["networking", "firewalls", it]) => {
                 one(self.firewall(id(it)?)?.clone().show(self))
             }
@@ -196,19 +200,31 @@ impl Account {
                     "created": api_time(instance.created_ms), "updated": api_time(now_ms),
                     "root_device": "/dev/sda", "initrd": null, "run_level": "default",
                     "virt_mode": "paravirt", "devices": {"sda": null}, "interfaces":
-                        instance.interfaces.clone(),
+                        match instance.has_linode_interfaces() {
+                            true => Vec::new(),
+                            false => instance.interfaces.clone(),
+                        },
                 });
                 Ok(Found::List(vec![shown], &["label"]))
             }
             ("PUT", ["linode", "instances", it, "configs", _]) => {
                 let instance = self.instance(id(it)?)?;
                 if let Some(asked) = body["interfaces"].as_array() {
+                    if instance.has_linode_interfaces() {
+                        let why = "Option cannot be set on a Linode that is configured to use \
+                                   Linode Interfaces";
+                        return Err(Refusal::of(400, Some("interfaces"), why));
+                    }
                     instance.interfaces.clone_from(asked);
                 }
                 one(json!({"interfaces": instance.interfaces.clone()}))
             }
-            ("GET", ["linode", "instances", it, "interfaces"]) => {
-                one(json!({"interfaces": self.instance(id(it)?)?.interfaces.clone()}))
+            ("GET", ["linode", "instances", it, "interfaces", of, "firewalls"]) => {
+                let shown = self.firewalls_of_interface(id(it)?, id(of)?)?;
+                Ok(Found::List(shown, &[]))
+            }
+            (method, ["linode", "instances", it, "interfaces", rest @ ..]) => {
+                one(self.ask_interfaces(method, id(it)?, rest, body)?)
             }
             _ => Err(Refusal::not_found()),
         }

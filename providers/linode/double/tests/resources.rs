@@ -294,3 +294,138 @@ async fn interfaces_are_of_one_generation() {
         "firewall is required",
     );
 }
+
+#[tokio::test]
+async fn linode_interfaces_are_changed_while_it_is_off() {
+    let double = start();
+    let public = json!({"public": {}, "firewall_id": -1});
+    let more = json!({"interface_generation": "linode", "interfaces": [public]});
+    let id = machine(&double, more);
+    let path = format!("/linode/instances/{id}/interfaces");
+    let vlan = json!({"vlan": {"vlan_label": "inner", "ipam_address": null}});
+    refused(&double, "POST", &path, vlan.clone(), "must be shut down");
+    let power = |verb: &str| {
+        let path = format!("/linode/instances/{id}/{verb}");
+        ask(&double, "POST", &path, json!({}));
+        double.advance(Duration::from_secs(600));
+    };
+    power("shutdown");
+    let made = ask(&double, "POST", &path, vlan.clone());
+    assert_eq!(made["vlan"]["vlan_label"], "inner");
+    refused(&double, "POST", &path, vlan, "one interface for each VLAN");
+    refused(
+        &double,
+        "POST",
+        &path,
+        json!({"vpc": {"subnet_id": 7}}),
+        "firewall is required",
+    );
+    let of_vpc = json!({"vpc": {"subnet_id": 7}, "firewall_id": -1});
+    let vpc = ask(&double, "POST", &path, of_vpc);
+    let other = json!({"vlan": {"vlan_label": "outer"}});
+    refused(&double, "POST", &path, other, "up to three interfaces");
+    let at = |it: &Value| format!("{path}/{}", it["id"]);
+    let body = json!({"vpc": {"subnet_id": 8}});
+    refused(&double, "PUT", &at(&vpc), body, "cannot be changed");
+    let body = json!({"vlan": {"vlan_label": "outer"}});
+    refused(
+        &double,
+        "PUT",
+        &at(&made),
+        body,
+        "VLAN interfaces cannot be updated",
+    );
+    let body = json!({"default_route": {"ipv4": true}});
+    let changed = ask(&double, "PUT", &at(&vpc), body);
+    assert_eq!(
+        (&changed["version"], &changed["default_route"]["ipv4"]),
+        (&json!(2), &json!(true))
+    );
+    let all = ask(&double, "GET", &path, Value::Null);
+    assert_eq!(all["interfaces"][0]["default_route"], json!({"ipv6": true}));
+    ask(&double, "DELETE", &at(&made), Value::Null);
+    power("boot");
+    refused(
+        &double,
+        "DELETE",
+        &at(&vpc),
+        Value::Null,
+        "must be shut down",
+    );
+    // A profile has none of these, and cannot be given any.
+    let configs = format!("/linode/instances/{id}/configs");
+    let config = ask(&double, "GET", &configs, Value::Null)["data"][0].clone();
+    assert_eq!(config["interfaces"], json!([]));
+    let body = json!({"interfaces": [{"purpose": "public"}]});
+    let why = "configured to use Linode Interfaces";
+    refused(
+        &double,
+        "PUT",
+        &format!("{configs}/{}", config["id"]),
+        body,
+        why,
+    );
+    // A device is one of them, never the instance.
+    let wall = json!({"label": "wall", "rules": {"inbound_policy": "DROP",
+        "outbound_policy": "ACCEPT"}});
+    let wall = ask(&double, "POST", "/networking/firewalls", wall);
+    let devices = format!("/networking/firewalls/{}/devices", wall["id"]);
+    let body = json!({"id": id, "type": "linode"});
+    refused(
+        &double,
+        "POST",
+        &devices,
+        body,
+        "Please apply Cloud Firewall to the interfaces",
+    );
+    let body = json!({"id": made["id"], "type": "linode_interface"});
+    refused(&double, "POST", &devices, body, "id is not valid");
+    let body = json!({"id": vpc["id"], "type": "linode_interface"});
+    let device = ask(&double, "POST", &devices, body.clone());
+    assert_eq!(device["entity"]["parent_entity"]["id"], id);
+    refused(
+        &double,
+        "POST",
+        &devices,
+        body,
+        "already assigned to a firewall",
+    );
+}
+
+#[tokio::test]
+async fn an_account_says_which_interfaces_new_machines_have() {
+    let double = start();
+    let plain = json!({"region": "eu-central", "type": "g6-nanode-1"});
+    let path = "/linode/instances";
+    let set = |setting: &str| {
+        let body = json!({"interfaces_for_new_linodes": setting});
+        ask(&double, "PUT", "/account/settings", body);
+    };
+    let with = |generation: &str| {
+        let mut body = plain.clone();
+        body["interface_generation"] = generation.into();
+        body
+    };
+    set("legacy_config_only");
+    refused(
+        &double,
+        "POST",
+        path,
+        with("linode"),
+        "not allowed on this account",
+    );
+    set("linode_only");
+    refused(
+        &double,
+        "POST",
+        path,
+        with("legacy_config"),
+        "not allowed on this account",
+    );
+    refused(&double, "POST", path, plain.clone(), "firewall is required");
+    let mut private = plain.clone();
+    private["private_ip"] = true.into();
+    refused(&double, "POST", path, private, "private_ip");
+    let body = json!({"interfaces_for_new_linodes": "any"});
+    refused(&double, "PUT", "/account/settings", body, "Must be one of");
+}

@@ -14,7 +14,7 @@ use crate::host::{create, quiet, start, update, wanted};
 /// How often a caller asks again, as `apply` does.
 const TRIES_MAX: usize = 5;
 
-fn object<const N: usize>(entries: [(&str, Value); N]) -> Value {
+pub(crate) fn object<const N: usize>(entries: [(&str, Value); N]) -> Value {
     Value::object(entries)
 }
 
@@ -72,7 +72,7 @@ fn with_domain(double: &Double) {
 }
 
 /// Returns what the account has at a path.
-fn all(double: &Double, path: &str) -> Vec<Json> {
+pub(crate) fn all(double: &Double, path: &str) -> Vec<Json> {
     let found = double.ask("GET", path, &Json::Null).expect("listed");
     found["data"].as_array().expect("a list").clone()
 }
@@ -389,7 +389,7 @@ async fn groups_and_interfaces_are_as_asked() {
     assert_eq!(seen.attributes.get("placement_group"), Some(&one.into()));
     let second = wanted([
         ("placement_group", two.into()),
-        ("interface", Value::list([public.clone(), vlan.clone()])),
+        ("interface", Value::list([public, vlan])),
     ]);
     let change = update(&seen, Change::PowerCycle, first, second);
     let seen = linode.update(change, quiet()).await.expect("updated");
@@ -398,26 +398,10 @@ async fn groups_and_interfaces_are_as_asked() {
     let path = format!("/linode/instances/{}/configs", seen.id);
     let interfaces = all(&double, &path).remove(0)["interfaces"].clone();
     assert_eq!(interfaces[1]["label"], "inner");
-    // The current generation has the firewall at its interfaces.
-    let current = wanted([
-        ("interface_generation", "linode".into()),
-        ("interface", Value::list([public, vlan])),
-        ("firewall", firewall("22", Value::NULL)),
-    ]);
-    let seen = linode
-        .create(create("app", current), quiet())
-        .await
-        .expect("made");
-    let wall = all(&double, "/networking/firewalls").remove(0);
-    assert_eq!(wall["entities"][0]["id"].to_string(), seen.id);
-    let path = format!("/linode/instances/{}/interfaces", seen.id);
-    let shown = double.ask("GET", &path, &Json::Null).expect("shown");
-    assert_eq!(shown["interfaces"][0]["firewall_id"], wall["id"]);
-    assert_eq!(shown["interfaces"][1]["vlan"]["vlan_label"], "inner");
 }
 
 /// Asks as `apply` does: what is in doubt is looked for, and then asked for again.
-async fn made(linode: &Linode, request: &CreateRequest) -> Result<Observed, String> {
+pub(crate) async fn made(linode: &Linode, request: &CreateRequest) -> Result<Observed, String> {
     for _ in 0..TRIES_MAX {
         match linode.create(request.clone(), quiet()).await {
             Ok(seen) => return Ok(seen),

@@ -1,0 +1,170 @@
+//! Linode interfaces through whole runs: their firewalls, their changes, and what an account does
+//! not allow.
+
+use serde_json::{Value, json};
+
+use crate::account::Account;
+use crate::support::{Project, Run};
+
+const NOTHING: &str = "No changes. Your infrastructure matches the configuration.";
+
+/// Returns a machine with this in its block.
+fn machine(more: &str) -> String {
+    format!(
+        "machine \"web\" {{
+  provider        = linode
+  region          = \"eu-central\"
+  type            = \"g6-nanode-1\"
+  image           = \"linode/debian13\"
+  authorized_keys = [\"ssh-ed25519 AAAA test\"]
+  {more}
+  hob {{ enabled = false }}
+}}
+"
+    )
+}
+
+/// Returns what a run says, in words.
+#[track_caller]
+fn said(run: Run, code: i32) -> String {
+    let run = run.code(code);
+    let all = format!("{} {}", run.stdout, run.stderr);
+    all.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn set(account: &Account, setting: &str) {
+    let body = json!({"interfaces_for_new_linodes": setting});
+    let done = account.double.ask("PUT", "/account/settings", &body);
+    done.expect("set");
+}
+
+/// Returns the kinds of the machine's interfaces, and how many firewalls each is under.
+fn interfaces(account: &Account) -> Vec<(&'static str, usize)> {
+    let ask = |path: &str| {
+        let found = account.double.ask("GET", path, &Value::Null);
+        found.expect("there")
+    };
+    let path = format!(
+        "/linode/instances/{}/interfaces",
+        account.double.instances()[0]["id"]
+    );
+    let all = ask(&path)["interfaces"].as_array().expect("a list").clone();
+    let of = |it: &Value| {
+        let kinds = ["public", "vpc", "vlan"];
+        let kind = kinds.into_iter().find(|kind| it[*kind].is_object());
+        let walls = ask(&format!("{path}/{}/firewalls", it["id"]));
+        let walls = walls["data"].as_array().map_or(0, Vec::len);
+        (kind.unwrap_or("none"), walls)
+    };
+    all.iter().map(of).collect()
+}
+
+#[test]
+fn interfaces_and_their_firewall_change_in_place() {
+    let account = Account::start(Project::empty(), 31);
+    let project = &account.project;
+    let write = |more: &str| project.write("main.gobs.hcl", &machine(more));
+    let apply = || said(project.gobs(&["apply", "--auto-approve"]), 0);
+    let settled = || {
+        let again = said(project.gobs(&["plan"]), 0);
+        assert!(again.contains(NOTHING), "{again}");
+    };
+    // The account makes machines with interfaces of their own, and so it is.
+    set(&account, "linode_default_but_legacy_config_allowed");
+    write("firewall {}");
+    apply();
+    assert_eq!(interfaces(&account), [("public", 1)]);
+    settled();
+    let id = account.double.instances()[0]["id"].clone();
+
+    write(
+        "firewall {}
+         interface { purpose = \"public\" }
+         interface {
+           purpose   = \"vpc\"
+           subnet_id = 7
+         }",
+    );
+    let plan = said(project.gobs(&["plan"]), 0);
+    let cost = "will be updated (downtime: it is shut down and started)";
+    assert!(
+        plan.contains(cost) && plan.contains("0 to add, 1 to change"),
+        "{plan}"
+    );
+    apply();
+    assert_eq!(interfaces(&account), [("public", 1), ("vpc", 1)]);
+    settled();
+
+    // Without its firewall, and then under one that is named; it goes on running.
+    let shutdowns = account.double.events("linode_shutdown");
+    let two = "interface { purpose = \"public\" }
+               interface {
+                 purpose   = \"vpc\"
+                 subnet_id = 7
+               }";
+    write(two);
+    let plan = said(project.gobs(&["plan"]), 0);
+    assert!(plan.contains("will be updated in-place"), "{plan}");
+    apply();
+    assert_eq!(interfaces(&account), [("public", 0), ("vpc", 0)]);
+    let rules = json!({"inbound_policy": "DROP", "outbound_policy": "ACCEPT"});
+    let wall = json!({"label": "named", "rules": rules});
+    let wall = account.double.ask("POST", "/networking/firewalls", &wall);
+    write(&format!(
+        "firewall_id = {}\n{two}",
+        wall.expect("made")["id"]
+    ));
+    apply();
+    assert_eq!(interfaces(&account), [("public", 1), ("vpc", 1)]);
+    settled();
+    assert_eq!(account.double.events("linode_shutdown"), shutdowns);
+    assert_eq!(
+        account.double.instances()[0]["id"],
+        id,
+        "it is the same machine"
+    );
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    account.assert_machines(0, 1, "after destroy");
+}
+
+#[test]
+fn what_the_account_does_not_allow_is_an_error_of_the_plan() {
+    let account = Account::start(Project::empty(), 32);
+    let project = &account.project;
+    let check = |setting: &str, more: &str, expected: &[&str]| {
+        set(&account, setting);
+        project.write("main.gobs.hcl", &machine(more));
+        for command in [&["plan"][..], &["apply", "--auto-approve"]] {
+            let said = said(project.gobs(command), 1);
+            for text in expected {
+                assert!(said.contains(text), "{text:?} is not in\n{said}");
+            }
+        }
+    };
+    check(
+        "legacy_config_only",
+        "interface_generation = \"linode\"",
+        &[
+            "Impossible machine",
+            "main.gobs.hcl line 7",
+            "machine.web cannot be so: the account makes new machines with interfaces of \
+             configuration profiles only.",
+            "Take interface_generation out, or let the account make such machines",
+        ],
+    );
+    check(
+        "linode_only",
+        "private_ip = true",
+        &[
+            "main.gobs.hcl line 7",
+            "a machine with Linode interfaces, as this one gets, has no private address",
+            "Use an interface in a VPC or a VLAN instead.",
+        ],
+    );
+    check(
+        "linode_default_but_legacy_config_allowed",
+        "interface {\n purpose = \"vlan\"\n label = \"inner\"\n }\n firewall {}",
+        &["its interfaces lead to VLANs only, and those are under no firewall"],
+    );
+    account.assert_machines(0, 0, "after refusals");
+}

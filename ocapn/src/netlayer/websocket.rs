@@ -27,8 +27,8 @@ mod gate;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,7 +46,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, accept_async_with_config, client_async_with_config};
 
-use self::gate::Gate;
+use self::gate::{Gate, Passage};
 use super::listening::Listening;
 use super::quota::{Place, Quota};
 use super::{CONNECT_TIMEOUT, Connection, DialError, Incoming, Netlayer, Outgoing, connect_tcp};
@@ -235,8 +235,8 @@ impl WebSocket {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let config = Some(config(self.options.frame_bytes_max));
-        let opened = Arc::new(AtomicBool::new(false));
-        let stream = Gate::new(stream, Arc::clone(&opened));
+        let passage = Arc::new(Passage::default());
+        let stream = Gate::new(stream, Arc::clone(&passage));
         let upgraded = client_async_with_config(url, stream, config).await;
         let (mut socket, _) = upgraded.map_err(io_error)?;
         let mut random = [0; CHALLENGE_BYTES];
@@ -256,7 +256,7 @@ impl WebSocket {
         if envelope.signed != challenge || !envelope.is_by(key) {
             return Ok(None);
         }
-        Ok(Some(connection(socket, opened, address, &self.options)))
+        Ok(Some(connection(socket, passage, address, &self.options)))
     }
 }
 
@@ -355,8 +355,8 @@ impl Door {
     async fn answer(&self, tcp: TcpStream, address: SocketAddr) -> io::Result<()> {
         tcp.set_nodelay(true)?;
         let config = Some(config(self.options.frame_bytes_max));
-        let opened = Arc::new(AtomicBool::new(false));
-        let stream = Gate::new(tcp, Arc::clone(&opened));
+        let passage = Arc::new(Passage::default());
+        let stream = Gate::new(tcp, Arc::clone(&passage));
         let upgraded = accept_async_with_config(stream, config).await;
         let mut socket = upgraded.map_err(io_error)?;
         let challenge = next_binary(&mut socket).await?;
@@ -369,7 +369,7 @@ impl Door {
             .send(Message::Binary(answer))
             .await
             .map_err(io_error)?;
-        let connection = connection(socket, opened, Some(address), &self.options);
+        let connection = connection(socket, passage, Some(address), &self.options);
         let gone = |_| io::Error::other("nobody takes connections any more");
         self.sessions.send(connection).await.map_err(gone)
     }
@@ -397,7 +397,7 @@ fn config(frame_bytes_max: usize) -> WebSocketConfig {
 
 fn connection<S>(
     socket: WebSocketStream<Gate<S>>,
-    opened: Arc<AtomicBool>,
+    passage: Arc<Passage>,
     address: Option<SocketAddr>,
     options: &WebSocketOptions,
 ) -> Connection
@@ -411,11 +411,12 @@ where
         address,
         incoming: Box::new(Frames {
             socket: read,
-            opened,
+            passage: Arc::clone(&passage),
             dead_after: options.dead_after,
         }),
         outgoing: Box::new(Sending {
             socket: write,
+            passage,
             keepalive: options.keepalive,
         }),
     }
@@ -445,7 +446,7 @@ where
 
 struct Frames<S> {
     socket: SplitStream<WebSocketStream<S>>,
-    opened: Arc<AtomicBool>,
+    passage: Arc<Passage>,
     dead_after: Option<Duration>,
 }
 
@@ -478,33 +479,42 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Incoming for Frames<S> {
     }
 
     fn session_up(&mut self) {
-        self.opened.store(true, Ordering::Release);
+        self.passage.open();
     }
 }
 
 struct Sending<S> {
     socket: SplitSink<WebSocketStream<S>, Message>,
+    passage: Arc<Passage>,
     keepalive: Option<Duration>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Outgoing for Sending<S> {
     fn write<'a>(&'a mut self, messages: &'a mut Vec<Bytes>) -> BoxFuture<'a, io::Result<()>> {
         async move {
-            let sent = async {
+            let Self {
+                socket, passage, ..
+            } = self;
+            let mut sent = pin!(async {
                 if messages.is_empty() {
-                    self.socket.feed(Message::Ping(Bytes::new())).await?;
+                    socket.feed(Message::Ping(Bytes::new())).await?;
                 }
                 for message in messages.drain(..) {
-                    self.socket.feed(Message::Binary(message)).await?;
+                    socket.feed(Message::Binary(message)).await?;
                 }
-                self.socket.flush().await
-            };
-            match timeout(WRITE_TIMEOUT, sent).await {
-                Ok(sent) => sent.map_err(io_error),
-                Err(_) => Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the peer takes no bytes",
-                )),
+                socket.flush().await
+            });
+            loop {
+                let before = passage.written();
+                match timeout(WRITE_TIMEOUT, &mut sent).await {
+                    Ok(sent) => return sent.map_err(io_error),
+                    // Much at once takes its time on a slow link.
+                    Err(_) if passage.written() > before => {}
+                    Err(_) => {
+                        let text = "the peer takes no bytes";
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                    }
+                }
             }
         }
         .boxed()
@@ -523,5 +533,41 @@ fn io_error(error: WsError) -> io::Error {
     match error {
         WsError::Io(error) => error,
         other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::time::sleep;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_link_is_not_taken_for_a_dead_peer() {
+        let (near, mut far) = tokio::io::duplex(1_000);
+        let passage = Arc::new(Passage::default());
+        let gate = Gate::new(near, Arc::clone(&passage));
+        let socket = WebSocketStream::from_raw_socket(gate, Role::Client, None).await;
+        let (socket, _reading) = socket.split();
+        let mut sending = Sending {
+            socket,
+            passage,
+            keepalive: None,
+        };
+        let message = Bytes::from(vec![7; 10_000]);
+        let slow = async {
+            for _ in 0..10 {
+                sleep(WRITE_TIMEOUT * 2 / 3).await;
+                far.read_exact(&mut [0; 1_000]).await.unwrap();
+            }
+        };
+        let mut messages = vec![message.clone()];
+        let (sent, ()) = tokio::join!(sending.write(&mut messages), slow);
+        sent.unwrap();
+        // Now nobody reads any more.
+        let error = sending.write(&mut vec![message]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
@@ -20,13 +20,34 @@ const PAYLOAD_BYTES_MAX: u64 = (HANDSHAKE_BYTES_MAX + GREETING_SIZE_MAX) as u64;
 /// section 5.2).
 const HEADER_BYTES_MAX: usize = 14;
 
+/// What those know of a stream who read and write its messages.
+#[derive(Default)]
+pub(super) struct Passage {
+    /// Whether large frames may come in.
+    opened: AtomicBool,
+    /// Bytes that the other end, or the system on its way, has taken.
+    written: AtomicU64,
+}
+
+impl Passage {
+    /// Lets large frames come in.
+    pub(super) fn open(&self) {
+        self.opened.store(true, Ordering::Release);
+    }
+
+    /// Returns how many bytes went out.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
 /// A byte stream that lets no large frame through before it is opened.
 ///
 /// The layer above makes room for a whole frame as soon as it sees its header, and its own limit
 /// cannot change while a connection lasts. So the header is held back here.
 pub(super) struct Gate<S> {
     stream: S,
-    opened: Arc<AtomicBool>,
+    passage: Arc<Passage>,
     place: Place,
     /// What the frames so far announced, and how many had a payload.
     payload: u64,
@@ -48,11 +69,11 @@ enum Place {
 const HEADER: Place = Place::Header([0; HEADER_BYTES_MAX], 0);
 
 impl<S> Gate<S> {
-    /// Returns `stream`, closed for large frames until `opened` is set.
-    pub(super) fn new(stream: S, opened: Arc<AtomicBool>) -> Self {
+    /// Returns `stream`, closed for large frames until the passage is opened.
+    pub(super) fn new(stream: S, passage: Arc<Passage>) -> Self {
         Self {
             stream,
-            opened,
+            passage,
             place: Place::Upgrade([0; 4]),
             payload: 0,
             frames: 0,
@@ -137,7 +158,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
-        let opened = gate.opened.load(Ordering::Acquire);
+        let opened = gate.passage.opened.load(Ordering::Acquire);
         if !gate.held.is_empty() {
             if !opened {
                 return gate.closed();
@@ -170,7 +191,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        let gate = self.get_mut();
+        let written = ready!(Pin::new(&mut gate.stream).poll_write(cx, bytes))?;
+        gate.passage
+            .written
+            .fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -191,8 +217,8 @@ mod tests {
     /// Sends `bytes` through a gate in pieces, and returns what passes before it is opened and
     /// after.
     async fn through(bytes: &[u8], piece: usize) -> (Vec<u8>, io::Result<Vec<u8>>) {
-        let opened = Arc::new(AtomicBool::new(false));
-        let mut gate = Gate::new(bytes, Arc::clone(&opened));
+        let passage = Arc::new(Passage::default());
+        let mut gate = Gate::new(bytes, Arc::clone(&passage));
         let mut passed = Vec::new();
         let mut room = vec![0; piece];
         loop {
@@ -204,7 +230,7 @@ mod tests {
                 None => break,
             }
         }
-        opened.store(true, Ordering::Release);
+        passage.open();
         let mut rest = Vec::new();
         gate.read_to_end(&mut rest).await.unwrap();
         (passed, Ok(rest))

@@ -397,3 +397,28 @@ fn mutations_of_accepted_input_never_panic() {
     }
     assert!(accepted > 100, "the mutations reach valid input");
 }
+
+/// Whoever sets no limit is not led astray by lengths that no memory has.
+#[test]
+fn lengths_beyond_all_memory_are_waited_for() {
+    let unlimited = Limits {
+        size_max: usize::MAX,
+        depth_max: usize::MAX,
+        values_max: usize::MAX,
+    };
+    for start in [
+        "18446744073709551595:",
+        "18446744073709551615\"",
+        "99999999999999999999999'",
+    ] {
+        let bytes = Bytes::from_static(start.as_bytes());
+        for mode in [Mode::Strict, Mode::Lenient] {
+            assert_eq!(
+                Scanner::new(unlimited, mode).scan(&bytes),
+                Ok(None),
+                "{start}"
+            );
+            assert!(decode(&bytes, unlimited, mode).is_err(), "{start}");
+        }
+    }
+}

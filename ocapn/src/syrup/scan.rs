@@ -99,7 +99,7 @@ impl Scanner {
                         if number.value > self.limits.size_max {
                             return Err(Kind::Size.at(number.start));
                         }
-                        let end = at + 1 + number.value;
+                        let end = (at + 1).saturating_add(number.value);
                         if end > self.limits.size_max {
                             return Err(Kind::Size.at(self.limits.size_max));
                         }

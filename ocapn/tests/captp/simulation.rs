@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
-use ocapn::{Answer, Object, Passable, Promise, Reference, Resolver, Turn};
+use ocapn::{Answer, Object, Passable, Promise, Reference, Resolver, Struct, Symbol, Tagged, Turn};
 
 use crate::support::{World, name};
 
@@ -22,6 +22,12 @@ const PROMISES_DEEP_MAX: usize = 20;
 
 /// Steps of one seed.
 const STEPS: usize = 250;
+
+/// What an answer may come in, and by what it is taken out; more are as it is.
+const GET: i64 = 0;
+const INDEX: i64 = 1;
+const UNTAG: i64 = 2;
+const FORMS: usize = 8;
 
 struct Random(u64);
 
@@ -62,8 +68,9 @@ struct Held {
 }
 
 impl Object for Thing {
-    /// `[target, handle, number, made]`, then perhaps `id, reference, made` to be kept. Answers a
-    /// reference out of the bag, or the own id where `target` is `f`.
+    /// `[target, handle, number, made, form]`, then perhaps `id, reference, made` to be kept.
+    /// Answers a reference out of the bag, or the own id where `target` is `f`; `form` says in
+    /// what.
     fn deliver(&self, _: &Turn, args: Vec<Passable>) -> Answer {
         let mut record = self.record.lock().unwrap();
         record.delivered += 1;
@@ -83,10 +90,10 @@ impl Object for Thing {
             }
         }
         let mut bag = self.bag.lock().unwrap();
-        if let Some(Passable::Reference(reference)) = args.get(5) {
+        if let Some(Passable::Reference(reference)) = args.get(6) {
             bag.push(Held {
-                target: args[4].as_int(),
-                made: args[6].as_int().unwrap_or(i64::MAX),
+                target: args[5].as_int(),
+                made: args[7].as_int().unwrap_or(i64::MAX),
                 reference: reference.clone(),
             });
         }
@@ -95,10 +102,19 @@ impl Object for Thing {
             .filter(|held| Some(held.made) < args[3].as_int())
             .collect();
         let pick = args[2].as_int().unwrap_or(0) as usize % older.len().max(1);
-        match older.get(pick) {
-            Some(held) if args[0].as_int().is_some() => Answer::value(&held.reference),
-            _ => Answer::value(self.id),
-        }
+        let answer = match older.get(pick) {
+            Some(held) if args[0].as_int().is_some() => Passable::from(&held.reference),
+            _ => self.id.into(),
+        };
+        Answer::value(match args[4].as_int() {
+            Some(GET) => Struct::new().with("part", answer).into(),
+            Some(INDEX) => Passable::List(vec![false.into(), answer]),
+            Some(UNTAG) => Passable::Tagged(Box::new(Tagged {
+                tag: Symbol::new("part"),
+                value: answer,
+            })),
+            _ => answer,
+        })
     }
 }
 
@@ -202,8 +218,16 @@ impl Simulation {
                 let target = held.target.map_or(Passable::Bool(false), Passable::from);
                 self.calls += 1;
                 let made = self.calls;
-                let mut args = vec![target, (*handle).into(), (*number).into(), made.into()];
+                let form = self.random.below(FORMS) as i64;
+                let (handle, count) = (*handle, *number);
                 *number += 1;
+                let mut args = vec![
+                    target,
+                    handle.into(),
+                    count.into(),
+                    made.into(),
+                    form.into(),
+                ];
                 if let Some(gift) = gift.filter(|_| with_gift) {
                     args.push(gift.target.map_or(Passable::Bool(false), Passable::from));
                     args.push(gift.reference.into());
@@ -214,6 +238,12 @@ impl Simulation {
                     return reference.send_raw(args);
                 }
                 let answer = reference.call_raw(args);
+                let answer = match form {
+                    GET => answer.get("part"),
+                    INDEX => answer.index(1),
+                    UNTAG => answer.untag("part"),
+                    _ => answer,
+                };
                 if keep && held.target.is_some() {
                     self.hold(vat, None, made, answer.clone().into());
                 }

@@ -6,12 +6,16 @@
 //! ulimit -v 2000000
 //! target/release/examples/fuzz TARGET SECONDS [SEED]
 //! ```
-//! Targets: `syrup` (strict and lenient), `locator`, `frames` (netstrings on a socket), with the
-//! feature of that name `websocket` (a listener's handshake and frames), `greeting` (what comes
-//! before a session is up), `session` (after it is up, handoffs included), `lenient` (the same
-//! among peers that take what is not canonical) and `trace` (what is shown of a message). A
-//! finding is a panic, a wrong result, one input that takes seconds, or memory that grows; its
-//! seed is printed, and given as SEED makes the input again as the first one.
+//! Targets: `syrup` (strict and lenient), `locator`, `frames` (netstrings on a socket), `tls`
+//! (`tls-rpk`: its handshake and records, and the frames inside), with the feature of that name
+//! `websocket` (a listener's handshake and frames), `greeting` (what comes before a session is
+//! up), `session` (after it is up, handoffs included), `lenient` (the same among peers that take
+//! what is not canonical) and `trace` (what is shown of a message). A finding is a panic, a wrong
+//! result, one input that takes seconds, or memory that grows; its seed is printed, and given as
+//! SEED makes the input again as the first one, but for keys, which are made anew.
+//!
+//! In release, since rustls 0.23 asserts in debug builds that nothing damaged comes in after it has
+//! said its own last word.
 
 #![expect(
     clippy::print_stdout,
@@ -21,19 +25,18 @@
 #![expect(clippy::disallowed_methods, reason = "it runs for a time")]
 
 #[expect(dead_code, reason = "the tests ask for more")]
-#[path = "../tests/captp/support.rs"]
+#[path = "../../tests/captp/support.rs"]
 mod support;
 
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+mod sockets;
+
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use ocapn::netlayer::Incoming;
-use ocapn::netlayer::tcp_testing::{TcpFraming, TcpTesting};
 use ocapn::netlayer::trace::describe;
 use ocapn::syrup::{self, Limits, Mode, Scanner};
-use ocapn::{Netlayer, Passable, PeerLocator, Sturdyref};
+use ocapn::{Passable, PeerLocator, Sturdyref};
+use sockets::{Frames, Tls};
 use support::{Log, World, echo};
 
 /// One input may take this long, on a machine that is busy with other things.
@@ -64,9 +67,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let frames = Frames::new(runtime)?;
             Box::new(move |random| frames.attempt(random))
         }
+        "tls" => {
+            let tls = Tls::new(runtime)?;
+            Box::new(move |random| tls.attempt(random))
+        }
         #[cfg(feature = "websocket")]
         "websocket" => {
-            let websocket = WebSockets::new(runtime)?;
+            let websocket = sockets::WebSockets::new(runtime)?;
             Box::new(move |random| websocket.attempt(random))
         }
         other => return Err(format!("no such target: {other}").into()),
@@ -440,141 +447,4 @@ fn session(random: &mut Random, mode: Mode) {
     drop(held);
     world.run();
     assert_others_live(&mut world);
-}
-
-/// How long nothing must come before a connection is opened for large messages.
-const SILENCE: Duration = Duration::from_millis(20);
-
-/// Reads to the end, also what may only come once the session stands.
-async fn read_all(incoming: &mut dyn Incoming, received: &mut Vec<Bytes>) {
-    loop {
-        match tokio::time::timeout(SILENCE, incoming.read(received)).await {
-            Ok(Ok(true)) => {}
-            Ok(_) => return,
-            Err(_) => incoming.session_up(),
-        }
-    }
-}
-
-/// A listener of the framed netlayer, and who sends to it.
-struct Frames {
-    runtime: tokio::runtime::Runtime,
-    netlayer: TcpTesting,
-    address: SocketAddr,
-}
-
-impl Frames {
-    fn new(runtime: tokio::runtime::Runtime) -> std::io::Result<Self> {
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let bind = TcpTesting::bind("fuzz", listen, TcpFraming::Netstring);
-        let netlayer = runtime.block_on(bind)?;
-        let port = netlayer.locator().addresses().first().map_or(0, |to| to.1);
-        Ok(Self {
-            runtime,
-            netlayer,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        })
-    }
-
-    fn attempt(&self, random: &mut Random) {
-        let mut input = Vec::new();
-        for _ in 0..1 + random.below(20) {
-            let message = random.one(&VALUES);
-            input.extend_from_slice(format!("{}:", message.len()).as_bytes());
-            input.extend_from_slice(message);
-        }
-        mutate(random, &mut input);
-        let mut stream = std::net::TcpStream::connect(self.address).expect("a connection");
-        stream.write_all(&input).expect("room in the socket");
-        drop(stream);
-        self.runtime.block_on(async {
-            let mut connection = self.netlayer.accept().await.expect("a connection");
-            let mut received = Vec::new();
-            read_all(connection.incoming.as_mut(), &mut received).await;
-            let length: usize = received.iter().map(Bytes::len).sum();
-            assert!(length <= input.len(), "{length} of {} bytes", input.len());
-        });
-    }
-}
-
-/// A listener of `websocket`, and what a dialler sends to it.
-#[cfg(feature = "websocket")]
-struct WebSockets {
-    runtime: tokio::runtime::Runtime,
-    netlayer: ocapn::netlayer::websocket::WebSocket,
-    address: SocketAddr,
-}
-
-#[cfg(feature = "websocket")]
-impl WebSockets {
-    fn new(runtime: tokio::runtime::Runtime) -> Result<Self, Box<dyn std::error::Error>> {
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let identity = ocapn::Identity::generate()?;
-        let bind =
-            ocapn::netlayer::websocket::WebSocket::bind(identity, listen, Default::default());
-        let netlayer = runtime.block_on(bind)?;
-        let address = netlayer.local_addr().ok_or("no address")?;
-        Ok(Self {
-            runtime,
-            netlayer,
-            address,
-        })
-    }
-
-    /// Returns a frame as a dialler sends it; the mask of nought changes nothing.
-    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![first];
-        match payload.len() {
-            short @ 0..126 => frame.push(0x80 | short as u8),
-            long => {
-                frame.push(0x80 | 126);
-                frame.extend_from_slice(&(long as u16).to_be_bytes());
-            }
-        }
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(payload);
-        frame
-    }
-
-    fn attempt(&self, random: &mut Random) {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-        let mut input = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
-            Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            .to_vec();
-        if random.below(4) == 0 {
-            mutate(random, &mut input);
-        }
-        let challenge = [b"<14'init:peer-auth32:", &[7; 32][..], b">"].concat();
-        let mut frames = Self::frame(0x82, &challenge);
-        for _ in 0..random.below(6) {
-            let kind = [0x82, 0x02, 0x00, 0x80, 0x81, 0x88, 0x89, 0x8a][random.below(8)];
-            frames.extend(Self::frame(kind, random.one(&VALUES)));
-        }
-        mutate(random, &mut frames);
-        input.extend(frames);
-        self.runtime.block_on(async {
-            let connect = tokio::net::TcpStream::connect(self.address);
-            let mut stream = connect.await.expect("a connection");
-            // The listener may have closed it before the end.
-            let _ = stream.write_all(&input).await;
-            let _ = stream.shutdown().await;
-            let mut answer = Vec::new();
-            let answered = async { drop(stream.read_to_end(&mut answer).await) };
-            tokio::pin!(answered);
-            loop {
-                tokio::select! {
-                    biased;
-                    Some(mut connection) = self.netlayer.accept() => {
-                        let mut received = Vec::new();
-                        read_all(connection.incoming.as_mut(), &mut received).await;
-                        let length: usize = received.iter().map(Bytes::len).sum();
-                        assert!(length <= input.len(), "{length} of {}", input.len());
-                    }
-                    () = &mut answered => return,
-                }
-            }
-        });
-    }
 }

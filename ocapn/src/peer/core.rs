@@ -1,6 +1,6 @@
 //! What the tasks of one peer share: its vat, its connections, its dials under way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,6 +41,10 @@ const EVENTS_MAX: usize = 64;
 
 /// Fetches that are looked up at a time, each perhaps with a durable write; more wait.
 const FETCHES_AT_ONCE_MAX: usize = 256;
+
+/// Exporters that are dialled at a time for what others handed over; more wait. A dial that
+/// nobody answers keeps its socket for minutes.
+const DIALS_AT_ONCE_MAX: usize = 256;
 
 /// Refused fetches after which a session is ended: nobody guesses swissnums, so whoever asks for
 /// so many unknown ones only makes work.
@@ -92,7 +96,8 @@ pub(super) struct Core {
     closing: watch::Sender<bool>,
     setups: Arc<Quota>,
     inbound: Arc<Quota>,
-    fetches: Arc<Semaphore>,
+    fetches: Semaphore,
+    dials: Semaphore,
 }
 
 #[derive(Default)]
@@ -101,7 +106,11 @@ struct Registry {
     up: HashMap<(String, String), (SessionId, PeerId)>,
     /// Every connection that is served.
     connections: HashMap<SessionId, Link>,
-    dials: HashMap<(String, String), Dial>,
+    /// Dials under way, which all wait for who want the same. Two locators of one peer are
+    /// dialled apart, since one may lead nowhere.
+    dials: HashMap<PeerLocator, Dial>,
+    /// The peers for whom a connection that we opened is about to become a session.
+    greeted: HashSet<(String, String)>,
     /// Refused fetches of the sessions that are up.
     refusals: HashMap<(String, String), usize>,
 }
@@ -112,12 +121,8 @@ struct Link {
     up: Option<oneshot::Sender<()>>,
 }
 
-/// A dial under way, which all who want the peer wait for.
-#[derive(Clone)]
-struct Dial {
-    to: PeerLocator,
-    outcome: watch::Receiver<Option<Result<PeerId, ConnectError>>>,
-}
+/// A dial under way, and what comes of it.
+type Dial = watch::Receiver<Option<Result<PeerId, ConnectError>>>;
 
 /// How it stands with a peer.
 enum Standing {
@@ -150,7 +155,8 @@ impl Core {
             closing: watch::Sender::new(false),
             setups: Arc::new(Quota::new(SETUPS_MAX, SETUPS_PER_ADDRESS_MAX)),
             inbound: Arc::new(Quota::new(INBOUND_MAX, INBOUND_PER_ADDRESS_MAX)),
-            fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE_MAX)),
+            fetches: Semaphore::new(FETCHES_AT_ONCE_MAX),
+            dials: Semaphore::new(DIALS_AT_ONCE_MAX),
         })
     }
 
@@ -163,15 +169,16 @@ impl Core {
     async fn accept_connections(self: Arc<Self>) {
         while let Some(connection) = self.netlayer.accept().await {
             let address = connection.address.map(|address| address.ip());
-            match (self.setups.take_fair(address), self.inbound.take(address)) {
-                (Some(setup), Some(place)) => {
-                    let opened =
-                        self.open(connection, Direction::Inbound, Some(setup), Some(place));
-                    if let Err(error) = opened {
-                        tracing::warn!(%error, "cannot take a connection");
-                    }
-                }
-                _ => tracing::debug!(?address, "connection refused: too many"),
+            // In this order: for what finds no place, nobody else has to give way.
+            let place = self.inbound.take(address);
+            let places = place.and_then(|place| Some((self.setups.take_fair(address)?, place)));
+            let Some((setup, place)) = places else {
+                tracing::debug!(?address, "connection refused: too many");
+                continue;
+            };
+            let opened = self.open(connection, Direction::Inbound, Some(setup), Some(place));
+            if let Err(error) = opened {
+                tracing::warn!(%error, "cannot take a connection");
             }
         }
     }
@@ -219,6 +226,7 @@ impl Core {
                 VatEvent::Dial(to) => {
                     let core = Arc::clone(self);
                     tasks.spawn(async move {
+                        let _turn = core.dials.acquire().await;
                         if let Err(error) = core.connect(&to).await {
                             core.vat.dial_failed(&to, &error.to_string());
                         }
@@ -412,7 +420,7 @@ impl Core {
             let mut dial = self.dial(to);
             let outcome = loop {
                 tokio::select! {
-                    outcome = dial.outcome.wait_for(Option::is_some) => {
+                    outcome = dial.wait_for(Option::is_some) => {
                         break outcome.ok().and_then(|outcome| outcome.clone());
                     }
                     _ = changed.changed() => if let Standing::Up(peer) = self.standing(to) {
@@ -420,33 +428,22 @@ impl Core {
                     }
                 }
             };
-            match outcome {
-                Some(Ok(peer)) => return Ok(peer),
-                // Somebody else's dial tried other addresses than ours would.
-                Some(Err(_)) if dial.to != *to => {}
-                Some(Err(error)) => return Err(error),
-                None => return Err(ConnectError::Closed),
-            }
+            return outcome.unwrap_or(Err(ConnectError::Closed));
         }
     }
 
-    /// Returns the dial of this peer that is under way, or a new one.
+    /// Returns the dial of this locator that is under way, or a new one.
     fn dial(self: &Arc<Self>, to: &PeerLocator) -> Dial {
-        let key = (to.transport.clone(), to.designator.clone());
         let mut registry = self.registry();
-        if let Some(dial) = registry.dials.get(&key) {
+        if let Some(dial) = registry.dials.get(to) {
             return dial.clone();
         }
-        let (sender, outcome) = watch::channel(None);
-        let dial = Dial {
-            to: to.clone(),
-            outcome,
-        };
-        registry.dials.insert(key.clone(), dial.clone());
+        let (sender, dial) = watch::channel(None);
+        registry.dials.insert(to.clone(), dial.clone());
         let (core, to) = (Arc::clone(self), to.clone());
         tokio::spawn(async move {
             let outcome = core.dial_once(&to).await;
-            core.registry().dials.remove(&key);
+            core.registry().dials.remove(&to);
             sender.send_replace(Some(outcome));
         });
         dial
@@ -469,11 +466,19 @@ impl Core {
         to: &PeerLocator,
         connection: Connection,
     ) -> Result<PeerId, ConnectError> {
-        // The peer was quicker; a second session of ours would only replace the one that stands.
-        if self.session_with(to).is_some() {
-            let told = timeout(CROSSING_GRACE, self.wait_for_peer(to)).await;
-            return told.map_err(|_| ConnectError::Refused("it ended at once".to_owned()));
-        }
+        let mut changed = self.changed.subscribe();
+        let _greeting = loop {
+            // The peer was quicker, or another dial of ours; a second session of ours would only
+            // replace the one that stands.
+            if self.session_with(to).is_some() {
+                let told = timeout(CROSSING_GRACE, self.wait_for_peer(to)).await;
+                return told.map_err(|_| ConnectError::Refused("it ended at once".to_owned()));
+            }
+            if let Some(greeting) = Greeting::begin(self, to) {
+                break greeting;
+            }
+            let _ = changed.changed().await;
+        };
         let served = self.open(connection, Direction::Outbound(to.clone()), None, None)?;
         let reason = tokio::select! {
             peer = self.wait_for_peer(to) => return Ok(peer),
@@ -569,6 +574,31 @@ impl Core {
 
 /// Why a session ends when its peer closes.
 const CLOSING: &str = "the peer is closing";
+
+/// The right to make a session with a peer of a connection that we opened. One at a time has it,
+/// until it is dropped.
+struct Greeting {
+    core: Arc<Core>,
+    peer: (String, String),
+}
+
+impl Greeting {
+    fn begin(core: &Arc<Core>, to: &PeerLocator) -> Option<Self> {
+        let peer = (to.transport.clone(), to.designator.clone());
+        let is_first = core.registry().greeted.insert(peer.clone());
+        is_first.then(|| Self {
+            core: Arc::clone(core),
+            peer,
+        })
+    }
+}
+
+impl Drop for Greeting {
+    fn drop(&mut self) {
+        self.core.registry().greeted.remove(&self.peer);
+        self.core.changed.send_replace(());
+    }
+}
 
 /// A connection that is served; takes it off the books when its task ends, however it does.
 struct Served {

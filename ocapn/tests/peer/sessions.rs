@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::Duration;
 
-use crate::support::{Methods, TestPeer, echoes, service, severed, soon};
+use crate::support::{ANY_PORT, Methods, TestPeer, echoes, service, severed, soon};
 use futures_util::future::join_all;
 use ocapn::{
     Answer, ConnectError, DialError, EnlivenError, Identity, Passable, Reference, SessionEvent,
-    TlsRpkOptions, Turn,
+    TlsRpk, TlsRpkOptions, Turn,
 };
+use tokio::net::TcpListener;
 
 fn dialling() -> TestPeer {
     TestPeer::dialling(Identity::generate().unwrap())
@@ -145,6 +147,49 @@ async fn waiting_for_a_peer_shares_one_dial() {
     let designator = client.designator();
     client.peer.close().await;
     // A second connection would have shown between these two.
+    server.expect_down(&designator).await;
+}
+
+/// Two locators of one peer may differ in where they lead.
+#[tokio::test]
+async fn a_dial_that_leads_nowhere_holds_up_no_other() {
+    let server = listening().await;
+    let sturdyref = server.offer("service", service());
+    let patient = TlsRpkOptions {
+        handshake_timeout: Duration::from_secs(3_600),
+        ..TlsRpkOptions::default()
+    };
+    let identity = Identity::generate().unwrap();
+    let client = TestPeer::over(TlsRpk::dial_only(identity, patient).unwrap());
+    let silent = TcpListener::bind(ANY_PORT).await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let nowhere = server.peer.locator();
+    let nowhere = nowhere.with_addresses([(address.ip().to_string(), address.port())]);
+    let peer = client.peer.clone();
+    let waits = tokio::spawn(async move { peer.connect(&nowhere).await });
+    let _held = soon(silent.accept()).await.unwrap();
+    let remote = soon(client.peer.enliven(&sturdyref)).await.unwrap();
+    echoes(&remote, "reached").await;
+    assert!(soon(waits).await.unwrap().is_ok(), "it has its session too");
+}
+
+#[tokio::test]
+async fn dials_of_many_locators_of_one_peer_end_in_one_session() {
+    let mut server = listening().await;
+    let client = dialling();
+    let sturdyref = server.offer("service", service());
+    let enlivened = (0..20).map(|n| {
+        let mut sturdyref = sturdyref.clone();
+        sturdyref.peer = sturdyref.peer.with_hint("n", n.to_string());
+        let peer = client.peer.clone();
+        async move { peer.enliven(&sturdyref).await.unwrap() }
+    });
+    let enlivened = soon(join_all(enlivened)).await;
+    assert!(enlivened.iter().all(|reference| *reference == enlivened[0]));
+    server.expect_up(&client.designator()).await;
+    let designator = client.designator();
+    client.peer.close().await;
+    // A second session would have shown between these two.
     server.expect_down(&designator).await;
 }
 

@@ -302,7 +302,10 @@ impl Shared {
         if busy {
             self.wake_idle();
         }
-        drop(objects);
+        for object in objects {
+            // A program's own `Drop` that panics must not end the turns of all others.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(object)));
+        }
         result
     }
 

@@ -34,6 +34,33 @@ fn an_echo_comes_back() {
     }
 }
 
+/// What a program does when it is let go of is its own business.
+#[test]
+fn an_object_that_panics_when_it_is_dropped_disturbs_no_other() {
+    struct Bomb;
+    impl ocapn::Object for Bomb {
+        fn deliver(&self, _: &Turn, _: Vec<Passable>) -> Answer {
+            Answer::value(true)
+        }
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("as the test wants it");
+        }
+    }
+    let mut world = World::new(2);
+    world.publish(1, "bomb", Bomb);
+    world.publish(1, "echo", echo());
+    world.connect(0, 1);
+    let (bomb, echo) = (world.fetch(0, 1, "bomb"), world.fetch(0, 1, "echo"));
+    assert!(world.wait(&bomb).is_ok());
+    world.published[1].remove(&b"bomb"[..]);
+    drop(bomb);
+    world.run();
+    let answer = echo.call_raw(vec![1_u64.into()]);
+    assert_eq!(world.get(answer), Ok(vec![1_u64.into()].into()));
+}
+
 #[test]
 fn an_unknown_swissnum_breaks() {
     let mut world = World::new(2);

@@ -5,6 +5,7 @@
 //! its events ([`Vat::next_event`]). Turns run one at a time in the order of arrival, outside of
 //! every lock, on whichever of those calls finds them waiting.
 
+mod dials;
 mod dispatch;
 mod gifts;
 mod inspect;
@@ -125,11 +126,13 @@ pub struct Limits {
     pub imports_max: usize,
     /// Answers that the peer has not collected. Default 1,000,000; more abort.
     pub answers_max: usize,
-    /// Gifts waiting for their receiver, and receivers waiting for their gift, together.
-    /// Default 1,024; more break.
+    /// Gifts of the peer that wait for their receiver; beyond it the oldest makes room. And what
+    /// the peer hands over to us while its exporter is being dialled; more breaks. Default 1,024
+    /// each.
     pub gifts_max: usize,
-    /// Calls of the peer that wait or run, its fetches, and whom it wants told of a result,
-    /// together. Default 1,000,000; more abort.
+    /// Calls of the peer that wait or run, its fetches, its wait for gifts, what was passed on to
+    /// others and not sent yet, and whom it wants told of a result, together. Default 1,000,000;
+    /// more abort.
     pub pending_max: usize,
     /// Bytes that we keep for the peer: arguments of its calls that wait or run, results that it
     /// may still ask for, what promises that it holds became, and certificates whose exporter is
@@ -140,8 +143,9 @@ pub struct Limits {
     pub retained_max: usize,
     /// Messages waiting in one promise. Default 100,000; more break.
     pub queue_max: usize,
-    /// Bytes waiting to be sent. Default 256 MiB: own calls break from half of it on, and at
-    /// the whole the peer is one that does not read, and its session is aborted.
+    /// Bytes waiting to be sent. Default 256 MiB: from half of it on own calls break, and so does
+    /// what other peers send by way of us, or is left out if nobody waits for an answer; at the
+    /// whole the peer is one that does not read, and its session is aborted.
     pub output_max: usize,
 }
 
@@ -396,7 +400,7 @@ impl Shared {
             withdrawal.check_signatures(&gifter)?;
             Ok(withdrawal)
         });
-        self.with(|inner| inner.withdraw(receiver, withdrawal, delivery.answer));
+        self.with(|inner| inner.withdraw(receiver, withdrawal, delivery.answer, delivery.charge));
     }
 }
 
@@ -514,10 +518,11 @@ impl Vat {
         self.0.with(|inner| inner.backlog(session))
     }
 
-    /// Returns how much of that are answers to what the peer asked for.
+    /// Returns how much of that are answers to what the peer asked for, and what it is given back
+    /// of what it sent.
     pub(crate) fn unsent_answers(&self, session: SessionId) -> usize {
         self.0
-            .with(|inner| inner.session(session).map_or(0, |s| s.output.answers))
+            .with(|inner| inner.session(session).map_or(0, Session::unsent_answers))
     }
 
     /// Tells that the connection is gone: its promises break. Does nothing when it was over.
@@ -575,7 +580,8 @@ impl Vat {
         }
     }
 
-    /// Returns whether turns for what this peer asked wait to begin.
+    /// Returns whether turns for what this peer asked wait to begin, or messages of it wait to be
+    /// sent on to others.
     pub(crate) fn is_busy(&self, session: SessionId) -> bool {
         self.0.with(|inner| inner.is_busy(session))
     }

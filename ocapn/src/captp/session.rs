@@ -9,7 +9,7 @@ use super::SessionId;
 use super::crypto::{PublicKey, Secrets, SessionKeys, session_id};
 use super::message::{Decoder, Fault, Gift, Hello, Message, OWN_MEMORY_MIN, VERSION, my_location};
 use super::tables::Tables;
-use super::usage::Usage;
+use super::usage::{Charge, Usage};
 use crate::locator::{PeerId, PeerLocator};
 use crate::syrup::{self, Mode, Scanner, Writer};
 use crate::vat::{Dialect, Direction, Greet, Limits, Opening, Output, Shared};
@@ -82,6 +82,8 @@ pub(crate) struct Outbox {
     pub(crate) ends: Vec<usize>,
     /// Bytes of the answers among them.
     pub(crate) answers: usize,
+    /// What the messages cost that other peers sent by way of us.
+    pub(crate) charges: Vec<Charge>,
     pub(crate) waker: Option<Waker>,
 }
 
@@ -168,6 +170,16 @@ impl Session {
     pub(crate) fn give_up(&mut self, reason: &str) {
         self.output = Outbox::default();
         self.phase = Phase::Over(reason.to_owned());
+    }
+
+    /// Returns how many bytes wait to be sent, with what is to be given back.
+    pub(crate) fn backlog(&self) -> usize {
+        self.output.writer.len() + size_of_val(&self.gc_exports[..])
+    }
+
+    /// Returns how many of them the peer had us write by what it sent.
+    pub(crate) fn unsent_answers(&self) -> usize {
+        self.output.answers + size_of_val(&self.gc_exports[..])
     }
 
     /// Returns how many bytes arrived that were not read yet.
@@ -288,6 +300,7 @@ impl Session {
         }
         let ends = std::mem::take(&mut self.output.ends);
         self.output.answers = 0;
+        self.output.charges.clear();
         Some(Output {
             bytes: self.output.writer.take().freeze(),
             ends,

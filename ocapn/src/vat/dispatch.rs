@@ -108,11 +108,15 @@ impl Inner {
         !self.running && !self.turns.is_empty()
     }
 
-    /// Returns whether turns for what the peer of a session asked wait to begin.
+    /// Returns whether turns for what the peer of a session asked wait to begin, or messages of
+    /// that peer wait to be sent on to others.
     pub(super) fn is_busy(&self, id: SessionId) -> bool {
-        let charges = self.turns.iter();
-        let mut charges = charges.filter_map(|waiting| waiting.delivery.charge.as_ref());
-        charges.any(|charge| charge.session() == id)
+        let turns = self.turns.iter();
+        let turns = turns.filter_map(|waiting| waiting.delivery.charge.as_ref());
+        let others = self.slots.iter().filter_map(Slot::session);
+        let others = others.filter(|session| session.usage.session != id);
+        let sent_on = others.flat_map(|session| &session.output.charges);
+        turns.chain(sent_on).any(|charge| charge.session() == id)
     }
 
     /// Settles the answer of the turn that was run and returns the next one. The first call of a
@@ -139,7 +143,7 @@ impl Inner {
     pub(super) fn call(&mut self, to: &Reference, args: Vec<Passable>) -> Reference {
         // The usual case in one piece, without a promise between.
         if let Destination::Wire(desc, place) = self.destination(to) {
-            return match self.write_deliver(desc, place, args, true) {
+            return match self.write_deliver(desc, place, args, true, None) {
                 Ok(Some(question)) => question,
                 Ok(None) => Node::broken(&self.vat, Broken::severed("the session is over")),
                 Err(broken) => Node::broken(&self.vat, broken),
@@ -262,7 +266,8 @@ impl Inner {
             Destination::Node(target) => target,
             Destination::Wire(desc, place) => {
                 let wants = delivery.answer.is_some();
-                let sent = self.write_deliver(desc, place, delivery.args, wants);
+                let Delivery { args, charge, .. } = delivery;
+                let sent = self.write_deliver(desc, place, args, wants, charge);
                 if let Some(answer) = delivery.answer {
                     let severed = || Broken::severed("the session is over");
                     let result = sent.and_then(|question| question.ok_or_else(severed));
@@ -437,7 +442,7 @@ impl Inner {
             // What cannot be said in this session must not leave the peer waiting for ever. The
             // reason of this break is plain text, which can always be said.
             let before = self.backlog(place.session);
-            let Err(broken) = self.write_deliver(desc, place, args, false) else {
+            let Err(broken) = self.write_deliver(desc, place, args, false, None) else {
                 let answer = self.backlog(place.session).saturating_sub(before);
                 if let Some(session) = self.session_up(place.session) {
                     session.output.answers += answer;

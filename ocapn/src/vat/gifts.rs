@@ -1,11 +1,13 @@
 //! The bootstrap object, and third-party handoffs in their three roles.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
+use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::VatEvent;
+use super::dials::Dials;
 use super::dispatch::Inner;
 use super::sessions::key;
 use super::wire::{Args, Desc};
@@ -68,20 +70,33 @@ impl Used {
 
 #[derive(Default)]
 pub(super) struct Gifts {
-    /// As exporter: what gifters deposited or receivers wait for, by the gifter's session.
+    /// As exporter: what gifters deposited, by the gifter's session.
     deposits: HashMap<SessionId, HashMap<Bytes, Deposit>>,
-    /// The deposits that waited at the last expiry already.
-    old: HashSet<(SessionId, Bytes)>,
+    /// How many deposits there were.
+    deposited: u64,
+    /// As exporter: withdrawals that came before their gift, by the gifter's session.
+    awaited: HashMap<SessionId, HashMap<Bytes, Awaited>>,
     /// As exporter: what was withdrawn, by the gifter's session.
     withdrawn: HashMap<SessionId, Withdrawn>,
     /// As receiver: certificates whose exporter is being dialled.
     waiting: HashMap<(String, String), Vec<Parked>>,
+    dials: Dials,
 }
 
-enum Deposit {
-    Here(Reference),
-    /// The answer of the withdrawal that came first, and the receiver's session.
-    Awaited(Option<Reference>, SessionId),
+struct Deposit {
+    gift: Reference,
+    /// Counts the deposits: the lowest is the oldest.
+    number: u64,
+    /// Whether it waited at the last expiry already.
+    is_old: bool,
+}
+
+/// A withdrawal that waits for its gift, at the cost of the receiver.
+struct Awaited {
+    answer: Option<Reference>,
+    receiver: SessionId,
+    is_old: bool,
+    _charge: Option<Charge>,
 }
 
 struct Waiting {
@@ -151,9 +166,10 @@ pub(super) fn is_withdrawal(delivery: &Delivery) -> bool {
 }
 
 impl Gifts {
-    /// Returns the number of gifts of a gifter's session.
+    /// Returns the number of gifts of a gifter's session, those that somebody waits for included.
     pub(super) fn of(&self, gifter: SessionId) -> usize {
-        self.deposits.get(&gifter).map_or(0, HashMap::len)
+        let deposits = self.deposits.get(&gifter).map_or(0, HashMap::len);
+        deposits + self.awaited.get(&gifter).map_or(0, HashMap::len)
     }
 }
 
@@ -222,23 +238,33 @@ impl Inner {
     ) -> Result<Passable, Broken> {
         let gift_id = syrup::encode(gift_id).ok_or_else(|| refused("not a gift id"))?;
         check_gift_id(&gift_id)?;
+        let awaited = self.gifts.awaited.get_mut(&gifter);
+        if let Some(awaited) = awaited.and_then(|awaited| awaited.remove(&gift_id)) {
+            if let Some(answer) = awaited.answer {
+                self.settle(answer, Ok(gift.into()));
+            }
+            return Ok(Passable::Undefined);
+        }
         let limit = self.gifts_max(gifter);
         let deposits = self.gifts.deposits.entry(gifter).or_default();
-        match deposits.remove(&gift_id) {
-            Some(Deposit::Awaited(answer, _)) => {
-                if let Some(answer) = answer {
-                    self.settle(answer, Ok(gift.into()));
-                }
-            }
-            Some(old @ Deposit::Here(_)) => {
-                deposits.insert(gift_id, old);
-                return Err(refused("the gift id is in use"));
-            }
-            None if deposits.len() >= limit => return Err(refused("too many gifts")),
-            None => {
-                deposits.insert(gift_id, Deposit::Here(gift));
-            }
+        if deposits.contains_key(&gift_id) {
+            return Err(refused("the gift id is in use"));
         }
+        if deposits.len() >= limit {
+            // A receiver that never fetches what it is given must not use up the places of all
+            // to whom the same peer gives something: those who fetch do it soon.
+            let oldest = deposits.iter().min_by_key(|(_, deposit)| deposit.number);
+            let oldest = oldest.map(|(gift_id, _)| gift_id.clone());
+            let oldest = oldest.ok_or_else(|| refused("too many gifts"))?;
+            deposits.remove(&oldest);
+        }
+        self.gifts.deposited += 1;
+        let deposit = Deposit {
+            gift,
+            number: self.gifts.deposited,
+            is_old: false,
+        };
+        deposits.insert(gift_id, deposit);
         Ok(Passable::Undefined)
     }
 
@@ -285,28 +311,34 @@ impl Inner {
         receiver: SessionId,
         withdrawal: Result<Withdrawal, Broken>,
         answer: Option<Reference>,
+        charge: Option<Charge>,
     ) {
+        let awaited = Awaited {
+            answer: answer.clone(),
+            receiver,
+            is_old: false,
+            _charge: charge,
+        };
         let withdrawn = withdrawal
-            .and_then(|withdrawal| self.take_gift(receiver, withdrawal, answer.clone()))
+            .and_then(|withdrawal| self.take_gift(withdrawal, awaited))
             .transpose();
         if let (Some(answer), Some(result)) = (answer, withdrawn) {
             self.settle(answer, result.map(Passable::from));
         }
     }
 
-    /// Returns the gift of a certificate, or `None` if it was not deposited yet: then `answer`
-    /// gets it.
+    /// Returns the gift of a certificate, or `None` if it was not deposited yet: then it is
+    /// awaited.
     fn take_gift(
         &mut self,
-        receiver: SessionId,
         withdrawal: Withdrawal,
-        answer: Option<Reference>,
+        awaited: Awaited,
     ) -> Result<Option<Reference>, Broken> {
+        let receiver = awaited.receiver;
         // The sessions may have ended while the signatures were checked. Another session has
         // another id, so the same id is still the same keys.
         let (gifter, _) = self.find_gifter(receiver, &withdrawal)?;
         let Withdrawal { receive, give, .. } = withdrawal;
-        let limit = self.gifts_max(gifter);
         check_gift_id(&give.gift_id)?;
         // A part of the message would keep the whole of it.
         let gift_id = Bytes::copy_from_slice(&give.gift_id);
@@ -322,16 +354,15 @@ impl Inner {
             }
             _ => {}
         }
-        let deposits = self.gifts.deposits.entry(gifter).or_default();
-        let gift = match deposits.remove(&gift_id) {
-            Some(Deposit::Here(gift)) => Some(gift),
-            Some(awaited @ Deposit::Awaited(..)) => {
-                deposits.insert(gift_id, awaited);
-                return Err(refused("somebody else waits for the gift"));
-            }
-            None if deposits.len() >= limit => return Err(refused("too many gifts")),
+        let deposits = self.gifts.deposits.get_mut(&gifter);
+        let gift = match deposits.and_then(|deposits| deposits.remove(&gift_id)) {
+            Some(deposit) => Some(deposit.gift),
             None => {
-                deposits.insert(gift_id, Deposit::Awaited(answer, receiver));
+                let all = self.gifts.awaited.entry(gifter).or_default();
+                if all.contains_key(&gift_id) {
+                    return Err(refused("somebody else waits for the gift"));
+                }
+                all.insert(gift_id, awaited);
                 None
             }
         };
@@ -345,17 +376,16 @@ impl Inner {
         for withdrawn in self.gifts.withdrawn.values_mut() {
             withdrawn.remove(&id);
         }
-        for (_, deposit) in self.gifts.deposits.remove(&id).into_iter().flatten() {
-            if let Deposit::Awaited(Some(answer), _) = deposit {
+        self.gifts.deposits.remove(&id);
+        for (_, awaited) in self.gifts.awaited.remove(&id).into_iter().flatten() {
+            if let Some(answer) = awaited.answer {
                 self.settle(answer, Err(refused("the gifter's session is over")));
             }
         }
-        for deposits in self.gifts.deposits.values_mut() {
-            deposits.retain(|_, deposit| !matches!(deposit, Deposit::Awaited(_, by) if *by == id));
-        }
-        self.gifts
-            .deposits
-            .retain(|_, deposits| !deposits.is_empty());
+        self.gifts.awaited.retain(|_, awaited| {
+            awaited.retain(|_, awaited| awaited.receiver != id);
+            !awaited.is_empty()
+        });
         self.bound_orphans(id);
     }
 
@@ -386,25 +416,18 @@ impl Inner {
 
     /// Lets go of the gifts, and of those who wait for one, that have waited since the last call.
     pub(super) fn expire_gifts(&mut self) {
-        let old = std::mem::take(&mut self.gifts.old);
+        self.gifts.deposits.retain(|_, deposits| {
+            deposits.retain(|_, deposit| !mem::replace(&mut deposit.is_old, true));
+            !deposits.is_empty()
+        });
         let mut expired = Vec::new();
-        for (gifter, deposits) in &mut self.gifts.deposits {
-            for (gift_id, deposit) in
-                deposits.extract_if(|id, _| old.contains(&(*gifter, id.clone())))
-            {
-                expired.push((gift_id, deposit));
-            }
-            self.gifts
-                .old
-                .extend(deposits.keys().map(|id| (*gifter, id.clone())));
-        }
-        self.gifts
-            .deposits
-            .retain(|_, deposits| !deposits.is_empty());
-        for (_, deposit) in expired {
-            if let Deposit::Awaited(Some(answer), _) = deposit {
-                self.settle(answer, Err(refused("the gift did not come in time")));
-            }
+        self.gifts.awaited.retain(|_, awaited| {
+            let old = awaited.extract_if(|_, awaited| mem::replace(&mut awaited.is_old, true));
+            expired.extend(old.filter_map(|(_, awaited)| awaited.answer));
+            !awaited.is_empty()
+        });
+        for answer in expired {
+            self.settle(answer, Err(refused("the gift did not come in time")));
         }
     }
 
@@ -450,13 +473,24 @@ impl Inner {
             return self.settle(gift.promise, Err(refused(TOO_MUCH_KEPT)));
         };
         let waiting = self.gifts.waiting.entry(key(&exporter)).or_default();
-        let is_dialled = waiting.iter().any(|parked| parked.exporter == exporter);
         waiting.push(Parked {
             gift,
             exporter: exporter.clone(),
             charge,
         });
-        if !is_dialled {
+        if self.gifts.dials.begin(id, &exporter) {
+            self.event(VatEvent::Dial(exporter));
+        }
+    }
+
+    /// Ends the dials that are over, and begins those that waited for it.
+    fn end_dials(&mut self, is_over: impl Fn(&PeerLocator) -> bool) {
+        let Gifts { waiting, dials, .. } = &mut self.gifts;
+        let is_wanted = |exporter: &PeerLocator| {
+            let mut parked = waiting.get(&key(exporter)).into_iter().flatten();
+            parked.any(|parked| parked.exporter == *exporter)
+        };
+        for exporter in dials.end(is_over, is_wanted) {
             self.event(VatEvent::Dial(exporter));
         }
     }
@@ -466,22 +500,21 @@ impl Inner {
         for parked in self.gifts.waiting.remove(&key(peer)).unwrap_or_default() {
             self.redeem(id, parked.gift);
         }
+        self.end_dials(|exporter| exporter.same_peer(peer));
     }
 
     pub(super) fn dial_failed(&mut self, peer: &PeerLocator, reason: &str) {
-        let Some(waiting) = self.gifts.waiting.get_mut(&key(peer)) else {
-            return;
-        };
+        let waiting = self.gifts.waiting.get_mut(&key(peer));
         let failed: Vec<_> = waiting
-            .extract_if(.., |parked| parked.exporter == *peer)
+            .into_iter()
+            .flat_map(|waiting| waiting.extract_if(.., |parked| parked.exporter == *peer))
             .collect();
-        if waiting.is_empty() {
-            self.gifts.waiting.remove(&key(peer));
-        }
+        self.gifts.waiting.retain(|_, waiting| !waiting.is_empty());
         for parked in failed {
             let broken = Broken::severed(format!("cannot reach the exporter: {reason}"));
             self.settle(parked.gift.promise, Err(broken));
         }
+        self.end_dials(|exporter| exporter == peer);
     }
 
     /// Asks the exporter for a gift; messages to its promise follow at once.
@@ -513,7 +546,13 @@ impl Inner {
             session: exporter,
             position: BOOTSTRAP,
         };
-        let asked = self.write_any(Desc::Export, place, &Args::Withdraw(certificate), true);
+        let asked = self.write_any(
+            Desc::Export,
+            place,
+            &Args::Withdraw(certificate),
+            true,
+            None,
+        );
         let severed = || Broken::severed("the exporter's session is over");
         let result = asked.and_then(|question| question.ok_or_else(severed));
         self.settle(promise, result.map(Passable::from));

@@ -25,6 +25,12 @@ pub(super) struct Slot {
     session: Option<Box<Session>>,
 }
 
+impl Slot {
+    pub(super) fn session(&self) -> Option<&Session> {
+        self.session.as_deref()
+    }
+}
+
 /// What the peer is told at the end of its session.
 enum Farewell {
     /// The reason.
@@ -86,8 +92,7 @@ impl Inner {
 
     /// Returns how many bytes wait to be sent.
     pub(super) fn backlog(&self, id: SessionId) -> usize {
-        self.session(id)
-            .map_or(0, |session| session.output.writer.len())
+        self.session(id).map_or(0, Session::backlog)
     }
 
     /// Returns a session if it is up.
@@ -289,7 +294,7 @@ impl Inner {
         };
         let slots = self.slots.iter().enumerate();
         let ids = slots.filter_map(|(slot, place)| {
-            let session = place.session.as_deref()?;
+            let session = place.session()?;
             waits(session).then_some(SessionId {
                 slot: slot as u32,
                 serial: place.serial,

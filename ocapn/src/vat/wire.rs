@@ -8,6 +8,7 @@ use crate::captp::handoff::sign_give;
 use crate::captp::promise::{Kind, Node, Part, Reference, Route};
 use crate::captp::session::{Phase, Session};
 use crate::captp::tables::BOOTSTRAP;
+use crate::captp::usage::Charge;
 use crate::captp::{Place, SessionId};
 use crate::passable::Passable;
 use crate::syrup::{Describe, Writer, write_value};
@@ -50,14 +51,16 @@ pub(super) enum Args {
 
 impl Inner {
     /// Writes a delivery. With `wants`, returns the promise of the answer, otherwise `None`.
+    /// `charge` is that of a message which another peer sent, and lasts until it is sent on.
     pub(super) fn write_deliver(
         &mut self,
         desc: Desc,
         place: Place,
         args: Vec<Passable>,
         wants: bool,
+        charge: Option<Charge>,
     ) -> Result<Option<Reference>, Broken> {
-        self.write_any(desc, place, &Args::Values(args), wants)
+        self.write_any(desc, place, &Args::Values(args), wants, charge)
     }
 
     pub(super) fn write_any(
@@ -66,23 +69,11 @@ impl Inner {
         place: Place,
         args: &Args,
         wants: bool,
+        charge: Option<Charge>,
     ) -> Result<Option<Reference>, Broken> {
         let severed = || Broken::severed("the session is over");
-        let session = self.session(place.session);
-        let (backlog, most) = session.map_or((0, 0), |session| {
-            (session.output.writer.len(), session.limits.output_max)
-        });
-        if backlog > most {
-            self.abort(place.session, "the peer does not read");
-        } else if wants && backlog > most / 2 {
-            return Err(Broken::new(
-                "overloaded",
-                "too much waits to be sent to the peer",
-            ));
-        }
-        if !self.is_up(place.session) {
-            return Err(severed());
-        }
+        // What others send to the peer by way of us must not end its session.
+        self.check_backlog(place.session, wants || charge.is_some())?;
         let mut session = self.take(place.session).ok_or_else(severed)?;
         let start = session.output.writer.len();
         // The session is out of its slot, and its writer out of the session, while references
@@ -98,11 +89,31 @@ impl Inner {
         }
         session.output.writer = writer;
         if written.is_some() {
+            session.output.charges.extend(charge);
             session.end_message();
             self.wakers.extend(session.output.waker.take());
         }
         self.put_back(place.session, session);
         written.ok_or_else(|| Broken::new("not-sendable", "too deep, or too many references"))
+    }
+
+    /// Refuses what is to be written to a session that is over, or whose peer does not read:
+    /// what may break at half of what may wait, all else at the whole.
+    fn check_backlog(&mut self, id: SessionId, may_break: bool) -> Result<(), Broken> {
+        let session = self.session(id);
+        let (backlog, most) = session.map_or((0, 0), |session| {
+            (session.backlog(), session.limits.output_max)
+        });
+        if backlog > most {
+            self.abort(id, "the peer does not read");
+        } else if may_break && backlog > most / 2 {
+            let text = "too much waits to be sent to the peer";
+            return Err(Broken::new("overloaded", text));
+        }
+        match self.is_up(id) {
+            true => Ok(()),
+            false => Err(Broken::severed("the session is over")),
+        }
     }
 
     fn write_message(
@@ -172,8 +183,12 @@ impl Inner {
 
     /// Asks the peer for a part of what one of its promises or answers will be, and to be told.
     pub(super) fn write_take(&mut self, desc: Desc, place: Place, part: &Part) -> Reference {
-        let Some(session) = self.session_up(place.session) else {
-            return Node::broken(&self.vat, Broken::severed("the session is over"));
+        let severed = || Broken::severed("the session is over");
+        let checked = self.check_backlog(place.session, true);
+        let session = checked.and_then(|()| self.session_up(place.session).ok_or_else(severed));
+        let session = match session {
+            Ok(session) => session,
+            Err(broken) => return Node::broken(&self.vat, broken),
         };
         let position = session.tables.question();
         let writer = &mut session.output.writer;
@@ -227,7 +242,7 @@ impl Inner {
         let severed = || Broken::severed("the object's session is over");
         let receiver_key = to.link().ok_or_else(severed)?.key.clone();
         let other = self.session_up(place.session).ok_or_else(severed)?;
-        if other.output.writer.len() > other.limits.output_max / 2 {
+        if other.backlog() > other.limits.output_max / 2 {
             let text = "too much waits to be sent to the object's peer";
             return Err(Broken::new("overloaded", text));
         }
@@ -259,7 +274,11 @@ impl Inner {
         if let Some(received) = session.tables.dropped_import(place.position) {
             session.collect_export(place.position, received);
             let waker = session.output.waker.take();
+            let is_too_much = session.backlog() > session.limits.output_max;
             self.wakers.extend(waker);
+            if is_too_much {
+                self.abort(place.session, "the peer does not read");
+            }
         }
     }
 

@@ -1,9 +1,11 @@
 //! Handoffs whose certificates are signed well and say something wrong, what counts as a replay,
 //! and what becomes of gifts.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
-use ocapn::{Limits, Passable, PeerLocator};
+use ocapn::{Limits, Passable, PeerLocator, VatEvent};
 
 use crate::by_hand::{Give, Receive, Side, broken, key};
 use crate::support::{Log, TRANSPORT, World, echo, name};
@@ -226,8 +228,10 @@ fn gifts_die_with_the_session_of_their_gifter() {
     assert_eq!(scene.withdraw(&here), "", "nothing was deposited");
 }
 
+/// Neither who never fetches what it is given nor who asks for what was never deposited takes the
+/// places of those to whom the same gifter gives something.
 #[test]
-fn who_waits_for_a_gift_is_counted_as_the_gifts_are() {
+fn gifts_that_lie_or_never_come_keep_nobody_from_another() {
     let limits = Limits {
         gifts_max: 3,
         ..Limits::default()
@@ -237,35 +241,79 @@ fn who_waits_for_a_gift_is_counted_as_the_gifts_are() {
         let held = scene.world.vats[0].inspect(scene.gifter.session);
         held.map(|held| held.gifts)
     };
-    for n in 0..3 {
-        let certificate = scene.certificate(&format!("gift {n}"), n);
+    for n in 0..10 {
+        let certificate = scene.certificate(&format!("awaited {n}"), n);
         assert_eq!(scene.withdraw(&certificate), "", "number {n} waits");
     }
-    let back = scene.withdraw(&scene.certificate("gift 3", 3));
-    assert!(back.contains("too many gifts"), "{back}");
-    let back = scene.deposit("something else");
-    assert!(back.contains("too many gifts"), "{back}");
-    assert_eq!(gifts(&scene), Some(3));
+    for n in 0..10 {
+        let back = scene.deposit(&format!("left {n}"));
+        assert!(!back.contains("5'break"), "{back}");
+    }
+    assert_eq!(gifts(&scene), Some(13));
+    let back = scene.deposit("left 9");
+    assert!(back.contains("the gift id is in use"), "{back}");
+    let other = Side::connect(&mut scene.world, "other", key(3));
+    for (n, gift) in ["left 7", "left 8", "left 9"].into_iter().enumerate() {
+        let certificate = certificate(&scene.gifter, &other, 60, gift, n as u64);
+        let back = other.withdraw(&mut scene.world, &certificate.encode(), n as u64);
+        assert!(is_given(&back), "{gift}: {back}");
+    }
+    let early = certificate(&scene.gifter, &other, 60, "left 6", 3);
+    let back = other.withdraw(&mut scene.world, &early.encode(), 3);
+    assert_eq!(back, "", "it made room, as the oldest");
 
-    // What is waited for is always let in, and makes room.
-    let back = scene.deposit("gift 1");
+    // What is waited for is let in whatever there is.
+    for n in 10..13 {
+        scene.deposit(&format!("left {n}"));
+    }
+    let back = scene.deposit("awaited 1");
     assert!(!back.contains("5'break"), "{back}");
     assert!(is_given(&scene.receiver.hear(&mut scene.world)));
-    assert_eq!(gifts(&scene), Some(2));
-    assert_eq!(scene.withdraw(&scene.certificate("gift 4", 4)), "");
-    assert_eq!(gifts(&scene), Some(3));
+    // A withdrawal that was refused may be made again: only what was accepted is used up.
+    let again = certificate(&scene.gifter, &other, 60, "awaited 2", 4);
+    let back = other.withdraw(&mut scene.world, &again.encode(), 4);
+    assert!(back.contains("somebody else waits"), "{back}");
+    scene.deposit("awaited 2");
+    scene.deposit("awaited 2");
+    let back = other.withdraw(&mut scene.world, &again.encode(), 5);
+    assert!(is_given(&back), "{back}");
 
     // Who waits is forgotten with the session that waits.
     scene.world.vats[0].closed(scene.receiver.session, "gone");
-    assert_eq!(gifts(&scene), Some(0));
+    scene.world.vats[0].closed(other.session, "gone");
+    assert_eq!(gifts(&scene), Some(2));
+}
+
+/// Who waits for gifts waits at its own cost.
+#[test]
+fn waiting_for_gifts_is_bounded() {
+    let limits = Limits {
+        pending_max: 20,
+        ..Limits::default()
+    };
+    let mut scene = Scene::new(limits);
+    // Whom it wants told counts as well.
+    for n in 0..10 {
+        let certificate = scene.certificate(&format!("gift {n}"), n);
+        assert_eq!(scene.withdraw(&certificate), "", "number {n} waits");
+    }
+    let back = scene.withdraw(&scene.certificate("one more", 20));
+    assert!(back.contains("too much waits to be done"), "{back}");
+    let back = scene.deposit("gift 1");
+    assert!(!back.contains("op:abort"), "{back}");
+}
+
+/// Gives a certificate to an object of vat 0.
+fn hand_over(world: &World, gifter: &Side, give: &Give) {
+    let start = b"<10'op:deliver<11'desc:export1+>[";
+    let message = [start, &give.encode()[..], b"]ff>"].concat();
+    world.vats[0].receive(gifter.session, &message).unwrap();
 }
 
 /// Gives certificates to an object of vat 0, and returns what became of each.
 fn give(world: &World, gifter: &Side, log: &Log, gives: &[Give]) -> Vec<String> {
     for give in gives {
-        let start = b"<10'op:deliver<11'desc:export1+>[";
-        let message = [start, &give.encode()[..], b"]ff>"].concat();
-        world.vats[0].receive(gifter.session, &message).unwrap();
+        hand_over(world, gifter, give);
     }
     let taken = log.taken();
     assert_eq!(taken.len(), gives.len());
@@ -345,10 +393,7 @@ fn gifters_neither_fill_each_others_places_nor_misdirect_each_others_dials() {
         gift: b"gift".to_vec(),
     });
     for (gifter, give) in [(0, &wrong), (0, &wrong), (0, &wrong), (1, &right)] {
-        let start = b"<10'op:deliver<11'desc:export1+>[";
-        let message = [start, &give.encode()[..], b"]ff>"].concat();
-        let session = gifters[gifter].session;
-        world.vats[0].receive(session, &message).unwrap();
+        hand_over(&world, &gifters[gifter], give);
     }
     let there = |host: &str| PeerLocator::new(TRANSPORT, name(1)).with_hint("host", host);
     world.vats[0].dial_failed(&there("x"), "nobody is there");
@@ -370,12 +415,69 @@ fn gifters_neither_fill_each_others_places_nor_misdirect_each_others_dials() {
             receiver: gifter.vat_key,
             ..wrong.clone()
         };
-        let start = b"<10'op:deliver<11'desc:export1+>[";
-        let message = [start, &give.encode()[..], b"]ff>"].concat();
-        world.vats[0].receive(gifter.session, &message).unwrap();
+        hand_over(&world, &gifter, &give);
         world.vats[0].closed(gifter.session, "gone");
         kept.extend(log.taken());
     }
     let waits = |args: &&Vec<Passable>| broken(&args[0]).starts_with("not broken");
     assert_eq!((kept.len(), kept.iter().filter(waits).count()), (5, 2));
+}
+
+/// Vat 0 is told by its events whom to dial.
+fn dialled(world: &World) -> Vec<PeerLocator> {
+    let mut cx = Context::from_waker(Waker::noop());
+    let events = std::iter::from_fn(|| match world.vats[0].poll_event(&mut cx) {
+        Poll::Ready(event) => Some(event),
+        Poll::Pending => None,
+    });
+    let dials = events.filter_map(|event| match event {
+        VatEvent::Dial(to) => Some(to),
+        _ => None,
+    });
+    dials.collect()
+}
+
+/// A gifter may name any number of exporters that do not answer.
+#[test]
+fn few_exporters_are_dialled_at_a_time_for_one_gifter() {
+    let mut world = World::new(1);
+    let log = Log::default();
+    world.publish(0, "log", log.clone());
+    let [hostile, honest] = [("hostile", 1), ("honest", 2)].map(|(name, seed)| {
+        let gifter = Side::connect(&mut world, name, key(seed));
+        gifter.fetch(&mut world, "log");
+        gifter
+    });
+    let give = |gifter: &Side, exporter: String| Give {
+        signer: key(9),
+        receiver: gifter.vat_key,
+        exporter: (TRANSPORT.into(), exporter),
+        hints: "f",
+        session: [8; 32],
+        gifter_side: [7; 32],
+        gift: b"gift".to_vec(),
+    };
+    for n in 0..100 {
+        hand_over(
+            &world,
+            &hostile,
+            &give(&hostile, format!("exporter {}", n % 50)),
+        );
+    }
+    let mut all = dialled(&world);
+    assert_eq!(all.len(), 32);
+    hand_over(&world, &honest, &give(&honest, "another".into()));
+    assert_eq!(dialled(&world), [PeerLocator::new(TRANSPORT, "another")]);
+    let mut ended = 0;
+    while let Some(exporter) = all.get(ended).cloned() {
+        world.vats[0].dial_failed(&exporter, "nobody is there");
+        all.extend(dialled(&world));
+        ended += 1;
+    }
+    let names: BTreeSet<_> = all.iter().map(|to| &to.designator).collect();
+    assert_eq!((all.len(), names.len()), (50, 50));
+    let taken = log.taken();
+    let failed = taken.iter().map(|args| broken(&args[0]));
+    let failed = failed.filter(|reason| reason.contains("nobody is there"));
+    assert_eq!((taken.len(), failed.count()), (101, 100));
 }

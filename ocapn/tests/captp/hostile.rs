@@ -129,6 +129,33 @@ fn what_is_only_unknown_is_kept_and_answered() {
     assert!(victim.is_up());
 }
 
+/// References that are let go of are given back in messages, which wait for the peer as all others.
+#[test]
+fn a_peer_that_sends_references_and_does_not_read_is_cut_off() {
+    let limits = Limits {
+        output_max: 100_000,
+        ..Limits::default()
+    };
+    let mut victim = Victim::new(limits);
+    victim.send(FETCH_ECHO.as_bytes());
+    let End { vat, session } = victim.world.links[0].ends[1];
+    let references: String = (10..20)
+        .map(|position| format!("<18'desc:import-object{position}+>"))
+        .collect();
+    let call = format!("<10'op:deliver<11'desc:answer0+>[{references}]ff>");
+    let taken = (0..10_000)
+        .take_while(|_| {
+            victim.world.vats[vat]
+                .receive(session, call.as_bytes())
+                .is_ok()
+        })
+        .count();
+    assert!((500..1_000).contains(&taken), "{taken}");
+    victim.world.serve(1);
+    assert_eq!(victim.world.downs[0].2, "the peer does not read");
+    victim.assert_others_live();
+}
+
 #[test]
 fn parts_of_answers_are_taken_and_old_spellings_understood() {
     let mut victim = Victim::new(Limits::default());

@@ -11,6 +11,17 @@ fn stuck() -> impl Object {
     Behavior(|_: &Turn, _| Answer::later(std::future::pending()))
 }
 
+/// Two vats with a session, in which the test plays vat 0 ([`send`]): its answer 0 is an object of
+/// vat 1.
+fn asking(limits: Limits, object: impl Object) -> World {
+    let mut world = World::with_limits(2, limits);
+    world.connect(0, 1);
+    world.publish(1, "object", object);
+    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch6:object]0+f>";
+    send(&mut world, fetch).expect("it is up");
+    world
+}
+
 /// A call that finds the table full breaks alone: the peer is told nothing of it.
 #[test]
 fn at_the_limit_of_exports_one_call_breaks() {
@@ -85,14 +96,8 @@ fn at_the_limit_of_exports_an_answer_breaks() {
 
 #[test]
 fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
-    let mut world = World::new(2);
-    world.connect(0, 1);
     let log = Log::default();
-    world.publish(1, "log", log.clone());
-    send(
-        &mut world,
-        "<10'op:deliver<11'desc:export0+>[5'fetch3:log]0+f>",
-    );
+    let mut world = asking(Limits::default(), log.clone());
     send(
         &mut world,
         "<10'op:deliver<11'desc:answer0+>[<11'desc:export0+>]ff>",
@@ -109,12 +114,8 @@ fn a_bootstrap_object_whose_session_is_over_breaks_its_calls() {
 /// Implementations write tagged values in three ways, and `op:untag` asks for the tag alone.
 #[test]
 fn a_value_can_be_untagged_whatever_dialect_it_is_in() {
-    let mut world = World::new(2);
-    world.connect(0, 1);
     let first = |_: &Turn, mut args: Vec<Passable>| Answer::value(args.remove(0));
-    world.publish(1, "first", Behavior(first));
-    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch5:first]0+f>";
-    send(&mut world, fetch).expect("it is up");
+    let mut world = asking(Limits::default(), Behavior(first));
     for (tagged, tag, told) in [
         (
             "<11'desc:tagged5'color3\"red>",
@@ -150,11 +151,7 @@ fn a_value_can_be_untagged_whatever_dialect_it_is_in() {
 /// Endo sorts the keys of a struct by their text, and ends a session where they are otherwise.
 #[test]
 fn structs_are_written_as_endo_has_them_and_read_either_way() {
-    let mut world = World::new(2);
-    world.connect(0, 1);
-    world.publish(1, "echo", echo());
-    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch4:echo]0+f>";
-    send(&mut world, fetch).expect("it is up");
+    let mut world = asking(Limits::default(), echo());
     let call =
         |args: &str| format!("<10'op:deliver<11'desc:answer0+>[{args}]f<18'desc:import-object1+>>");
     let by_text = "{2\"aa1+1\"b{10\"aaaaaaaaaa1+2\"bb2+}}";
@@ -175,15 +172,11 @@ fn structs_are_written_as_endo_has_them_and_read_either_way() {
 /// signatures cover them.
 #[test]
 fn hints_are_written_as_endo_has_them_and_read_either_way() {
-    let mut world = World::new(2);
-    world.connect(0, 1);
     let look = |_: &Turn, mut args: Vec<Passable>| {
         let is_sturdyref = args[0].as_sturdyref().is_some();
         Answer::value(vec![is_sturdyref.into(), args.remove(0)])
     };
-    world.publish(1, "look", Behavior(look));
-    let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch4:look]0+f>";
-    send(&mut world, fetch).expect("it is up");
+    let mut world = asking(Limits::default(), Behavior(look));
     let call = |hints: &str| {
         format!(
             "<10'op:deliver<11'desc:answer0+>\
@@ -230,12 +223,10 @@ fn only_objects_of_the_peer_are_told_results() {
         "<9'op:listen<11'desc:answer0+><11'desc:answer0+>f>",
         "<9'op:listen<11'desc:answer0+>ff>",
     ] {
-        let mut world = World::new(2);
-        world.connect(0, 1);
         let log = Log::default();
-        world.publish(1, "log", log.clone());
-        let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch3:log]0+<18'desc:import-object1+>>";
-        let back = send(&mut world, fetch).expect("it is up");
+        let mut world = asking(Limits::default(), log.clone());
+        let listen = "<9'op:listen<11'desc:answer0+><18'desc:import-object1+>f>";
+        let back = send(&mut world, listen).expect("it is up");
         assert!(
             back.contains("7'fulfill<18'desc:import-object1+>"),
             "{back}"
@@ -249,13 +240,7 @@ fn only_objects_of_the_peer_are_told_results() {
 
 #[test]
 fn an_index_that_no_list_has_breaks_its_answer_alone() {
-    let mut world = World::new(2);
-    world.connect(0, 1);
-    world.publish(1, "echo", echo());
-    send(
-        &mut world,
-        "<10'op:deliver<11'desc:export0+>[5'fetch4:echo]0+f>",
-    );
+    let mut world = asking(Limits::default(), echo());
     send(&mut world, "<10'op:deliver<11'desc:answer0+>[1+2+]1+f>");
     for (position, index) in [(2, "1-"), (3, "2+"), (4, "99999999999999999999999+")] {
         let take = format!(
@@ -311,62 +296,6 @@ fn a_contested_session_keeps_little_of_what_follows() {
     assert!((1..=65).contains(&taken), "{taken}");
     world.run();
     assert!(world.downs.is_empty(), "the session in its way stands");
-}
-
-/// A withdrawal that found no room for its gift may be made again: only one that was accepted
-/// uses its certificate up.
-#[test]
-fn a_withdrawal_refused_for_want_of_room_uses_no_certificate() {
-    let limits = Limits {
-        gifts_max: 1,
-        ..Limits::default()
-    };
-    let mut world = World::with_limits(3, limits);
-    world.connect(0, 1);
-    world.connect(0, 2);
-    world.connect(1, 2);
-    world.publish(2, "one", echo());
-    world.publish(2, "two", echo());
-    let log = Log::default();
-    world.publish(1, "take", log.clone());
-    let gifts = ["one", "two"].map(|gift| world.fetch(0, 2, gift));
-    let gifts = gifts.map(|gift| world.get(gift).unwrap());
-    let take = world.fetch(0, 1, "take");
-    assert!(world.wait(&take).is_ok());
-    for gift in gifts {
-        take.as_reference().send_raw(vec![gift]);
-    }
-    // The deposits stay on their way while the withdrawals arrive.
-    world.serve(0);
-    world.arrive(0, 1, usize::MAX);
-    world.serve(1);
-    let sent: Vec<u8> = world.links[2].to[1].drain(..).collect();
-    let start = b"<10'op:deliver<11'desc:export0+>[13'withdraw-gift";
-    let second = sent.windows(start.len()).rposition(|part| part == start);
-    let second = &sent[second.expect("a withdrawal")..];
-    let tail = second
-        .windows(22)
-        .rposition(|part| part.starts_with(b"<18'desc:import-object"));
-    let certificate = second[..tail.expect("a resolver")].rsplitn(2, |byte| *byte == b']');
-    let certificate = certificate.last().expect("a certificate").to_vec();
-    let End { vat, session } = world.links[2].ends[1];
-    let ask = |world: &mut World, bytes: &[u8]| {
-        assert_eq!(world.vats[vat].receive(session, bytes), Ok(()));
-        world.serve(2);
-        let back: Vec<u8> = world.links[2].to[0].drain(..).collect();
-        String::from_utf8_lossy(&back).into_owned()
-    };
-    let back = ask(&mut world, &sent);
-    assert!(back.contains("too many gifts"), "{back}");
-    world.arrive(1, 1, usize::MAX);
-    world.serve(2);
-    world.links[2].to[0].clear();
-    let again = [&certificate, &b"]900+<18'desc:import-object900+>>"[..]].concat();
-    let back = ask(&mut world, &again);
-    assert!(back.contains("7'fulfill<18'desc:import-object"), "{back}");
-    let again = [&certificate, &b"]901+<18'desc:import-object901+>>"[..]].concat();
-    let back = ask(&mut world, &again);
-    assert!(back.contains("the certificate was used"), "{back}");
 }
 
 /// A reference that goes over and over in one message is handed over a bounded number of times.
@@ -441,6 +370,60 @@ fn handoffs_stop_where_the_third_peer_does_not_read() {
     assert!((9_000..11_000).contains(&waits), "{waits}");
 }
 
+/// What one peer sends to another by way of us is at its own cost, and ends no other session.
+#[test]
+fn a_flood_for_a_third_peer_that_does_not_read_ends_at_who_sends_it() {
+    let flood = |limits: Limits| {
+        let mut world = World::with_limits(3, limits);
+        world.connect(0, 1);
+        world.connect(1, 2);
+        let log = Log::default();
+        world.publish(2, "log", log.clone());
+        let session = world.session(1, 2).expect("a session");
+        // Not resolved as long as nothing is served: what is sent to it goes by way of vat 1.
+        let there = world.fetch(1, 2, "log");
+        let by_way = move |_: &Turn, _| Answer::value(there.clone());
+        world.publish(1, "by way", Behavior(by_way));
+        let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch6:by way]0+f>";
+        send(&mut world, fetch).expect("it is up");
+        send(&mut world, "<10'op:deliver<11'desc:answer0+>[]1+f>").expect("it is up");
+        let from = world.links[0].ends[1].session;
+        let text = "x".repeat(1_000);
+        let message = format!("<10'op:deliver<11'desc:answer1+>[1000\"{text}]ff>");
+        let taken = (0..1_000)
+            .take_while(|_| world.vats[1].receive(from, message.as_bytes()).is_ok())
+            .count();
+        let backlog = world.vats[1].backlog(session);
+        world.run();
+        (world, log, taken, backlog)
+    };
+    let limits = Limits {
+        output_max: 100_000,
+        ..Limits::default()
+    };
+    let (world, log, taken, backlog) = flood(limits.clone());
+    assert_eq!(taken, 1_000);
+    assert!((49_000..53_000).contains(&backlog), "{backlog}");
+    let passed = log.taken().len();
+    assert!((45..50).contains(&passed), "{passed}");
+    assert_eq!(world.downs, [], "what finds no room is left out");
+
+    let limits = Limits {
+        retained_max: 20_000,
+        ..limits
+    };
+    let (world, log, taken, backlog) = flood(limits);
+    assert!((15..20).contains(&taken), "{taken}");
+    assert!(backlog < 25_000, "{backlog}");
+    assert_eq!(log.taken().len(), taken);
+    let downs: Vec<_> = world
+        .downs
+        .iter()
+        .map(|(vat, peer, _)| (*vat, &*peer.designator))
+        .collect();
+    assert_eq!(downs, [(1, "vat0"), (0, "vat1")]);
+}
+
 /// Whatever a peer asks for and does not wait for counts, also where it takes no place in a table.
 #[test]
 fn what_a_peer_leaves_undone_is_bounded() {
@@ -457,11 +440,7 @@ fn what_a_peer_leaves_undone_is_bounded() {
             pending_max: 100,
             ..Limits::default()
         };
-        let mut world = World::with_limits(2, limits);
-        world.connect(0, 1);
-        world.publish(1, "stuck", stuck());
-        let fetch = "<10'op:deliver<11'desc:export0+>[5'fetch5:stuck]0+f>";
-        send(&mut world, fetch).expect("it is up");
+        let mut world = asking(limits, stuck());
         let call = "<10'op:deliver<11'desc:answer0+>[]1+f>";
         send(&mut world, call).expect("it is up");
         let End { vat, session } = world.links[0].ends[1];

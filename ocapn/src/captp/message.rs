@@ -20,6 +20,9 @@ pub(crate) const VERSION: &str = "1.0";
 /// Smaller ones share theirs, so that a few bytes of one would keep many others.
 pub(crate) const OWN_MEMORY_MIN: usize = 64 << 10;
 
+/// Bytes of the label of an unknown operation that are told.
+const LABEL_BYTES_MAX: usize = 80;
+
 /// Why a session must end, in words that the peer may read.
 pub(crate) type Fault = String;
 
@@ -51,6 +54,8 @@ pub(crate) enum Message {
     Abort(String),
     GcExports(Vec<(u64, u64)>),
     GcAnswers(Vec<u64>),
+    /// An operation with a label that means nothing here.
+    Unknown(String),
 }
 
 /// A handoff certificate found in a message, and the promise that stands for the gift.
@@ -211,7 +216,16 @@ impl Decoder<'_> {
             }
             "op:gc-answers" | "op:gc-answer" => Message::GcAnswers(numbers(reader)?),
             "op:start-session" => return Err(self.fault(reader, "second op:start-session")),
-            _ => return Err(self.fault(reader, "unknown operation")),
+            "" => return Err(self.fault(reader, "not an operation")),
+            unknown => {
+                // What it mentions counts all the same, and is given back.
+                while !reader.at_end()? {
+                    read_value(reader, self)?;
+                }
+                self.gifts.clear();
+                let shown = unknown.floor_char_boundary(LABEL_BYTES_MAX);
+                return Ok(Message::Unknown(unknown[..shown].to_owned()));
+            }
         };
         reader.end()?;
         Ok(message)

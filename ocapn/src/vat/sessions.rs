@@ -447,6 +447,9 @@ impl Inner {
                 self.listen(from, Listener::Part(promise, part, Some(charge)));
             }
             Message::Abort(reason) => self.end(id, &reason, &Farewell::None),
+            Message::Unknown(label) => {
+                tracing::debug!(label, "an operation that is not known was left out");
+            }
             Message::GcExports(given_back) => {
                 let Some(session) = self.session_up(id) else {
                     return Ok(());

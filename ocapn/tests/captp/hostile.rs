@@ -73,7 +73,8 @@ fn messages_that_make_no_sense_end_their_session_alone() {
         "<13'op:gc-exports[77+][1+]>",
         "<13'op:gc-exports[0+][]>",
         "<13'op:gc-answers[77+]>",
-        "<7'op:pick1+>",
+        "<7'op:pick<11'desc:export99+>1+>",
+        "<0'1+>",
         "<16'op:start-session3\"1.0>",
         "[1+2+3+]",
         "junk",
@@ -127,6 +128,28 @@ fn what_is_only_unknown_is_kept_and_answered() {
         victim.send(b"<13'op:gc-exports[][]>");
     }
     assert!(victim.is_up());
+}
+
+/// What other peers speak of some day must not end what works.
+#[test]
+fn an_unknown_operation_is_left_out_and_what_it_mentions_given_back() {
+    let mut victim = Victim::new(Limits::default());
+    victim.send(FETCH_ECHO.as_bytes());
+    for (operation, told) in [
+        ("<7'op:ping>", ""),
+        ("<7'op:pick<11'desc:answer0+>[2+<3'any>]1+>", ""),
+        (
+            "<8'op:flush<18'desc:import-object9+>[<19'desc:import-promise8+>]>",
+            "<13'op:gc-exports[9+8+][1+1+]>",
+        ),
+    ] {
+        let back = victim.send(operation.as_bytes());
+        let back = back.replace("[8+9+]", "[9+8+]");
+        assert_eq!(back, told, "{operation}");
+    }
+    let call = "<10'op:deliver<11'desc:answer0+>[1+]f<18'desc:import-object2+>>";
+    let back = victim.send(call.as_bytes());
+    assert!(back.contains("7'fulfill[1+]"), "{back}");
 }
 
 /// References that are let go of are given back in messages, which wait for the peer as all others.

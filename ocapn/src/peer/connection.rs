@@ -127,10 +127,10 @@ async fn receive(
     }
 }
 
-/// Waits while much is kept for the peer, and may soon be let go of. Turns that wait need nothing
-/// of the peer to be run; calls that run or wait may do, and so are waited for a little only, and
-/// not again before more is kept. `eighths` of what may be kept are let pass; they start at
-/// [`CROWDED_EIGHTHS`].
+/// Waits while much is kept for the peer, and may soon be let go of. Turns that wait to be run, and
+/// messages to be sent on to others, need nothing of the peer; calls that run or wait may do, and
+/// so are waited for a little only, and not again before more is kept. `eighths` of what may be
+/// kept are let pass; they start at [`CROWDED_EIGHTHS`].
 async fn await_room(vat: &Vat, session: SessionId, eighths: &mut usize) {
     if vat
         .has_room(session, CROWDED_EIGHTHS)

@@ -14,6 +14,10 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// What is added to a window's end: the headers count in whole seconds.
 const MARGIN: Duration = Duration::from_secs(1);
 
+/// The longest that an answer may keep requests back: no window of the API is near it, and a
+/// header that says more is wrong.
+const WAIT_MAX: Duration = Duration::from_hours(1);
+
 /// The least that a limit is where the API's time runs faster than this host's.
 const LIMIT_MIN: Duration = Duration::from_secs(60);
 
@@ -177,7 +181,7 @@ impl Permit<'_> {
         let is_first = window.limit.replace(limit).is_none();
         match number("x-ratelimit-reset") {
             Some(reset_s) if is_first || reset_s > window.reset_s => {
-                let wait = Duration::from_secs(reset_s.saturating_sub(date_s(headers))) + MARGIN;
+                let wait = at_most(reset_s.saturating_sub(date_s(headers))) + MARGIN;
                 window.reset_s = reset_s;
                 window.ends = Some(Instant::now() + self.pace.time.here(wait));
                 window.remaining = left;
@@ -213,11 +217,15 @@ impl Drop for Permit<'_> {
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("retry-after")?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
+        return Some(at_most(seconds));
     }
     let at = httpdate::parse_http_date(text).ok()?;
     let at_s = at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-    Some(Duration::from_secs(at_s.saturating_sub(date_s(headers))))
+    Some(at_most(at_s.saturating_sub(date_s(headers))))
+}
+
+fn at_most(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).min(WAIT_MAX)
 }
 
 /// Returns the API's own time, so that a wrong clock here does no harm.
@@ -228,4 +236,34 @@ fn date_s(headers: &HeaderMap) -> u64 {
         .unwrap_or_else(SystemTime::now)
         .duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_header_keeps_requests_back_for_ever() {
+        let pace = Pace::new(Time::new(1));
+        let endless = u64::MAX.to_string();
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-ratelimit-limit", "10"),
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", &endless),
+            ("retry-after", &endless),
+        ] {
+            headers.insert(name, value.parse().expect("a value"));
+        }
+        pace.permit(Class::Other).await.told(&headers);
+        let wait = retry_after(&headers).expect("a time");
+        assert_eq!(wait, WAIT_MAX);
+        pace.hold(Class::Other, wait);
+        let mut windows = pace.windows();
+        let window = windows.get_mut(&Class::Other).expect("a window");
+        let held = window.wait(Instant::now()).expect("it is held back");
+        assert!(held <= WAIT_MAX);
+        let ends = window.ends.expect("the window ends");
+        assert!(ends <= Instant::now() + WAIT_MAX + MARGIN);
+    }
 }

@@ -338,7 +338,8 @@ impl Project {
     /// When it cannot be opened.
     pub fn reader(&self) -> Result<Option<Reader>, Box<Diagnostic>> {
         let paths = self.paths();
-        if !paths.state.exists() {
+        // What cannot be looked at may be there.
+        if let Ok(false) = paths.state.try_exists() {
             return Ok(None);
         }
         match Reader::open(&paths.state, &self.key()?) {

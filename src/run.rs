@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
 use crate::boss::{Boss, BossError};
-use crate::plan::{self, Action, Options, Plan, PlanFile, review};
+use crate::plan::{self, Action, Holding, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
-use crate::refresh::{Refreshed, refresh};
+use crate::refresh::{Refreshed, holdings, refresh};
 
 /// How long another process may host the boss before a run gives up: `gobs status` needs 3 s at
 /// most.
@@ -56,7 +56,9 @@ pub struct Planned {
 /// # Errors
 /// Everything that is wrong.
 pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, Vec<Diagnostic>> {
-    let (snapshot, doubts) = match project.reader().map_err(one)? {
+    let reader = project.reader().map_err(one)?;
+    let has_state = reader.is_some();
+    let (snapshot, doubts) = match reader {
         None => (Snapshot::default(), Vec::new()),
         Some(reader) => {
             let snapshot = reader
@@ -70,9 +72,17 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     };
     let providers = project.providers(&snapshot).await?;
     let (snapshot, warnings) = apply::recover_in_memory(snapshot, doubts, &providers).await?;
-    let refreshed = refreshed(&snapshot, &providers, choices).await?;
-    let unclaimed = match project.paths().state.exists() {
-        true => unclaimed(&project.boss_store().map_err(one)?, &refreshed.snapshot)?,
+    let mut refreshed = refreshed(&snapshot, &providers, choices).await?;
+    let is_real = providers.values().any(|provider| !provider.is_simulated());
+    if is_real && asks_hobs(&snapshot, choices) {
+        refreshed.holdings = ask_hobs(project, &snapshot).await;
+    }
+    let unclaimed = match has_state {
+        true => unclaimed(
+            &project.boss_store().map_err(one)?,
+            &refreshed.snapshot,
+            &providers,
+        )?,
         false => BTreeSet::new(),
     };
     let mut planned = make_plan(project, &providers, refreshed, choices, unclaimed)?;
@@ -266,6 +276,11 @@ impl<'a> Run<'a> {
         let unusable = |error| one(store_error(&error));
         let snapshot = self.store.snapshot().map_err(unusable)?;
         let mut refreshed = refreshed(&snapshot, &self.providers, choices).await?;
+        if let Some(boss) = &self.boss
+            && asks_hobs(&snapshot, choices)
+        {
+            refreshed.holdings = holdings_of(boss, &snapshot).await;
+        }
         // What has drifted is written by the step that settles it: were it written now and the
         // plan declined, the next plan would take it for what was there all along.
         let drifted: BTreeSet<_> = refreshed.drift.iter().map(|drift| &drift.address).collect();
@@ -286,7 +301,7 @@ impl<'a> Run<'a> {
             }
         }
         let tables = self.project.boss_store().map_err(one)?;
-        let unclaimed = unclaimed(&tables, &refreshed.snapshot)?;
+        let unclaimed = unclaimed(&tables, &refreshed.snapshot, &self.providers)?;
         let planned = make_plan(self.project, &self.providers, refreshed, choices, unclaimed)?;
         refuse_impossible(self.project, &self.providers, &planned.plan).await?;
         self.refuse_without_rights(&planned.plan).await?;
@@ -432,10 +447,12 @@ async fn start_boss(project: &Project, snapshot: &Snapshot) -> Result<Boss, Vec<
     }
 }
 
-/// Returns the machines whose hob never came, and cannot come any more.
+/// Returns the machines whose hob never came, and cannot come any more: their time is over, or the
+/// provider says that they have ended.
 fn unclaimed(
     tables: &BossStore,
     snapshot: &Snapshot,
+    providers: &Providers,
 ) -> Result<BTreeSet<Address>, Vec<Diagnostic>> {
     let found = tables.unclaimed(SystemTime::now());
     let found = found.map_err(|error| one(store_error(&error)))?;
@@ -445,7 +462,57 @@ fn unclaimed(
             if incarnation == claimed)
     };
     let there = found.into_iter().filter(is_there);
-    Ok(there.map(|(address, _)| address).collect())
+    let ended = snapshot.rows.values().filter(|row| match &row.kind {
+        RowKind::Machine {
+            provider,
+            enrolled: None,
+            ..
+        } => {
+            let status = row.observed.get("status").and_then(Value::as_str);
+            let schema = providers.get(provider).map(|it| it.schema());
+            status
+                .is_some_and(|it| schema.is_some_and(|has| has.hosts.ended.iter().any(|s| s == it)))
+        }
+        _ => false,
+    });
+    let ended = ended.map(|row| row.address.clone());
+    Ok(there.map(|(address, _)| address).chain(ended).collect())
+}
+
+/// Returns whether a plan can depend on what hobs have.
+fn asks_hobs(snapshot: &Snapshot, choices: Choices) -> bool {
+    let is_binding = |address: &Address| matches!(address, Address::Binding(_));
+    choices.refresh && !choices.destroy && snapshot.rows.keys().any(is_binding)
+}
+
+/// Asks the hobs for what they have of the state's bindings. What cannot be asked is not drift.
+async fn holdings_of(boss: &Boss, snapshot: &Snapshot) -> BTreeMap<Address, Holding> {
+    match boss.status().await {
+        Ok(report) => holdings(&report, snapshot),
+        Err(error) => {
+            tracing::debug!(%error, "what the hobs have is not known");
+            BTreeMap::new()
+        }
+    }
+}
+
+/// Asks the hobs beside whatever else runs. Where another process hosts the boss, it may be about
+/// to change what they have, and nothing is asked.
+async fn ask_hobs(project: &Project, snapshot: &Snapshot) -> BTreeMap<Address, Holding> {
+    let Ok(store) = project.boss_store() else {
+        return BTreeMap::new();
+    };
+    match Boss::start(store, project.boss_options(snapshot)).await {
+        Ok(boss) => {
+            let holdings = holdings_of(&boss, snapshot).await;
+            boss.shutdown().await;
+            holdings
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the hobs are not asked");
+            BTreeMap::new()
+        }
+    }
 }
 
 async fn refreshed(
@@ -477,6 +544,7 @@ fn make_plan(
         destroy: choices.destroy,
         simulated: simulated.map(|(name, _)| name.clone()).collect(),
         unclaimed,
+        holdings: refreshed.holdings,
     };
     let Refreshed {
         snapshot, drift, ..

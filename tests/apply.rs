@@ -218,6 +218,38 @@ fn a9_a_state_that_cannot_be_used_says_why_and_loses_nothing() {
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("a mode");
     let run = project.gobs(APPLY).ok();
     contains(&run.stdout, "No changes.");
+
+    // What another user cannot look at is not taken for nothing.
+    for command in ["plan", "output", "show"] {
+        let Some(run) = as_nobody(&project, command) else {
+            return; // Only root can be somebody else.
+        };
+        let run = run.code(1);
+        contains(&run.stderr, "Permission denied");
+        assert_eq!(run.stdout, "", "{command}");
+    }
+}
+
+/// Runs the program as a user to whom nothing of the project's state belongs.
+fn as_nobody(project: &Project, command: &str) -> Option<Run> {
+    const NOBODY: &[&str] = &["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let may = Command::new("setpriv").args(NOBODY).arg("true").output();
+    may.ok().filter(|it| it.status.success())?;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(project.path(), open).expect("a mode");
+    let outside = project.command(&[]);
+    // The program itself may be in a directory that is closed to others.
+    let program = project.path().join("program");
+    std::fs::copy(outside.get_program(), &program).expect("a copy");
+    let mut run = Command::new("setpriv");
+    run.args(NOBODY)
+        .arg(program)
+        .arg(command)
+        .current_dir(project.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Some(Run::of(run))
 }
 
 #[test]
@@ -258,6 +290,28 @@ fn a_port_that_is_taken_is_named() {
     contains(&run.stderr, &format!("cannot listen on 127.0.0.1:{port}"));
     drop(boss);
     other.gobs(APPLY).ok();
+
+    // So does a hob; one that cannot listen ends, and nobody waits for it.
+    let hob = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = hob.local_addr().expect("an address").port();
+    let text = format!(
+        "machine \"one\" {{
+           provider = dummy
+           hob {{ listen = \"127.0.0.1:{port}\" }}
+         }}"
+    );
+    let third = self::project(&text);
+    let run = third.gobs(APPLY).code(1);
+    contains(&run.stderr, "its hob has ended before it called home");
+    contains(
+        &run.stderr,
+        &format!("127.0.0.1:{port} cannot be listened on"),
+    );
+    assert_eq!(state(&third), "machine.one\n");
+    drop(hob);
+    let run = third.gobs(APPLY).ok();
+    contains(&run.stdout, "because its hob never called home");
+    third.gobs(&["plan", "--detailed-exitcode"]).ok();
 }
 
 #[test]

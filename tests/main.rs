@@ -20,6 +20,7 @@ mod linode_token;
 mod plan;
 mod plugins;
 mod postgres;
+mod restore;
 mod rights;
 mod secrecy;
 mod support;

@@ -130,6 +130,11 @@ impl Layout {
         self.dir.join("logs")
     }
 
+    /// Returns the end of the logs, for people.
+    pub fn log_tail(&self) -> String {
+        crate::logs::tail(&self.logs())
+    }
+
     /// Reads `machine.json`.
     pub fn read_machine(&self) -> Result<Machine, MachineError> {
         #[derive(Deserialize)]

@@ -154,6 +154,9 @@ pub struct Hosts {
     pub addresses: Vec<String>,
     /// The values of the attribute `status` of a machine that has not begun to run.
     pub provisioning: Vec<String>,
+    /// The values of `status` of a machine whose agent has ended for good: where it has not called
+    /// home by then, it never will.
+    pub ended: Vec<String>,
 }
 
 /// How user data is written.

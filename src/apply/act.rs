@@ -200,7 +200,9 @@ impl Work {
                         registered
                     }
                     never = visits => match never {},
-                    never = awaited.look_after(&boss, &machine, incarnation) => match never {},
+                    diagnostic = awaited.look_after(&boss, &machine, incarnation) => {
+                        return Ended::Failed { diagnostic, changes: Vec::new() };
+                    }
                     // Waiting changes nothing, so it need not be finished.
                     () = asked_to_stop(&mut stop) => return Ended::Failed {
                         diagnostic: Box::new(Diagnostic::error(

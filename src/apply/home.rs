@@ -1,11 +1,10 @@
 //! Where a machine is, as its provider says, and from where its hob is expected to call.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gobs_model::{Address, Known, ProviderSchema, Value};
+use gobs_model::{Address, Diagnostic, Known, Path, ProviderSchema, Value};
 use gobs_provider::{Observed, Provider};
 use gobs_state::{Row, RowKind, Snapshot, SwissnumHash};
 use hob::protocol::host_and_port;
@@ -51,32 +50,60 @@ pub(super) struct Awaited {
 
 impl Awaited {
     /// Asks the provider now and then whether it is still making the machine, which leaves its
-    /// hob more time; never ends.
+    /// hob more time; returns why nobody will call home, once that is so.
     pub(super) async fn look_after(
         &self,
         boss: &Boss,
         machine: &Address,
         incarnation: u64,
-    ) -> Infallible {
-        let states = &self.provider.schema().hosts.provisioning;
-        if states.is_empty() {
-            return std::future::pending().await;
-        }
+    ) -> Box<Diagnostic> {
+        let hosts = &self.provider.schema().hosts;
+        let look = match (hosts.provisioning.is_empty(), hosts.ended.is_empty()) {
+            (true, true) => return std::future::pending().await,
+            (true, false) => ENDED_LOOK,
+            (false, _) => PROVISIONING_LOOK,
+        };
         loop {
-            boss.pause(PROVISIONING_LOOK).await;
+            boss.pause(look).await;
             // What cannot be read now is read the next time.
             let Ok(Some(seen)) = self.provider.read(&self.seen).await else {
                 continue;
             };
-            let status = seen.attributes.get("status").and_then(Value::as_str);
-            if status.is_some_and(|status| states.iter().any(|it| it == status))
+            let is_one_of = |states: &[String]| states.iter().any(|it| has_status(&seen, it));
+            if is_one_of(&hosts.ended) {
+                return self.ended(machine, &seen);
+            }
+            if is_one_of(&hosts.provisioning)
                 && let Err(error) = boss.provisioning(machine, incarnation, self.ttl)
             {
                 tracing::warn!(%error, %machine, "the time to claim was not extended");
             }
         }
     }
+
+    /// Says that a machine's hob has ended, and what it said last, if that can be read here.
+    fn ended(&self, machine: &Address, seen: &Observed) -> Box<Diagnostic> {
+        let mut detail = format!("{machine}: its hob has ended before it called home.");
+        let directory = seen.attributes.get("directory").and_then(Value::as_str);
+        if let Some(directory) = directory.filter(|_| !self.provider.schema().hosts.elsewhere) {
+            let log = hob::layout::Layout::new(directory).log_tail();
+            if !log.trim().is_empty() {
+                detail += &format!("\nThe end of its logs:\n{}", log.trim_end());
+            }
+        }
+        let hint = "Mend what it says; the next apply has the machine begin anew.";
+        let error = Diagnostic::error("Enrollment failed", detail);
+        Box::new(error.about(machine.clone(), Path::default()).hint(hint))
+    }
 }
+
+fn has_status(seen: &Observed, status: &str) -> bool {
+    seen.attributes.get("status").and_then(Value::as_str) == Some(status)
+}
+
+/// How often a provider is asked whether a machine's agent has ended: it runs on this host, so
+/// asking costs little.
+const ENDED_LOOK: Duration = Duration::from_secs(1);
 
 /// How often a provider is asked whether it is still making a machine: seldom enough for hundreds
 /// of machines under any limit of requests, and often within the time that it adds.

@@ -141,6 +141,11 @@ fn differences(
     because
 }
 
+/// Returns whether the hobs have not what the row says, so that nothing of it is relied on.
+fn is_lost(because: &[Because]) -> bool {
+    because.iter().any(|it| matches!(it, Because::Lost { .. }))
+}
+
 impl Grant {
     /// Returns what the binding's row keeps as asked.
     pub fn wanted(&self) -> Value {
@@ -221,12 +226,18 @@ impl Planner<'_> {
                     let service = values.from.clone();
                     because.push(Because::ServiceChanged { service });
                 }
+                let holding = self.options.holdings.get(&address);
+                if let Some(machine) = holding.and_then(|it| it.lost_at.clone())
+                    && because.is_empty()
+                {
+                    because.push(Because::Lost { machine });
+                }
                 because
             }
         };
         self.check_expiry(instance, because.is_empty());
         if self.is_referenced(&BlockId::Binding(instance.name.clone())) {
-            let kept = existing.filter(|it| it.serves(&values, ends));
+            let kept = existing.filter(|it| it.serves(&values, ends) && !is_lost(&because));
             let name = Value::from(values.name.as_str());
             let object = object(name, kept.map(|it| it.row));
             self.evaluator.set_object(address, object);
@@ -300,8 +311,13 @@ impl Planner<'_> {
         });
         let unbind = ended.map(|it| self.unbind(it, because.clone()));
         let [from_incarnation, to_incarnation] = *ends;
+        let holding = self
+            .options
+            .holdings
+            .get(&Address::Binding(instance.clone()));
+        let heard_of = holding.map(|it| it.generation);
         let grant = Grant {
-            generation: self.fresh(existing.map(|it| it.generation)),
+            generation: self.fresh(existing.map(|it| it.generation).max(heard_of)),
             from: values.from.clone(),
             via: via.as_ref().map(|parent| self.via(parent)),
             to: values.to.clone(),
@@ -319,7 +335,7 @@ impl Planner<'_> {
         depends_on.extend(grant.via.iter().map(|via| via.binding.clone()));
         let needed = needed(&needs).into_iter();
         depends_on.extend(needed.filter(|it| *it != grant.to && it != grant.declared_from()));
-        let listener = existing.filter(|it| it.serves(values, *ends));
+        let listener = existing.filter(|it| it.serves(values, *ends) && !is_lost(because));
         let shown = object(grant.name.as_str().into(), listener.map(|it| it.row));
         let planned = merged(&grant.wanted(), &shown);
         let simulated = self.is_simulated(&grant.to);

@@ -33,8 +33,8 @@ pub use diff::{HOB, change_of, drift, fingerprint, machine_object};
 pub use file::{PlanFile, PlanFileError, RecordedFile, RecordedFiles, RecordedInputs};
 pub use review::{ImpossiblePlan, review};
 pub use step::{
-    Action, Because, BlockShape, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Options,
-    OutputChange, Plan, Step, StepId, Via, Whom,
+    Action, Because, BlockShape, Counts, Drift, DriftKind, DriftedAttribute, Grant, Held, Holding,
+    Options, OutputChange, Plan, Step, StepId, Via, Whom,
 };
 
 pub(crate) use diff::without_additions;

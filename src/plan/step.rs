@@ -336,6 +336,11 @@ pub enum Because {
     },
     /// An earlier revocation could not reach the exporter.
     RevokePending,
+    /// The hob at one end says that it has not the grant that the state names.
+    Lost {
+        /// Its machine.
+        machine: Address,
+    },
     /// The machine of the service, or of the binding, goes away.
     MachineGone {
         /// The machine.
@@ -393,6 +398,18 @@ pub struct Options {
     pub simulated: std::collections::BTreeSet<String>,
     /// The machines whose time to claim their place is over.
     pub unclaimed: std::collections::BTreeSet<Address>,
+    /// What hobs say of bindings, as far as they could be asked.
+    pub holdings: std::collections::BTreeMap<Address, Holding>,
+}
+
+/// What hobs say of one binding's grants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// The highest generation that any of them has heard of. It may be above the state's, where
+    /// that was restored from a backup.
+    pub generation: u64,
+    /// A machine at one of its ends that has not the grant which the state names.
+    pub lost_at: Option<Address>,
 }
 
 /// How much a plan does: the two lines below it, and below an apply.

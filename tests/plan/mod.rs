@@ -7,6 +7,8 @@
 //! | `state.txt` | what happened to the state since, a line each (see [`edit`]) |
 //! | `expected.txt` | the plan, or what is wrong |
 //!
+//! A configuration that begins with `# with FILE` has that file of this folder before it.
+//!
 //! What was found instead of the expected is written to `target/tmp/plan`, to be read, and copied
 //! over the expectation where it is right: `cp -r target/tmp/plan tests/`.
 
@@ -15,13 +17,13 @@ mod render;
 mod sabotage;
 mod simulation;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gobs::lang::{Config, Inputs, Source};
-use gobs::plan::{Options, Plan};
+use gobs::plan::{Holding, Options, Plan};
 use gobs_model::{Address, Attribute, Block, Change, Diagnostic, Known, NestedBlock, Nesting};
 use gobs_model::{ProviderSchema, Type, Value};
 use gobs_provider::Provider;
@@ -56,10 +58,11 @@ fn every_case_is_planned_as_expected_and_then_settled() {
 fn check(case: &Path) -> Result<(), String> {
     let name = case.file_name().and_then(|it| it.to_str()).expect("a name");
     let read = |file: &str| std::fs::read_to_string(case.join(file)).ok();
-    let main = read("main.gobs.hcl").ok_or_else(|| format!("{name}: no main.gobs.hcl"))?;
+    let config = |file: &str| read(file).map(|text| with_shared(case, text));
+    let main = config("main.gobs.hcl").ok_or_else(|| format!("{name}: no main.gobs.hcl"))?;
     let mut world = World::default();
     let edits = read("state.txt").unwrap_or_default();
-    if let Some(before) = read("before.gobs.hcl") {
+    if let Some(before) = config("before.gobs.hcl") {
         let config = world
             .load(&before)
             .map_err(|it| format!("{name}: before: {it:?}"))?;
@@ -97,11 +100,22 @@ fn check(case: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns a configuration with what it shares with other cases before it.
+fn with_shared(case: &Path, text: String) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    let Some(file) = first.strip_prefix("# with ") else {
+        return text;
+    };
+    let shared = std::fs::read_to_string(case.with_file_name(file)).expect("the shared file");
+    shared + &text
+}
+
 /// Applies a plan and plans again: nothing must be left to do.
 fn settles(world: &World, config: &Config, plan: &Plan, pick: Pick) -> Result<(), String> {
     let mut after = world.clone();
     after.snapshot = apply(world, config, plan, pick, usize::MAX);
     after.drift.clear();
+    after.options.holdings.clear();
     let again = after.plan(config).map_err(|it| render::diagnostics(&it))?;
     match again.is_empty() {
         true => Ok(()),
@@ -131,6 +145,7 @@ impl Default for World {
                 destroy: false,
                 simulated: BTreeSet::from(["dummy.rows".to_owned()]),
                 unclaimed: BTreeSet::new(),
+                holdings: BTreeMap::new(),
             },
             drift: Vec::new(),
         }
@@ -191,6 +206,15 @@ fn edit(world: &mut World, line: &str) {
             edit(world, &format!("unenroll {address}"));
             let address = address.parse().expect("an address");
             world.options.unclaimed.insert(address);
+        }
+        // What hobs say: a machine that has not the grant, and the highest generation of all.
+        ["lost", address, machine, generation] => {
+            let holding = Holding {
+                generation: generation.parse().expect("a number"),
+                lost_at: Some(machine.parse().expect("an address")),
+            };
+            let address = address.parse().expect("an address");
+            world.options.holdings.insert(address, holding);
         }
         ["forget", address] => {
             world

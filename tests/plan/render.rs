@@ -226,6 +226,7 @@ fn because(because: &Because) -> String {
         Because::ServiceChanged { service } => format!("{service} is another one"),
         Because::ParentGranted { parent } => format!("{parent} is granted again"),
         Because::RevokePending => "its revocation is pending".into(),
+        Because::Lost { machine } => format!("{machine} has lost it"),
         Because::MachineGone { machine } => format!("{machine} goes"),
     }
 }

@@ -22,7 +22,7 @@ use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, U
 
 use crate::fault::{Fault, Faults, Ledger};
 pub use crate::fault::{Point, Verb};
-use crate::machine::{Machines, id_of, observed};
+use crate::machine::{Machines, STOPPED, id_of, observed};
 use crate::record::now_ms;
 
 /// How long a list may lag: only a fault makes it, so as long as a fault may usefully ask for.
@@ -337,6 +337,7 @@ fn schema() -> ProviderSchema {
         list_lag: LIST_LAG,
         hosts: gobs_model::Hosts {
             addresses: vec!["address".into()],
+            ended: vec![STOPPED.into()],
             ..gobs_model::Hosts::default()
         },
     }

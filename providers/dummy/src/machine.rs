@@ -25,6 +25,9 @@ const RUNTIME_NAME_CHARS: usize = 12;
 /// What stands before the token in a machine's id.
 const ID_PREFIX: &str = "dummy-";
 
+/// The status of a machine whose agent does not run: nobody starts it again by itself.
+pub(crate) const STOPPED: &str = "stopped";
+
 /// The machines in one directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Machines {
@@ -206,7 +209,9 @@ impl Machines {
     pub(crate) fn delete(&self, id: &str, crash: Option<Point>) -> Result<(), Error> {
         let token = token_of(id)?;
         let place = Place::new(&self.root, &token)?;
-        if !place.root.exists() {
+        // What cannot be looked at is not gone.
+        let looked = place.root.try_exists();
+        if !looked.map_err(RecordError::io("look at", &place.root))? {
             return Ok(());
         }
         let _lock = place.lock()?;
@@ -413,7 +418,7 @@ impl Machines {
             Phase::Deleting => "deleting",
             Phase::Rebuilding => "rebuilding",
             _ if is_up(place, record) => "running",
-            _ => "stopped",
+            _ => STOPPED,
         };
         let directory = Value::from(place.dir.display().to_string());
         observed(&id_of(&record.token), &record.wanted, status, directory)

@@ -31,6 +31,8 @@ pub(crate) fn schema(list_lag: Duration, elsewhere: bool) -> ProviderSchema {
             metadata: METADATA.map(str::to_owned).into(),
             addresses: ["ipv4", "ipv6"].map(str::to_owned).into(),
             provisioning: ["provisioning", "booting"].map(str::to_owned).into(),
+            // One that is off may be started again by whoever turned it off.
+            ended: Vec::new(),
         },
     }
 }

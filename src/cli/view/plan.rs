@@ -552,6 +552,7 @@ fn reason(because: &Because, instance: &Instance) -> Option<String> {
             format!("because it is made from {parent}, which is granted again")
         }
         Because::RevokePending => "because an earlier grant is still to be taken back".into(),
+        Because::Lost { machine } => format!("because {machine} does not have it any more"),
         Because::MachineGone { machine } => format!("because {machine} goes away"),
     })
 }

@@ -125,8 +125,12 @@ fn machine(row: &Row, enrollment: Enrollment, hob: Option<&HobReport>, now_s: u6
     let has_hob = has_hob.and_then(Value::as_bool).unwrap_or(true);
     let (health, state, more) = match hob {
         Some(hob) if hob.locked => {
-            let more = vec!["its key was used from two places".into()];
-            (Health::Ill, "locked", more)
+            let more = format!(
+                "its key was used from two places, or this state is an old one; if there is one \
+                 such machine only, gobs unlock {} lets it back in",
+                word(&row.address.to_string())
+            );
+            (Health::Ill, "locked", vec![more])
         }
         Some(HobReport {
             status: Some(status),
@@ -166,11 +170,13 @@ fn start_again(row: &Row) -> Option<String> {
     };
     let directory = row.observed.get("directory")?.as_str()?;
     let is_here = provider == "dummy" || provider.starts_with("dummy.");
-    is_here.then(|| {
-        // A directory with a space or a quote is one word for the shell too.
-        let word = shlex::try_quote(directory).unwrap_or(directory.into());
-        format!("gobs hob --dir {} starts it again", printable_line(&word))
-    })
+    is_here.then(|| format!("gobs hob --dir {} starts it again", word(directory)))
+}
+
+/// Returns a text as one word of a shell, whatever spaces and quotes it has.
+fn word(text: &str) -> String {
+    let word = shlex::try_quote(text).unwrap_or(text.into());
+    printable_line(&word).into_owned()
 }
 
 fn of_hob(status: &HobStatus) -> Vec<String> {
@@ -217,7 +223,7 @@ fn binding(row: &Row, generation: u64, phase: Phase, hobs: &BTreeMap<&str, &HobR
             (Health::Well, if held.live { "live" } else { "ready" })
         }
         (Phase::Granted, Some(None)) => {
-            more.push("its machine does not have it".into());
+            more.push("its machine does not have it; the next apply grants it again".into());
             (Health::Ill, "missing")
         }
         (Phase::Granted, None) if hob.is_none() => (Health::Unsaid, "a row only"),
@@ -253,6 +259,7 @@ fn alert(alert: &AlertReport, now_s: u64) -> Line {
     if alert.contested {
         more.push("while its claim was open: whoever was first may not be the machine".into());
     }
+    more.push(format!("gobs ack {} settles it", alert.id));
     Line {
         health: Health::Ill,
         address: printable_line(&alert.machine).into_owned(),
@@ -426,7 +433,14 @@ Bindings
             contested: false,
         };
         let report = StatusReport {
-            hobs: vec![hob("machine.app", Some(app)), hob("machine.away", None)],
+            hobs: vec![
+                hob("machine.app", Some(app)),
+                hob("machine.away", None),
+                HobReport {
+                    locked: true,
+                    ..hob("machine.web[\"a\"]", None)
+                },
+            ],
             alerts: vec![alert],
             unclaimed: vec![("machine.never".into(), 1), ("machine.new".into(), 7)],
         };
@@ -440,29 +454,32 @@ Bindings
                 },
                 machine_row("machine.never", false),
                 machine_row("machine.new", false),
+                machine_row("machine.web[\"a\"]", true),
                 binding_row("binding.away", "machine.away", Phase::Granted),
                 binding_row("binding.old", "machine.app", Phase::Granted),
                 binding_row("binding.revoked", "machine.app", Phase::RevokePending),
             ]),
             true,
             "Machines
-  machine.app    connected     hob 0.1.0
-  machine.away   not reached   last registered 5 minutes ago, gobs hob --dir /m starts it \
+  machine.app       connected     hob 0.1.0
+  machine.away      not reached   last registered 5 minutes ago, gobs hob --dir /m starts it \
              again
-  machine.never  unclaimed     its hob did not call home in time; the next apply offers to begin \
-             anew
-  machine.new    not enrolled  its hob has not registered; the next apply waits for it
+  machine.never     unclaimed     its hob did not call home in time; the next apply offers to \
+             begin anew
+  machine.new       not enrolled  its hob has not registered; the next apply waits for it
+  machine.web[\"a\"]  locked        its key was used from two places, or this state is an old one; \
+             if there is one such machine only, gobs unlock 'machine.web[\"a\"]' lets it back in
 
 Bindings
   binding.away     not known       machine.db.service.orders to machine.away
   binding.old      missing         machine.db.service.orders to machine.app, its machine does \
-             not have it
+             not have it; the next apply grants it again
   binding.revoked  revoke pending  machine.db.service.orders to machine.app, an earlier grant is \
              still to be taken back; the next apply does it
 
 Alerts
   machine.app  alert 7  another key tried to claim it 3 times, last 100 seconds ago from \
-             10.0.0.9:1, key b
+             10.0.0.9:1, key b, gobs ack 7 settles it
 ",
         );
     }

@@ -11,7 +11,9 @@ use gobs_provider::{CreateRequest, Observed, Provider, Token, UpdateRequest, Use
 use gobs_provider_dummy::{Dummy, DummyHost};
 
 /// How long something that must happen may take on a busy host.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked for.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Counts its starts, copies its description when told to read it again, and runs a program in a
 /// session of its own; where its description says so, also one with a cleaned environment, in the
@@ -125,7 +127,7 @@ pub(crate) fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

@@ -13,6 +13,19 @@ use serde_json::Value;
 
 use crate::support::Project;
 
+/// A machine without a hob.
+pub(crate) const MACHINE: &str = r#"
+machine "one" {
+  provider        = linode
+  region          = "eu-central"
+  type            = "g6-nanode-1"
+  image           = "linode/debian13"
+  authorized_keys = ["ssh-ed25519 AAAA test"]
+
+  hob { enabled = false }
+}
+"#;
+
 /// How much faster than this host's the double's clock runs.
 pub(crate) const SCALE: u32 = 1_000;
 

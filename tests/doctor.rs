@@ -2,35 +2,8 @@
 
 use serde_json::json;
 
-use crate::account::Account;
-use crate::support::{Project, Run};
-
-const MACHINE: &str = r#"
-machine "one" {
-  provider        = linode
-  region          = "eu-central"
-  type            = "g6-nanode-1"
-  image           = "linode/debian13"
-  authorized_keys = ["ssh-ed25519 AAAA test"]
-
-  hob { enabled = false }
-}
-"#;
-
-#[track_caller]
-fn check(run: Run, code: i32, expected: &[&str]) {
-    let run = run.code(code);
-    // Words, since lines break where the terminal's width says.
-    let said: Vec<&str> = run
-        .stdout
-        .split_whitespace()
-        .chain(run.stderr.split_whitespace())
-        .collect();
-    let said = said.join(" ");
-    for text in expected {
-        assert!(said.contains(text), "{text:?} is not in\n{said}");
-    }
-}
+use crate::account::{Account, MACHINE};
+use crate::support::{Project, check};
 
 #[test]
 fn a_project_without_a_state_is_well() {

@@ -9,34 +9,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::account::Account;
+use crate::account::{Account, MACHINE};
 use crate::secrecy::{assert_clean, files, forms};
-use crate::support::{Project, Run};
+use crate::support::{Project, Run, check};
 
 /// A token that no other text of a run has a part of.
 const TOKEN: &str = "kestrel7f3a9c0d4e5b6a1827token";
-
-const MACHINE: &str = r#"
-machine "one" {
-  provider        = linode
-  region          = "eu-central"
-  type            = "g6-nanode-1"
-  image           = "linode/debian13"
-  authorized_keys = ["ssh-ed25519 AAAA test"]
-
-  hob { enabled = false }
-}
-"#;
-
-#[track_caller]
-fn check(run: Run, code: i32, expected: &[&str]) {
-    let run = run.code(code);
-    let said = format!("{} {}", run.stdout, run.stderr);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    for text in expected {
-        assert!(said.contains(text), "{text:?} is not in\n{said}");
-    }
-}
 
 #[test]
 fn x6_a_token_that_only_reads_plans_and_applies_nothing() {

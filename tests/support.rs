@@ -173,6 +173,18 @@ impl Run {
     }
 }
 
+/// Checks how a run ended, and that it said these texts: as words, since lines break where the
+/// terminal's width says.
+#[track_caller]
+pub(crate) fn check(run: Run, code: i32, expected: &[&str]) {
+    let run = run.code(code);
+    let said = format!("{} {}", run.stdout, run.stderr);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    for text in expected {
+        assert!(said.contains(text), "{text:?} is not in\n{said}");
+    }
+}
+
 /// A run of the program that has not ended.
 #[derive(Debug)]
 pub(crate) struct Running {

@@ -1,24 +1,6 @@
-machine "db" {
-  provider = cloud
-  region   = "eu"
-  type     = "small"
-
-  hob {
-    listen    = "[::]:7463"
-    advertise = ["ipv4"]
-  }
-
-  firewall { derived = true }
-
-  service "orders" { tcp = "127.0.0.1:5432" }
-}
-
+# with derived_firewall.gobs.hcl
 machine "app" {
   provider = cloud
   region   = "nl"
   type     = "small"
-}
-binding "app" {
-  from = machine.db.service.orders
-  to   = machine.app
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use gobs_model::{Change, Known, Value};
-use gobs_provider::{CreateRequest, Error, Provider, Token};
+use gobs_provider::{CreateRequest, Error, Observed, Provider, Token};
 use gobs_provider_dummy::{Dummy, DummyHost};
 
 use crate::host::{Host, create, text, token, update, wait_for};
@@ -84,17 +84,22 @@ async fn a_machine_is_a_directory_and_an_agent_apart_from_us() {
     assert_eq!(host.leftovers(), [""; 0]);
 }
 
+async fn with_dead_agent(host: &Host, dummy: &Dummy, token: &Token) -> Observed {
+    let made = dummy
+        .create(create(token, []), Arc::new(drop))
+        .await
+        .expect("a machine");
+    host.wait_started(token, 1);
+    kill(agent(host, token));
+    wait_for("the agent's end", || !is_alive(host, token));
+    made
+}
+
 #[tokio::test]
 async fn an_agent_that_died_is_seen_and_started_again() {
     let (host, token) = (Host::new(), token());
     let dummy = host.dummy();
-    let made = dummy
-        .create(create(&token, []), Arc::new(drop))
-        .await
-        .expect("a machine");
-    host.wait_started(&token, 1);
-    kill(agent(&host, &token));
-    wait_for("the agent's end", || !is_alive(&host, &token));
+    let made = with_dead_agent(&host, &dummy, &token).await;
     let seen = dummy
         .read(&made)
         .await
@@ -121,13 +126,7 @@ async fn an_agent_that_died_is_seen_and_started_again() {
 async fn an_agent_that_a_person_started_again_is_the_machines() {
     let (host, token) = (Host::new(), token());
     let dummy = host.dummy();
-    let made = dummy
-        .create(create(&token, []), Arc::new(drop))
-        .await
-        .expect("a machine");
-    host.wait_started(&token, 1);
-    kill(agent(&host, &token));
-    wait_for("the agent's end", || !is_alive(&host, &token));
+    let made = with_dead_agent(&host, &dummy, &token).await;
 
     // As the true agent does: its lock says who it is; the token is not in its environment.
     let lock = host.dir(&token).join("hob/lock");

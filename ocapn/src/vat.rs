@@ -31,7 +31,7 @@ use crate::locator::{PeerId, PeerLocator, Swissnum};
 use crate::passable::Passable;
 use crate::syrup::Mode;
 use dispatch::{Inner, Waiting};
-use gifts::Withdrawal;
+use gifts::{Withdrawal, is_withdrawal};
 pub use inspect::{Inspection, Retained};
 
 /// An object that takes messages.
@@ -234,7 +234,8 @@ pub struct Over {
 pub enum VatEvent {
     /// Spawn this future: it computes an answer.
     Spawn(BoxFuture<'static, ()>),
-    /// Find the object of a swissnum. Dropping the resolver is the answer for an unknown one.
+    /// Find the object of a swissnum. Dropping the resolver is the answer for an unknown one. Told
+    /// when all that the peer sent before has had its turn.
     Fetch {
         /// The number asked for.
         swissnum: Swissnum,
@@ -357,7 +358,11 @@ impl Shared {
                 return;
             };
             if let Kind::Bootstrap(session) = target.0.kind {
-                self.withdraw(session, delivery);
+                if is_withdrawal(&delivery) {
+                    self.withdraw(session, delivery);
+                } else {
+                    self.with(|inner| inner.bootstrap_turn(session, delivery));
+                }
                 continue;
             }
             let (Kind::Object(Some(object)), Some(this)) = (&target.0.kind, self.this.upgrade())

@@ -9,7 +9,7 @@ use std::mem;
 use std::sync::Weak;
 use std::task::Waker;
 
-use super::gifts::{Gifts, is_withdrawal};
+use super::gifts::{Gifts, waits_for_its_turn};
 use super::sessions::Slot;
 use super::wire::Desc;
 use super::{Dropped, Limits, Shared, VatEvent, VatOptions};
@@ -302,7 +302,7 @@ impl Inner {
                     self.next(Work::Settle(promise, resolution(delivery.args)));
                 }
             }
-            Kind::Bootstrap(session) if !is_withdrawal(&delivery) => {
+            Kind::Bootstrap(session) if !waits_for_its_turn(&delivery) => {
                 self.bootstrap_turn(*session, delivery);
             }
             _ => self.turns.push_back(Waiting { target, delivery }),

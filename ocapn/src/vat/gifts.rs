@@ -165,6 +165,14 @@ pub(super) fn is_withdrawal(delivery: &Delivery) -> bool {
     method == Some("withdraw-gift")
 }
 
+/// Returns whether a message to a bootstrap object waits for its turn, behind what came before it:
+/// a withdrawal, since it takes long, and a fetch, since its answer tells the peer that all that
+/// was sent before has been taken.
+pub(super) fn waits_for_its_turn(delivery: &Delivery) -> bool {
+    let method = delivery.args.first().and_then(Passable::as_symbol);
+    matches!(method, Some("withdraw-gift" | "fetch"))
+}
+
 impl Gifts {
     /// Returns the number of gifts of a gifter's session, those that somebody waits for included.
     pub(super) fn of(&self, gifter: SessionId) -> usize {
@@ -175,7 +183,7 @@ impl Gifts {
 
 impl Inner {
     /// Runs one message to the bootstrap object as the peer of session `id` has it, but a
-    /// withdrawal, which waits for its turn.
+    /// withdrawal.
     pub(super) fn bootstrap_turn(&mut self, id: SessionId, delivery: Delivery) {
         let Delivery {
             args,

@@ -1,18 +1,19 @@
 //! What of the grants is in memory: who may use them, tickets, and places of streams.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use ocapn::{Broken, PeerId};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
 use super::Grants;
 use crate::protocol::{
     Generation, GrantStatus, ServiceKind, StreamReply, TICKET_LIFETIME, TICKET_SIZE, code,
 };
+use crate::service::ServiceError;
 use crate::store::{GrantRow, swissnum_hash};
 
 /// Tickets that one grant may have outstanding: a storm of connections takes one each for the
@@ -28,6 +29,8 @@ pub(super) struct Live {
     pub(super) by_swissnum: HashMap<String, Arc<Membrane>>,
     /// By hash, so that a lookup's time tells nothing of a ticket.
     tickets: HashMap<String, Ticket>,
+    /// Those that have left, until nothing of them is open any more.
+    ending: Vec<Weak<Membrane>>,
 }
 
 /// One grant.
@@ -39,6 +42,8 @@ pub(super) struct Membrane {
     pub(super) streams: watch::Sender<usize>,
     /// How many tickets are outstanding.
     tickets: AtomicUsize,
+    /// Whether all that was open is cut, or why that is not known; there once it was waited for.
+    cut: OnceCell<Result<(), ServiceError>>,
 }
 
 struct Ticket {
@@ -56,6 +61,17 @@ pub(super) struct Place<'a> {
 }
 
 impl Grants {
+    /// Waits until nothing is open of a grant that has left.
+    pub(super) async fn cut(&self, membrane: &Membrane) -> Result<(), ServiceError> {
+        let cut = || async {
+            // The sender is the membrane's, so this ends only by the condition.
+            let mut streams = membrane.streams.subscribe();
+            let _ = streams.wait_for(|streams| *streams == 0).await;
+            self.services.end(&membrane.row.grant.generation()).await
+        };
+        membrane.cut.get_or_init(cut).await.clone()
+    }
+
     /// Takes a ticket out, if it is this peer's and still good.
     pub(super) fn redeem(&self, ticket: &[u8], from: &PeerId) -> Option<Arc<Membrane>> {
         let hash = swissnum_hash(ticket);
@@ -143,6 +159,7 @@ impl Live {
                 revoked: watch::Sender::new(false),
                 streams: watch::Sender::new(0),
                 tickets: AtomicUsize::new(0),
+                cut: OnceCell::new(),
             })
         });
         let membrane = Arc::clone(membrane);
@@ -171,7 +188,28 @@ impl Live {
             self.by_swissnum.retain(|_, membrane| !ends(membrane));
             self.tickets.retain(|_, ticket| !ends(&ticket.membrane));
         }
+        self.ending
+            .retain(|it| it.upgrade().is_some_and(|it| !it.cut.initialized()));
+        self.ending.extend(ended.iter().map(Arc::downgrade));
         ended
+    }
+
+    /// Returns what is still ending of a generation and all before it, and of these.
+    pub(super) fn ending(
+        &self,
+        revoked: &Generation,
+        ended: &[Arc<Membrane>],
+    ) -> Vec<Arc<Membrane>> {
+        let of = |membrane: &Arc<Membrane>| {
+            let it = membrane.row.grant.generation();
+            it.binding == revoked.binding && it.generation <= revoked.generation
+                || ended.iter().any(|ended| Arc::ptr_eq(ended, membrane))
+        };
+        self.ending
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(of)
+            .collect()
     }
 
     /// Returns a grant with those that it was made from; nothing where one of them has ended.

@@ -154,7 +154,7 @@ impl Grants {
     /// # Errors
     /// [`code::PENDING`] where only the last is still to come.
     pub(crate) async fn revoke(self: &Arc<Self>, revoked: Generation) -> Result<(), Broken> {
-        let (written, cut) = {
+        let (written, ending) = {
             let _changing = self.changing.lock().await;
             let entry = revoked.clone();
             let written = self
@@ -162,22 +162,22 @@ impl Grants {
                 .write(move |contents| contents.revoke(&entry))
                 .await;
             // Even if the disk failed, what can be cut is cut; the error has the caller come again.
-            let cut = self.live().leave(&revoked);
-            for membrane in &cut {
+            let mut live = self.live();
+            let ended = live.leave(&revoked);
+            for membrane in &ended {
                 membrane.revoked.send_replace(true);
             }
-            (written, cut)
+            // Who asks again while it ends waits for the end as well.
+            (written, live.ending(&revoked, &ended))
         };
-        for membrane in cut {
-            // The sender is ours, so this ends only by the condition.
-            let _ = membrane
-                .streams
-                .subscribe()
-                .wait_for(|streams| *streams == 0)
-                .await;
-        }
+        let cut = ending.iter().map(|membrane| self.cut(membrane));
+        let cut = futures_util::future::join_all(cut).await;
         let ended = written.map_err(Broken::from)?;
-        self.take_away(&revoked, &ended).await
+        self.take_away(&revoked, &ended).await?;
+        let late = cut.into_iter().find_map(Result::err);
+        late.map_or(Ok(()), |why| {
+            Err(Broken::new(code::PENDING, why.to_string()))
+        })
     }
 
     /// Returns the grant that a swissnum names for this peer.

@@ -67,7 +67,7 @@ impl GrantObject {
         let mut revoked = membrane.revoked.subscribe();
         let answer = grants
             .services
-            .call(&lease, &other, args.rest(), revoked.clone())
+            .call(&lease, &other, args.rest())
             .ok_or_else(|| Broken::new(code::MALFORMED, "this grant has no such method"))?;
         let (grants, membrane) = (Arc::clone(&grants), Arc::clone(membrane));
         Ok(Answer::later(async move {

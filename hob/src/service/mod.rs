@@ -23,7 +23,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use ocapn::{Broken, Passable, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::watch;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -219,22 +218,27 @@ impl Services {
     }
 
     /// Answers a call of the grant's object, of a method that not every grant has; `None` where
-    /// the kind has no such method. The answer is dropped at revocation, and `revoked` becomes
-    /// true then for what outlives it.
+    /// the kind has no such method. The answer is dropped at revocation, and what outlives it ends
+    /// with [`Services::end`].
     pub(crate) fn call(
         &self,
         lease: &Lease,
         method: &str,
         args: Vec<Passable>,
-        revoked: watch::Receiver<bool>,
     ) -> Option<BoxFuture<'static, Result<Passable, Broken>>> {
         match (&lease.spec.kind, method) {
             (ServiceKind::Secret(secret), method::FETCH) => Some(self.secrets.fetch(secret, &args)),
             (ServiceKind::Sturdyref(uri), method::CAPABILITY) => {
-                Some(self.objects.lend(uri, lease, revoked))
+                Some(self.objects.lend(uri, lease))
             }
             _ => None,
         }
+    }
+
+    /// Ends what answers of a grant's object have given out. Called once every stream and call of
+    /// the grant is cut: nothing of it works when this returns.
+    pub(crate) async fn end(&self, ended: &Generation) -> Result<(), ServiceError> {
+        self.objects.end(ended).await
     }
 
     /// Returns what programs may know of the service: nothing secret.

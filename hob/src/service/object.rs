@@ -1,16 +1,21 @@
 //! Objects of OCapN, anywhere: reached by the exporter's hob, and lent to the receiver.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use ocapn::{Broken, Caretaker, Passable, Peer, Reference, Sturdyref};
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use ocapn::{Broken, Caretaker, Methods, Passable, Peer, Reference, SessionId, Sturdyref};
+use tokio::time::timeout;
 
 use super::{Lease, ServiceError};
 use crate::grant::Chain;
 use crate::protocol::Generation;
+
+/// How long the machine of an object may take to say that it has taken every call that was made
+/// before the end: a message there and back, within the 5 s that a revocation has.
+const TAKEN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The objects that are lent.
 #[derive(Default)]
@@ -25,9 +30,13 @@ struct Lent {
     caretaker: Caretaker,
     /// What the receiver is given.
     guarded: Reference,
-    /// Waits for the grant's end.
-    end: AbortHandle,
+    /// What is behind it, and how that was reached.
+    object: Sturdyref,
+    way: Way,
 }
+
+/// How an object is reached: in a session, or without one where it is this hob's own.
+type Way = Option<SessionId>;
 
 impl std::fmt::Debug for Objects {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -59,54 +68,96 @@ impl Objects {
         self.reach(uri).await.map(drop)
     }
 
-    /// Lends the object to the receiver of a grant, until its end.
+    /// Lends the object to the receiver of a grant, until [`Objects::end`].
     pub(super) fn lend(
         self: &Arc<Self>,
         uri: &str,
         lease: &Lease,
-        mut revoked: watch::Receiver<bool>,
     ) -> BoxFuture<'static, Result<Passable, Broken>> {
         let (objects, uri, lease) = (Arc::clone(self), uri.to_owned(), lease.clone());
         Box::pin(async move {
             let Lease {
                 generation, rights, ..
             } = lease;
-            if let Some(guarded) = objects.lent_to(&generation, &uri) {
+            let sturdyref = parse(&uri)?;
+            let held = |way: Option<Way>| {
+                let all = objects.lent();
+                let lent = all.get(&generation)?;
+                (way == Some(lent.way)).then(|| lent.guarded.clone())
+            };
+            if let Some(guarded) = held(objects.way(&sturdyref)) {
                 return Ok(guarded.into());
             }
             let (peer, object) = objects.reach(&uri).await?;
+            let way = objects.way(&sturdyref);
+            let away = || ServiceError::Away("the session with the object's machine ended".into());
+            let way = way.ok_or_else(away)?;
             let mut caretaker = Caretaker::new(peer.vat());
             if let Some(methods) = &rights.methods {
                 caretaker = caretaker.allow(methods.iter().map(String::as_str));
             }
             let guarded = caretaker.guard(&object);
-            let ending = (Arc::clone(&objects), generation.clone(), caretaker.clone());
-            let end = tokio::spawn(async move {
-                let (objects, generation, caretaker) = ending;
-                // The sender is gone with the grant.
-                let _ = revoked.wait_for(|revoked| *revoked).await;
-                caretaker.revoke();
-                objects.lent().remove(&generation);
-            });
             let lent = Lent {
                 caretaker,
                 guarded: guarded.clone(),
-                end: end.abort_handle(),
+                object: sturdyref,
+                way,
             };
-            if let Some(before) = objects.lent().insert(generation, lent) {
-                before.end.abort();
-                before.caretaker.revoke();
+            match objects.lent().entry(generation) {
+                // Another call was faster.
+                Entry::Occupied(held) if held.get().way == way => {
+                    return Ok(held.get().guarded.clone().into());
+                }
+                // What was lent in a session that is over leads nowhere.
+                Entry::Occupied(mut held) => held.insert(lent).caretaker.revoke(),
+                Entry::Vacant(place) => {
+                    place.insert(lent);
+                }
             }
             Ok(guarded.into())
         })
     }
 
-    /// Returns what a grant has been lent, while the object can still be reached through it.
-    fn lent_to(&self, generation: &Generation, uri: &str) -> Option<Reference> {
-        let sturdyref = parse(uri).ok()?;
-        let stands = self.peer.get()?.has_session(&sturdyref.peer.designator);
-        let lent = self.lent();
-        stands.then(|| lent.get(generation).map(|lent| lent.guarded.clone()))?
+    /// Ends what a grant was lent, while nothing more is lent to it: no call through it reaches the
+    /// object once this returns.
+    ///
+    /// # Errors
+    /// When the object's machine does not say that it has taken the calls before.
+    pub(super) async fn end(&self, generation: &Generation) -> Result<(), ServiceError> {
+        let lent = self.lent().remove(generation);
+        let (Some(lent), Some(peer)) = (lent, self.peer.get()) else {
+            return Ok(());
+        };
+        lent.caretaker.revoke();
+        let taken = async {
+            // Turns run one at a time: at this one's, what was passing the caretaker has passed.
+            let _ = peer.export(Methods::new()).call("", []).await;
+            // Messages of one session are taken in order: whatever this answers, those before it
+            // have had their turn. With the session they are lost.
+            if let Some(session) = lent.way
+                && self.way(&lent.object) == Some(lent.way)
+            {
+                let _ = peer.vat().fetch(session, &lent.object.swissnum).await;
+            }
+        };
+        timeout(TAKEN_TIMEOUT, taken).await.map_err(|_| {
+            let seconds = TAKEN_TIMEOUT.as_secs();
+            let text =
+                format!("calls before may still arrive: its machine was silent for {seconds} s");
+            ServiceError::Away(text)
+        })
+    }
+
+    /// Returns how an object would be reached now; nothing while there is no session.
+    fn way(&self, object: &Sturdyref) -> Option<Way> {
+        let (peer, there) = (self.peer.get()?, &object.peer);
+        if peer.locator().same_peer(there) {
+            return Some(None);
+        }
+        let session = peer
+            .vat()
+            .session_reached(&there.transport, &there.designator);
+        session.map(Some)
     }
 
     async fn reach(&self, uri: &str) -> Result<(&Peer, Reference), ServiceError> {

@@ -5,6 +5,7 @@ mod enrollment;
 mod exposing;
 mod http;
 mod metadata;
+mod objects;
 mod postgres;
 mod programs;
 mod redis;

@@ -1,18 +1,11 @@
-//! Secrets that are delivered, and objects that are called.
+//! Secrets that are delivered.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use bytes::Bytes;
 use data_encoding::{BASE64, HEXLOWER};
-use futures_util::future::BoxFuture;
-use hob::protocol::{Attenuate, Secret, ServiceKind, code};
-use ocapn::{
-    Identity, Methods, Peer, PeerId, Reference, Sturdyref, SturdyrefTable, Swissnum, TlsRpk,
-    TlsRpkOptions, Turn,
-};
+use hob::protocol::{Secret, ServiceKind, code};
 
 use crate::support::{Host, Pair, echo, eventually, generation, grant, registration};
 
@@ -170,91 +163,4 @@ async fn a_command_that_fails_is_told_and_others_do_not_notice() {
     boss.client("machine.other").await;
     assert!(!real.exists());
     drop(another);
-}
-
-/// Somebody's object, anywhere.
-struct Elsewhere(std::sync::OnceLock<Reference>);
-
-impl SturdyrefTable for Elsewhere {
-    fn fetch(&self, swissnum: Bytes, _: &PeerId) -> BoxFuture<'static, Option<Reference>> {
-        let found = (&*swissnum == b"sesame")
-            .then(|| self.0.get().cloned())
-            .flatten();
-        Box::pin(async move { found })
-    }
-}
-
-async fn elsewhere() -> (Peer, Sturdyref) {
-    let identity = Identity::generate().unwrap();
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let netlayer = TlsRpk::bind(identity, listen, TlsRpkOptions::default())
-        .await
-        .unwrap();
-    let table = Arc::new(Elsewhere(std::sync::OnceLock::new()));
-    let peer = Peer::builder()
-        .netlayer(netlayer)
-        .sturdyrefs(table.clone())
-        .spawn();
-    let object = peer.export(
-        Methods::new()
-            .on("add", |_: &Turn, (a, b): (i64, i64)| Ok(a + b))
-            .on("greet", |_: &Turn, (name,): (String,)| {
-                Ok(format!("hello {name}"))
-            })
-            .on("erase", |_: &Turn, ()| Ok("erased".to_owned())),
-    );
-    table.0.set(object).ok().unwrap();
-    let sturdyref = Sturdyref {
-        peer: peer.locator(),
-        swissnum: Swissnum::new(b"sesame".to_vec()),
-    };
-    (peer, sturdyref)
-}
-
-async fn call(host: &Host, args: &[&str]) -> String {
-    let mut command = host.command();
-    command.arg("call").args(args);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-        .await
-        .unwrap();
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat())
-        .trim()
-        .to_owned()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_object_elsewhere_is_called_until_it_is_revoked() {
-    let (peer, sturdyref) = elsewhere().await;
-    let uri = sturdyref.to_uri().to_string();
-    let pair = Pair::of(ServiceKind::Sturdyref(uri)).await;
-    let narrow = Attenuate {
-        methods: Some(vec!["add".into(), "greet".into()]),
-        ..Attenuate::default()
-    };
-    let held = pair.bind_narrowed(1, &[], narrow).await;
-    assert_eq!(held.address, "hob:db");
-    assert!(pair.importer.check(&generation(1)).await.answers);
-    assert_eq!(call(&pair.app, &["db", "add", "2", "40"]).await, "42");
-    assert_eq!(
-        call(&pair.app, &["db", "greet", "it's"]).await,
-        "\"hello it's\""
-    );
-    let refused = call(&pair.app, &["db", "erase"]).await;
-    assert!(refused.contains("not-allowed"), "{refused}");
-    let unknown = call(&pair.app, &["nothing", "add"]).await;
-    assert_eq!(unknown, "hob: no binding has this name");
-    // A new session with the object is found by itself.
-    peer.disconnect(&pair.exporter.designator, "test");
-    eventually("it is called again", async || {
-        call(&pair.app, &["db", "add", "1", "1"]).await == "2"
-    })
-    .await;
-    pair.exporter.revoke(&generation(1)).await.unwrap();
-    let revoked = call(&pair.app, &["db", "add", "1", "1"]).await;
-    assert!(revoked.contains("revoked"), "{revoked}");
-    let logs = pair.db.log() + &pair.app.log();
-    assert!(
-        !logs.contains(&BASE64.encode(b"sesame")),
-        "the sturdyref is in no log"
-    );
 }

@@ -4,10 +4,10 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
-use crate::support::{Project, eventually, free_port};
+use crate::support::{Project, eventually, free_port, hob_pid, is_dead};
 
 /// Bytes sent each way.
 const PAYLOAD_BYTES: usize = 10 << 20;
@@ -118,46 +118,18 @@ fn exchange(port: u16) {
     assert!(received == sent, "a byte differs");
 }
 
-/// Returns the directories of the project's machines.
-fn machines(project: &Project) -> Vec<PathBuf> {
-    let root = project.path().join(".gobs/dummy");
-    let Ok(entries) = std::fs::read_dir(root) else {
-        return Vec::new();
-    };
-    let directories = entries.map(|entry| entry.expect("an entry").path());
-    directories
-        .filter(|path| path.join("machine.json").exists())
-        .collect()
-}
-
-fn hob_pid(machine: &Path) -> Option<rustix::process::Pid> {
-    let lock = std::fs::read_to_string(machine.join("hob/lock")).ok()?;
-    let pid = lock.split_whitespace().next()?.parse().ok()?;
-    rustix::process::Pid::from_raw(pid)
-}
-
 fn kill_hobs(project: &Project) {
-    for machine in machines(project) {
+    for machine in project.machines() {
         let pid = hob_pid(&machine).expect("a hob runs");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is there");
-        // Where nobody reaps it, as in a container without an init, it stays as a zombie: dead,
-        // but with its number.
-        eventually("the hob is dead", WAIT_MAX, || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-            stat.is_ok_and(|it| it.contains(") Z ")) || !Path::new(&format!("/proc/{pid}")).exists()
-        });
+        eventually("the hob is dead", WAIT_MAX, || is_dead(pid));
     }
 }
 
 /// Starts every machine's hob alone, as a person would after a reboot.
 fn start_hobs(project: &Project) -> Vec<Child> {
-    let start = |machine: PathBuf| {
-        let directory = machine.to_string_lossy().into_owned();
-        let mut command = project.command(&["hob", "--dir", &directory]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().expect("the agent starts")
-    };
-    machines(project).into_iter().map(start).collect()
+    let machines = project.machines().into_iter();
+    machines.map(|it| project.start_hob(&it)).collect()
 }
 
 #[test]

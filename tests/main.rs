@@ -7,9 +7,13 @@ mod boot;
 mod boss;
 mod calls;
 mod cli;
+#[expect(dead_code, reason = "the agent's own tests use more of it")]
+#[path = "../hob/tests/agents/postgres/cluster.rs"]
+mod cluster;
 mod crash;
 mod docs;
 mod doctor;
+mod kills;
 mod lang;
 mod linode;
 mod linode_blocks;

@@ -1,13 +1,9 @@
 //! A database of a real PostgreSQL server, from the language to a program that uses it.
 
-#[expect(dead_code, reason = "the agent's own tests use more of it")]
-#[path = "../hob/tests/agents/postgres/cluster.rs"]
-mod cluster;
-
 use std::process::Command;
 
-use crate::support::{Project, Run};
-use cluster::Cluster;
+use crate::cluster::Cluster;
+use crate::support::Project;
 
 /// Declares two databases of one server, with a binding from one of them.
 fn configuration(cluster: &Cluster, databases: [&str; 2], from: Option<&str>) -> String {
@@ -111,59 +107,4 @@ fn a_rebuild_and_a_destroy_of_the_database_s_machine_leave_no_role_at_a_server_t
 
     let run = project.gobs(&["destroy", "--auto-approve"]).ok();
     assert_eq!(cluster.roles(one).len(), 0, "{run:?}");
-}
-
-/// Dies at one journal write after the other, on the way from one declaration to another.
-fn die_everywhere(when: &str, before: Option<usize>, after: Option<usize>) {
-    let cluster = Cluster::shared();
-    for write in 1.. {
-        let databases = [Cluster::database(), Cluster::database()];
-        let names = databases.each_ref().map(String::as_str);
-        let project = Project::empty();
-        let declare = |from: Option<usize>| {
-            let from = from.map(|from| names[from]);
-            project.write("main.gobs.hcl", &configuration(cluster, names, from));
-        };
-        declare(before);
-        project.gobs(APPLY).ok();
-        declare(after);
-        let mut command = project.command(APPLY);
-        command.env("GOBS_TEST_CRASH_AT", format!("{when}:{write}"));
-        let killed = Run::of(command).code.is_none();
-        project.gobs(APPLY).ok();
-        project.gobs(&["plan", "--detailed-exitcode"]).ok();
-        for (at, name) in names.into_iter().enumerate() {
-            let installed = cluster.sql(name, "select to_regnamespace('gobs') is not null") == "t";
-            let expected = usize::from(after == Some(at));
-            let roles = if installed {
-                cluster.roles(name)
-            } else {
-                Vec::new()
-            };
-            assert_eq!(roles.len(), expected, "{when}:{write} {name}: {roles:?}");
-        }
-        if let Some(after) = after {
-            assert_eq!(ask(&project, "select current_database()"), names[after]);
-        }
-        project.gobs(&["destroy", "--auto-approve"]).ok();
-        if !killed {
-            assert!(write > 2, "{when}: it died {} times", write - 1);
-            return;
-        }
-    }
-}
-
-#[test]
-fn s5_a_grant_that_dies_at_any_journal_write_leaves_one_role() {
-    die_everywhere("after", None, Some(0));
-}
-
-#[test]
-fn s5_a_move_that_dies_at_any_journal_write_leaves_one_role() {
-    die_everywhere("before", Some(0), Some(1));
-}
-
-#[test]
-fn s5_a_revocation_that_dies_at_any_journal_write_leaves_no_role() {
-    die_everywhere("after", Some(1), None);
 }

@@ -100,6 +100,29 @@ impl Project {
         Running::of(self.command(args))
     }
 
+    /// Returns the directories of the project's machines that are processes of this host.
+    pub(crate) fn machines(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(self.path().join(".gobs/dummy")) else {
+            return Vec::new();
+        };
+        let directories = entries.map(|entry| entry.expect("an entry").path());
+        directories
+            .filter(|path| path.join("machine.json").exists())
+            .collect()
+    }
+
+    /// Starts a machine's hob alone, as a person would after a reboot.
+    pub(crate) fn start_hob(&self, machine: &Path) -> Child {
+        let directory = machine.to_string_lossy().into_owned();
+        let mut command = self.command(&["hob", "--dir", &directory]);
+        let log = File::options()
+            .append(true)
+            .open(machine.join("logs/hob.log"))
+            .expect("a log");
+        command.stdout(Stdio::null()).stderr(log);
+        command.spawn().expect("the agent starts")
+    }
+
     /// Returns the processes that run for this project's machines, or for the project itself:
     /// those whose command line or environment names its directory.
     pub(crate) fn processes(&self) -> Vec<rustix::process::Pid> {
@@ -212,6 +235,11 @@ impl Running {
         eventually(&what, RUN_MAX, || self.stdout.so_far().contains(text));
     }
 
+    /// Returns whether the run has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_some()
+    }
+
     /// Sends the run a signal.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -285,6 +313,20 @@ impl Pipe {
 /// Returns the repository's directory.
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns the process of the hob that runs a machine, or ran it last.
+pub(crate) fn hob_pid(machine: &Path) -> Option<rustix::process::Pid> {
+    let lock = std::fs::read_to_string(machine.join("hob/lock")).ok()?;
+    let pid = lock.split_whitespace().next()?.parse().ok()?;
+    rustix::process::Pid::from_raw(pid)
+}
+
+/// Returns whether a process is dead. Where nobody reaps it, as in a container without an init, it
+/// keeps its number.
+pub(crate) fn is_dead(pid: rustix::process::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |it| it.contains(") Z "))
 }
 
 /// Returns a port that nobody listens on now: a port that is written down somewhere may be taken

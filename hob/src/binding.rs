@@ -139,10 +139,11 @@ impl Bindings {
             changing: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(()),
         });
-        deliver::sweep();
         if let Err(error) = files::make_dir(&bindings.root, true) {
             tracing::error!(%error, "no directory for bindings");
         }
+        bindings.sweep();
+        deliver::sweep();
         for (name, row) in &bindings.store.contents().bindings {
             let slot = bindings.slot(name);
             slot.set_kind(&row.service.kind);

@@ -34,6 +34,9 @@ pub const SOCKET_PATH_SIZE_MAX: usize = 107;
 /// Where a machine's sockets are when nothing says.
 pub const RUNTIME_DEFAULT: &str = "/run/gobs";
 
+/// What follows a binding's name in the name of the file with its environment.
+pub(crate) const ENVIRONMENT_SUFFIX: &str = ".env";
+
 /// The name of the socket for programs on the machine.
 pub(crate) const LOCAL_SOCKET: &str = "hob.sock";
 
@@ -122,7 +125,13 @@ impl Layout {
 
     /// Returns the path of the file with a binding's environment.
     pub fn environment(&self, name: &str) -> PathBuf {
-        self.dir.join("environment").join(format!("{name}.env"))
+        self.environments()
+            .join(format!("{name}{ENVIRONMENT_SUFFIX}"))
+    }
+
+    /// Returns the directory of these files.
+    pub(crate) fn environments(&self) -> PathBuf {
+        self.dir.join("environment")
     }
 
     /// Returns the directory of the logs.

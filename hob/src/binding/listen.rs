@@ -1,6 +1,8 @@
 //! The sockets of all names, kept there: announced, granted, or lost.
 
+use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,7 +11,9 @@ use tokio::time::sleep;
 
 use super::{Bindings, check_name, lock};
 use crate::expose::{ExposeError, Socket};
+use crate::files;
 use crate::grant::Chain;
+use crate::layout::ENVIRONMENT_SUFFIX;
 use crate::protocol::{Expose, Place};
 use crate::slot::Slot;
 
@@ -85,6 +89,36 @@ impl Bindings {
                     slot.is_failing.store(false, Ordering::Relaxed);
                     self.changed.send_replace(());
                 }
+            }
+        }
+    }
+
+    /// Removes the files of names that are neither held nor expected: a hob that was killed while
+    /// it gave one up has left them.
+    pub(super) fn sweep(&self) {
+        let contents = self.store.contents();
+        let is_over = |name: &str| {
+            !contents.bindings.contains_key(name)
+                && contents.expects.iter().all(|expected| expected != name)
+        };
+        let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+        let named = entries(&self.root).filter(|it| it.file_type().is_ok_and(|it| it.is_dir()));
+        for entry in named {
+            if entry.file_name().to_str().is_some_and(is_over)
+                && let Err(error) = files::remove_files(&entry.path())
+            {
+                tracing::warn!(%error, "the files of a binding that is over are not removed");
+            }
+        }
+        for entry in entries(&self.layout.environments()) {
+            let name = entry.file_name();
+            let name = name
+                .to_str()
+                .and_then(|name| name.strip_suffix(ENVIRONMENT_SUFFIX));
+            if name.is_some_and(is_over)
+                && let Err(error) = files::remove_if_there(fs::remove_file(entry.path()))
+            {
+                tracing::warn!(%error, "the environment of a binding that is over is not removed");
             }
         }
     }

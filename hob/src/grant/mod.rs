@@ -134,6 +134,7 @@ impl Grants {
             // A task of its own, since it must not be dropped on the way.
             let minted = tokio::spawn(async move {
                 let minted = grants.services.mint(&lease).await;
+                grants.store.step();
                 drop(minting);
                 minted
             });

@@ -4,6 +4,7 @@
 //! one, synced, and put in its place. There is no database, since the hob has to stay small, and
 //! what it keeps is small too.
 
+mod dying;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -164,9 +165,18 @@ impl Store {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut contents = Contents::clone(&self.contents());
         let result = change(&mut contents);
+        dying::step(&self.path);
         write_file(&self.path, &contents.encode())?;
+        dying::step(&self.path);
         *self.contents.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(contents);
         Ok(result)
+    }
+
+    /// Says that something was done elsewhere that is not on disk here, for tests that kill the
+    /// hob between its steps.
+    pub(crate) fn step(&self) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        dying::step(&self.path);
     }
 
     /// Changes the state without holding up the caller's thread.

@@ -262,6 +262,8 @@ enum Act {
     /// Which binding, with which generation, made from which.
     Grant(u8, u64, Option<u8>),
     Revoke(u8, u64),
+    /// The next generation is made, and then the one before it is revoked.
+    Move(u8),
     /// The hob is killed and comes back.
     Restart,
 }
@@ -271,6 +273,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => (0..4_u8, 0..4_u64, prop::option::of(0..4_u8))
             .prop_map(|(which, generation, parent)| Act::Grant(which, generation, parent)),
         2 => (0..4_u8, 0..4_u64).prop_map(|(which, generation)| Act::Revoke(which, generation)),
+        2 => (0..4_u8).prop_map(Act::Move),
         1 => Just(Act::Restart),
     ];
     prop::collection::vec(act, 0..24)
@@ -338,21 +341,32 @@ proptest! {
         let mut model = Model::default();
         let name = |which: u8| format!("binding.b{which}");
         for act in acts {
+            let asked = |which, generation, parent: Option<(u8, u64)>| Grant {
+                binding: name(which),
+                parent: parent.map(|(it, generation)| Generation {
+                    binding: name(it),
+                    generation,
+                }),
+                ..grant(generation)
+            };
             match act {
                 Act::Grant(which, generation, parent) => {
                     // One is made from the last grant of another.
                     let parent = parent.filter(|it| *it != which);
                     let parent = parent.map(|it| (it, model.last(it).unwrap_or(9)));
-                    let asked = Grant {
-                        binding: name(which),
-                        parent: parent.map(|(it, generation)| Generation {
-                            binding: name(it),
-                            generation,
-                        }),
-                        ..grant(generation)
-                    };
+                    let asked = asked(which, generation, parent);
                     let done = runtime.block_on(granted(&grants, asked)).is_ok();
                     prop_assert_eq!(done, model.grant(which, generation, parent));
+                }
+                Act::Move(which) => {
+                    let Some(last) = model.last(which) else { continue };
+                    // To another service: what it was made from is left.
+                    let moved = granted(&grants, asked(which, last + 1, None));
+                    prop_assert!(runtime.block_on(moved).is_ok());
+                    prop_assert!(model.grant(which, last + 1, None));
+                    let revoked = Generation { binding: name(which), generation: last };
+                    runtime.block_on(grants.revoke(revoked)).unwrap();
+                    model.revoke(which, last);
                 }
                 Act::Revoke(which, generation) => {
                     let revoked = Generation { binding: name(which), generation };
@@ -373,6 +387,9 @@ proptest! {
             prop_assert_eq!(&found, &expected);
             let contents = grants.store.contents();
             prop_assert_eq!(contents.grants.len(), expected.len());
+            let dead = model.dead.iter().map(|(it, last)| (name(*it), *last));
+            let dead: BTreeMap<_, _> = dead.collect();
+            prop_assert_eq!(&contents.revoked, &dead);
         }
     }
 }

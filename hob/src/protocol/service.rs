@@ -531,24 +531,30 @@ mod tests {
 
     fn limits() -> impl Strategy<Value = Attenuate> {
         let names = || prop::option::of(prop::collection::vec("[ab]{0,2}[*]?", 0..3));
+        let words = || prop::option::of(prop::collection::vec("[aAb]", 0..3));
         let access = prop_oneof![Just(Access::Read), Just(Access::Write), Just(Access::Owner)];
         (
             prop::option::of(1..5_u32),
             prop::option::of(0..5_u64),
             prop::option::of(access),
+            (words(), words(), words()),
             (names(), names(), names()),
         )
-            .prop_map(
-                |(connections_max, expires, access, (schemas, keys, paths))| Attenuate {
+            .prop_map(|(connections_max, expires, access, words, names)| {
+                let (schemas, commands, methods) = words;
+                let (keys, channels, paths) = names;
+                Attenuate {
                     connections_max,
                     expires,
                     access,
                     schemas,
                     keys,
+                    commands,
+                    channels,
+                    methods,
                     paths,
-                    ..Attenuate::default()
-                },
-            )
+                }
+            })
     }
 
     /// A glob with `*` only, as the patterns above have it.
@@ -562,33 +568,50 @@ mod tests {
     }
 
     proptest! {
-        /// S7: whatever a chain of grants asks for, what the last may do the first may.
+        /// S7: whatever a chain of grants asks for, each may do no more than the one before it.
         #[test]
         fn s7_rights_of_a_child_are_within_its_parents(
-            chain in prop::collection::vec(limits(), 2..6),
+            chain in prop::collection::vec(limits(), 2..8),
         ) {
             let (first, rest) = chain.split_first().unwrap();
-            let mut held = first.clone();
+            let mut parent = first.clone();
             for own in rest {
-                let Ok(narrowed) = held.narrowed(own) else { continue };
-                held = narrowed;
-            }
-            let most = |limit: Option<u32>| limit.unwrap_or(u32::MAX);
-            prop_assert!(most(held.connections_max) <= most(first.connections_max));
-            prop_assert!(held.expires.unwrap_or(u64::MAX) <= first.expires.unwrap_or(u64::MAX));
-            let access = |it: &Attenuate| it.access.unwrap_or(Access::Owner);
-            prop_assert!(access(&held) <= access(first));
-            for text in ["", "a", "b", "ab", "ba", "aab", "b*"] {
-                for (own, parents) in [(&held.keys, &first.keys), (&held.paths, &first.paths)] {
-                    let may = |patterns: &Option<Vec<String>>| {
-                        patterns.as_ref().is_none_or(|all| all.iter().any(|it| matches(it, text)))
+                let Ok(child) = parent.narrowed(own) else { continue };
+                let most = |limit: Option<u32>| limit.unwrap_or(u32::MAX);
+                prop_assert!(most(child.connections_max) <= most(parent.connections_max));
+                let end = |it: &Attenuate| it.expires.unwrap_or(u64::MAX);
+                prop_assert!(end(&child) <= end(&parent));
+                let access = |it: &Attenuate| it.access.unwrap_or(Access::Owner);
+                prop_assert!(access(&child) <= access(&parent));
+                for text in ["", "a", "A", "b", "ab", "ba", "aab", "b*"] {
+                    let may = |it: &Attenuate| {
+                        let globs = |list: &[String]| list.iter().any(|it| matches(it, text));
+                        let names = |list: &[String]| list.iter().any(|it| it == text);
+                        let words =
+                            |list: &[String]| list.iter().any(|it| it.eq_ignore_ascii_case(text));
+                        // Who has some keys has no channels but those that are listed.
+                        let channels = match (&it.channels, &it.keys) {
+                            (None, keys) => keys.is_none(),
+                            (Some(list), _) => globs(list),
+                        };
+                        [
+                            it.keys.as_deref().is_none_or(globs),
+                            it.paths.as_deref().is_none_or(globs),
+                            it.schemas.as_deref().is_none_or(names),
+                            it.methods.as_deref().is_none_or(names),
+                            it.commands.as_deref().is_none_or(words),
+                            channels,
+                        ]
                     };
-                    prop_assert!(!may(own) || may(parents), "{text}: {own:?} {parents:?}");
+                    let both = may(&child).into_iter().zip(may(&parent));
+                    for (child_may, parent_may) in both {
+                        prop_assert!(
+                            !child_may || parent_may,
+                            "{text}: {child:?} of {parent:?}"
+                        );
+                    }
                 }
-                let may = |names: &Option<Vec<String>>| {
-                    names.as_ref().is_none_or(|all| all.iter().any(|it| it == text))
-                };
-                prop_assert!(!may(&held.schemas) || may(&first.schemas));
+                parent = child;
             }
         }
     }

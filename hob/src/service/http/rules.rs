@@ -397,6 +397,46 @@ mod tests {
         }
     }
 
+    fn rights() -> impl Strategy<Value = Attenuate> {
+        let paths = [
+            "/", "/*", "/a", "/a*", "/a/*", "/a/b", "/*/b", "/a/*/b", "/*/*", "/ab*", "/b",
+        ];
+        let some = |all: &[&'static str]| {
+            let all: Vec<_> = all.iter().map(|it| (*it).to_owned()).collect();
+            prop::option::of(prop::collection::vec(prop::sample::select(all), 0..4))
+        };
+        (some(&["GET", "HEAD", "PUT"]), some(&paths)).prop_map(|(methods, paths)| Attenuate {
+            methods,
+            paths,
+            ..Attenuate::default()
+        })
+    }
+
+    proptest! {
+        /// S7: what a grant lets through, those that it was made from let through as well.
+        #[test]
+        fn s7_a_childs_requests_are_its_parents(
+            chain in prop::collection::vec(rights(), 2..6),
+            segments in prop::collection::vec(prop::sample::select(vec!["a", "ab", "b", ""]), 1..4),
+        ) {
+            let path = format!("/{}", segments.join("/"));
+            let (first, rest) = chain.split_first().unwrap();
+            let mut parent = first.clone();
+            for own in rest {
+                let Ok(child) = parent.narrowed(own) else { continue };
+                let [its, parents] = [&child, &parent].map(|it| Rules::new(it).unwrap());
+                for method in [Method::GET, Method::HEAD, Method::PUT, Method::POST] {
+                    let admitted = its.admit(&method, &path).is_ok();
+                    prop_assert!(
+                        !admitted || parents.admit(&method, &path).is_ok(),
+                        "{method} {path}: {child:?} of {parent:?}"
+                    );
+                }
+                parent = child;
+            }
+        }
+    }
+
     fn unescape(path: &[u8]) -> Vec<u8> {
         let mut read = Vec::new();
         let mut at = 0;

@@ -49,6 +49,17 @@ const KEYED: &[&str] = &[
     "+@transaction",
     "+@scripting",
     "+time",
+    // What shows nothing of the server. Commands that are asked for by name or as `@all` have it,
+    // and a grant made from this one must not have more.
+    "+lolwut",
+    "+acl|whoami",
+    "+acl|genpass",
+    "+acl|cat",
+    "+acl|help",
+    "+config|help",
+    "+latency|help",
+    "+module|help",
+    "+slowlog|help",
 ];
 
 /// Commands that tell of keys or channels whether or not they match.
@@ -100,7 +111,7 @@ pub(super) fn rules(rights: &Attenuate, modules: &[String]) -> Result<Vec<String
             for command in modules {
                 add(&[&format!("-{command}")]);
             }
-            for pattern in checked("keys", keys, is_pattern)? {
+            for pattern in plain(checked("keys", keys, is_pattern)?) {
                 add(&[&format!("~{pattern}")]);
             }
         }
@@ -120,7 +131,7 @@ pub(super) fn rules(rights: &Attenuate, modules: &[String]) -> Result<Vec<String
     }
     match &rights.channels {
         Some(channels) => {
-            for pattern in checked("channels", channels, is_pattern)? {
+            for pattern in plain(checked("channels", channels, is_pattern)?) {
                 add(&[&format!("&{pattern}")]);
             }
         }
@@ -154,6 +165,12 @@ fn checked<'a>(
         Some(wrong) => Err(format!("{what} cannot have {wrong:?}")),
         None => Ok(listed),
     }
+}
+
+/// Returns the patterns without those that Redis refuses since all is matched already.
+fn plain(patterns: &[String]) -> &[String] {
+    let all = patterns.iter().find(|pattern| *pattern == "*");
+    all.map_or(patterns, std::slice::from_ref)
 }
 
 /// A name, `name|subcommand` or `@category`.

@@ -1,5 +1,6 @@
 //! Redis through a binding: a real server, real clients, and programs that want more.
 
+mod chains;
 mod server;
 
 use std::process::Command;

@@ -1,9 +1,9 @@
 //! Taking a binding away.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -11,76 +11,141 @@ use crate::support::{
     PATIENCE, Pair, connect, echo, ends, eventually, generation, grant, ping, registration,
 };
 
-/// A service that remembers the largest number among the eight-byte numbers it was sent.
-async fn recorder() -> (String, Arc<AtomicU64>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let last = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&last);
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let seen = Arc::clone(&seen);
-            tokio::spawn(async move {
-                while let Ok(number) = stream.read_u64().await {
-                    seen.fetch_max(number, Ordering::SeqCst);
+/// Storms of connections that are revoked in the middle, and the programs of each.
+const STORMS: u64 = 30;
+const PROGRAMS: usize = 12;
+
+/// Numbers that a program sends on one connection, in eight bytes each, and hears back.
+const NUMBERS: usize = 20;
+
+/// What one side stamps its bytes with, counted before they are sent, and the last number that
+/// the other one has heard.
+#[derive(Default)]
+struct Stamps {
+    sent: AtomicU64,
+    heard: AtomicU64,
+}
+
+impl Stamps {
+    async fn send(&self, stream: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+        let number = self.sent.fetch_add(1, Ordering::SeqCst) + 1;
+        stream.write_u64(number).await?;
+        stream.flush().await
+    }
+
+    async fn hear(&self, stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<()> {
+        let number = stream.read_u64().await?;
+        self.heard.fetch_max(number, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// A service and its programs, whose every byte is stamped, in both directions.
+#[derive(Default)]
+struct Stamped {
+    of_programs: Stamps,
+    of_service: Stamps,
+    /// Connections that the service has taken, and those that are open there.
+    taken: AtomicUsize,
+    open: AtomicUsize,
+}
+
+impl Stamped {
+    /// Starts the service; returns its address.
+    async fn serve(self: &Arc<Self>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let service = Arc::clone(self);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let service = Arc::clone(&service);
+                service.taken.fetch_add(1, Ordering::SeqCst);
+                service.open.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(async move {
                     // It talks too, so that both directions are cut while busy.
-                    if stream.write_u64(number).await.is_err() {
-                        return;
-                    }
+                    while service.of_programs.hear(&mut stream).await.is_ok()
+                        && service.of_service.send(&mut stream).await.is_ok()
+                    {}
+                    service.open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        address
+    }
+
+    /// Connects again and again, until nobody answers on a new connection.
+    async fn storm(&self, address: &str) {
+        let mut is_answered = true;
+        while is_answered {
+            let (mut read, mut write) = tokio::io::split(connect(address).await);
+            is_answered = false;
+            let send = async {
+                for _ in 0..NUMBERS {
+                    self.of_programs.send(&mut write).await?;
                 }
-            });
+                std::io::Result::Ok(())
+            };
+            let hear = async {
+                for _ in 0..NUMBERS {
+                    self.of_service.hear(&mut read).await?;
+                    is_answered = true;
+                }
+                std::io::Result::Ok(())
+            };
+            // One that is cut is made anew, as programs do.
+            let _ = tokio::join!(send, hear);
         }
-    });
-    (address, last)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s4_no_byte_arrives_after_the_acknowledgement() {
-    let (orders, last) = recorder().await;
+async fn s4_nothing_survives_a_storm_and_no_byte_arrives_after_the_acknowledgement() {
+    let stamped = Arc::new(Stamped::default());
+    let orders = stamped.serve().await;
     let pair = Pair::start(&orders).await;
-    let held = pair.bind(1, &[]).await;
-    // Every number that a client sends is counted before it is sent.
-    let stamp = Arc::new(AtomicU64::new(0));
-    let clients: Vec<_> = (0..8)
-        .map(|_| {
-            let (address, stamp) = (held.address.clone(), Arc::clone(&stamp));
-            tokio::spawn(async move {
-                let (mut read, mut write) = tokio::io::split(connect(&address).await);
-                let sink = async { tokio::io::copy(&mut read, &mut tokio::io::sink()).await };
-                let send = async {
-                    loop {
-                        write
-                            .write_u64(stamp.fetch_add(1, Ordering::SeqCst) + 1)
-                            .await?;
-                    }
-                };
-                tokio::select! {
-                    _ = sink => {}
-                    sent = send => { let _: std::io::Result<()> = sent; }
-                }
+    let mut held = pair.bind(1, &[]).await;
+    for storm in 1..=STORMS {
+        if storm > 1 {
+            held = pair.bind(storm, &[]).await;
+        }
+        let before = stamped.taken.load(Ordering::SeqCst);
+        let programs: Vec<_> = (0..PROGRAMS)
+            .map(|_| {
+                let (address, stamped) = (held.address.clone(), Arc::clone(&stamped));
+                tokio::spawn(async move { stamped.storm(&address).await })
             })
+            .collect();
+        eventually("the storm blows", async || {
+            stamped.taken.load(Ordering::SeqCst) > before + 3 * PROGRAMS
         })
-        .collect();
-    eventually("all streams are busy", async || {
-        let streams = pair.exporter.status().await.grants[0].streams;
-        streams == 8 && last.load(Ordering::SeqCst) > 10_000
-    })
-    .await;
-    pair.exporter.revoke(&generation(1)).await.unwrap();
-    let acknowledged = stamp.load(Ordering::SeqCst);
-    for client in clients {
-        timeout(PATIENCE, client).await.expect("it is cut").unwrap();
+        .await;
+        pair.exporter.revoke(&generation(storm)).await.unwrap();
+        let directions = [&stamped.of_programs, &stamped.of_service];
+        let sent = directions.map(|it| it.sent.load(Ordering::SeqCst));
+        let status = pair.exporter.status().await;
+        assert_eq!(
+            (status.grants, status.revoked),
+            (vec![], vec![generation(storm)]),
+            "storm {storm}"
+        );
+        for program in programs {
+            timeout(PATIENCE, program)
+                .await
+                .expect("it is cut")
+                .unwrap();
+        }
+        eventually("nothing is open", async || {
+            stamped.open.load(Ordering::SeqCst) == 0
+        })
+        .await;
+        let heard = directions.map(|it| it.heard.load(Ordering::SeqCst));
+        let late = heard.iter().zip(&sent).any(|(heard, sent)| heard > sent);
+        assert!(!late, "storm {storm}: {heard:?} of {sent:?}");
     }
-    let status = pair.exporter.status().await;
-    assert_eq!(
-        (status.grants, status.revoked),
-        (vec![], vec![generation(1)])
-    );
-    assert!(last.load(Ordering::SeqCst) <= acknowledged);
 
     // The listener of the importer lets nobody through, and then is gone.
     assert!(ends(&mut connect(&held.address).await).await);
-    pair.importer.unregister(&generation(1)).await;
+    pair.importer.unregister(&generation(STORMS)).await;
     let path = held.address.strip_prefix("unix:").unwrap();
     assert!(!std::path::Path::new(path).exists());
     assert!(!std::path::Path::new(&held.directory).exists());

@@ -1,9 +1,12 @@
 //! Bindings made from others, bindings that lead elsewhere, and who holds what: with real hobs.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{Project, eventually, free_port};
@@ -47,6 +50,28 @@ fn unix(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).expect("connected");
     stream.set_read_timeout(Some(WAIT_MAX)).expect("a timeout");
     stream
+}
+
+/// Sends a byte as another user, and returns what is answered.
+fn ask_as(user: &str, socket: &Path) -> String {
+    const PROGRAM: &str = r"
+        use strict; use IO::Socket::UNIX;
+        my $socket = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die qq($!);
+        $SIG{PIPE} = 'IGNORE';
+        syswrite $socket, '?';
+        sysread $socket, my $byte, 1;
+        print $byte // '';
+    ";
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--clear-groups", "perl", "-e", PROGRAM]);
+    let output = command.arg(socket).output().expect("setpriv");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn now_s() -> u64 {
+    let now = std::time::UNIX_EPOCH.elapsed();
+    now.expect("after 1970").as_secs()
 }
 
 fn ask_anew(port: u16) -> Option<u8> {
@@ -207,10 +232,23 @@ fn a_person_opens_a_service_for_a_while_and_on_the_record() {
     assert_eq!(ask(&mut live), Some(b'1'));
     let who = || project.gobs(&["who", "machine.db.service.one"]).ok().stdout;
     assert!(who().contains("open by maria on "), "{}", who());
+    // Not even root has it who is not the person, although no mode keeps it out; who is not root
+    // cannot be another user to try.
+    if rustix::process::geteuid().is_root() {
+        std::fs::set_permissions(project.path(), Permissions::from_mode(0o755)).expect("a mode");
+        std::fs::set_permissions(&socket, Permissions::from_mode(0o666)).expect("a mode");
+        assert_eq!(ask_as("nobody", &socket), "");
+        assert_eq!(ask_as("root", &socket), "1");
+    }
     run.signal(rustix::process::Signal::INT);
     run.end().ok();
     assert_eq!(ask(&mut live), None, "it goes on after its end");
-    assert_eq!(who(), "Nobody holds machine.db.service.one.\n");
+    let said = who();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], "Nobody holds machine.db.service.one.");
+    assert_eq!(lines[1], "Had it for a while:");
+    assert!(lines[2].starts_with("  open by maria on "), "{said}");
+    assert_eq!(lines.len(), 3, "{said}");
     assert!(!socket.exists());
 
     let run = open("5s");
@@ -219,6 +257,18 @@ fn a_person_opens_a_service_for_a_while_and_on_the_record() {
     assert_eq!(ask(&mut live), Some(b'1'));
     run.end().ok();
     assert_eq!(ask(&mut live), None, "it goes on after its time");
+    let json = project.gobs(&["who", "machine.db.service.one", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json.ok().stdout).expect("JSON");
+    let loans = json["loans"].as_array().expect("a list");
+    assert_eq!(loans.len(), 2, "{json}");
+    for (loan, seconds) in loans.iter().zip([5, 3_600]) {
+        let at = |name: &str| loan[name].as_u64().expect("a time");
+        // The boss has to be started in between.
+        let late = at("since_s") + seconds - at("expires_s");
+        assert!(late < WAIT_MAX.as_secs(), "{json}");
+        assert!((at("since_s")..=now_s()).contains(&at("ended_s")), "{json}");
+        assert!(loan["key"].is_string(), "{json}");
+    }
     let wrong = ["open", "machine.db.service.one", "--for", "1d"];
     assert!(project.gobs(&wrong).code(1).stderr.contains("1d"));
     project.gobs(&["destroy", "--auto-approve"]).ok();

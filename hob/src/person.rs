@@ -13,7 +13,7 @@ use ocapn::{
     Broken, EnlivenError, Identity, Peer, PeerLocator, Reference, StreamDialer, Sturdyref,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -227,12 +227,23 @@ impl Listening {
                         what: "no more connections can be taken".into(),
                         source,
                     })?;
+                    if !is_own(&stream) {
+                        tracing::warn!("a program of another user was refused");
+                        continue;
+                    }
                     let opened = Arc::clone(&self.opened);
                     carried.spawn(async move { opened.carry(Local::Unix(stream)).await });
                 }
             }
         }
     }
+}
+
+/// Returns whether the process at the other end is of the user that this one runs as: the socket's
+/// mode is set a moment after it is there, and does not keep out who is passed the path of it.
+fn is_own(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
 }
 
 /// Removes a socket's path when dropped.

@@ -1,6 +1,9 @@
 //! Services for people: a grant to a key that is no machine's, which ends by itself.
 
-use gobs_model::{Instance, Name};
+use std::time::{Duration, SystemTime};
+
+use gobs_model::{Address, Instance, Name};
+use gobs_state::LoanRow;
 use hob::protocol::{self, Attenuate, method};
 use ocapn::Sturdyref;
 
@@ -25,11 +28,24 @@ pub struct Loan {
 }
 
 impl Boss {
-    /// Grants a loan; it is on the exporter's record until it is over. Returns its durable name.
+    /// Grants a loan; it is on the exporter's record until it is over, and on ours for good.
+    /// Returns its durable name.
     ///
     /// # Errors
-    /// When the exporter is away or refuses.
+    /// When the exporter is away or refuses, or the record cannot be written.
     pub async fn lend(&self, loan: &Loan) -> Result<Sturdyref, BossError> {
+        self.0.store.begin_loan(&LoanRow {
+            service: Address::Service {
+                machine: loan.exporter.0.clone(),
+                service: loan.service.clone(),
+            },
+            holder: loan.holder.clone(),
+            generation: loan.generation,
+            key: loan.receiver.clone(),
+            since: self.0.clock.now(),
+            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(loan.expires),
+            ended: None,
+        })?;
         let grant = protocol::to_passable(&protocol::Grant {
             service: loan.service.to_string(),
             binding: loan.holder.clone(),
@@ -44,7 +60,11 @@ impl Boss {
         let key = key(&loan.exporter);
         let answer = self
             .call(&key, method::GRANT, vec![grant], HOB_DEADLINE)
-            .await?;
+            .await;
+        if let Err(BossError::Refused { .. }) = &answer {
+            self.end(loan)?;
+        }
+        let answer = answer?;
         let granted =
             protocol::Granted::from_passable(&answer).map_err(|error| malformed(&key, &error))?;
         Ok(granted.sturdyref)
@@ -65,7 +85,13 @@ impl Boss {
             vec![ended],
             HOB_DEADLINE,
         )
-        .await
-        .map(drop)
+        .await?;
+        self.end(loan)
+    }
+
+    fn end(&self, loan: &Loan) -> Result<(), BossError> {
+        let now = self.0.clock.now();
+        let ended = self.0.store.end_loan(&loan.holder, loan.generation, now);
+        Ok(ended?)
     }
 }

@@ -25,7 +25,8 @@ const POSTGRES_SOCKET: &str = ".s.PGSQL.5432";
 /// Gives you a service through a local socket, for a while
 ///
 /// The grant is on the record of the machine that gives it, under your name, and ends by that
-/// machine's clock: gobs who shows it. Ctrl-C ends it before.
+/// machine's clock: gobs who shows it, afterwards too. Ctrl-C ends it before. Processes of other
+/// users are refused.
 #[derive(Debug, clap::Args)]
 pub(super) struct Open {
     /// The service's address: machine.db.service.orders

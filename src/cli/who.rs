@@ -5,11 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use gobs_model::{Address, Diagnostic};
 use gobs_state::Snapshot;
 
+use crate::project::store_error;
+
 use super::{Context, Failure, Outcome, exit, remembered, runtime, status, view};
 
 /// Shows who holds a service: with which rights, since when
 ///
 /// The hob that gives it out is asked; where it cannot be reached, what is remembered is shown.
+/// Whom gobs open gave it for a while is shown afterwards, too.
 #[derive(Debug, clap::Args)]
 pub(super) struct Who {
     /// The service's address: machine.db.service.orders
@@ -28,16 +31,19 @@ impl Who {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_s = now.map_or(0, |since| since.as_secs());
         let holders = view::who::holders(&service, &report, &snapshot);
+        let loans = project.boss_store()?.loans(&service);
+        let loans = view::who::loans(loans.map_err(|error| store_error(&error))?);
         let text = match self.json {
             true => {
                 let json = serde_json::json!({
                     "format_version": "1.0",
                     "service": service.to_string(),
                     "holders": holders,
+                    "loans": loans,
                 });
                 format!("{json:#}\n")
             }
-            false => view::who::who(&service, &holders, now_s),
+            false => view::who::who(&service, &holders, &loans, now_s),
         };
         context.terminal.out(&text);
         Ok(exit::DONE)

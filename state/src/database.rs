@@ -17,7 +17,10 @@ use crate::seal::{DataKey, KeyError};
 const APPLICATION_ID: i64 = 0x676F_6273;
 
 /// Each format's statements, in order; the format's number is its place here, from 1.
-const MIGRATIONS: [&str; 1] = [include_str!("../schema/0001_initial.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../schema/0001_initial.sql"),
+    include_str!("../schema/0002_loans.sql"),
+];
 const FORMAT: i64 = MIGRATIONS.len() as i64;
 
 /// Transactions take milliseconds; a process that is stopped for longer than this is reported.

@@ -33,7 +33,7 @@ mod store;
 pub use backup::BACKUPS_KEPT;
 pub use boss::{
     Alert, BossStore, CLAIM_LIFETIME_MAX, CLAIM_TTL, Claim, ClaimOutcome, HobRow, JoinOutcome,
-    NewClaim, Refusal, SwissnumHash,
+    LoanRow, NewClaim, Refusal, SwissnumHash,
 };
 pub use error::{Fault, OpenError, StoreError};
 pub use journal::{Doubt, Entry, Finished, Intent, Outcome, RowChange, Run, Started};

@@ -26,7 +26,7 @@ fn a_newer_format_is_refused_and_left_alone() {
     drop(project.store());
     project
         .sql()
-        .pragma_update(None, "user_version", 2)
+        .pragma_update(None, "user_version", 3)
         .expect("changed");
     let before = fs::read(project.state()).expect("there");
     for error in refusals(&project) {
@@ -34,8 +34,8 @@ fn a_newer_format_is_refused_and_left_alone() {
             matches!(
                 error,
                 OpenError::Newer {
-                    found: 2,
-                    known: 1,
+                    found: 3,
+                    known: 2,
                     ..
                 }
             ),
@@ -43,7 +43,7 @@ fn a_newer_format_is_refused_and_left_alone() {
         );
         let text = error.to_string();
         assert!(
-            text.contains("has format 2, and this gobs knows formats up to 1"),
+            text.contains("has format 3, and this gobs knows formats up to 2"),
             "{text}"
         );
     }

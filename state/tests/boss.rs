@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Barrier;
 
 use gobs_state::{
-    Alert, CLAIM_LIFETIME_MAX, CLAIM_TTL, ClaimOutcome, HobRow, JoinOutcome, Refusal,
+    Alert, CLAIM_LIFETIME_MAX, CLAIM_TTL, ClaimOutcome, HobRow, JoinOutcome, LoanRow, Refusal,
 };
 use proptest::prelude::*;
 use zeroize::Zeroizing;
@@ -434,6 +434,41 @@ fn the_boss_keeps_its_key_its_port_and_where_hobs_are() {
         0,
         "no row changed"
     );
+}
+
+#[test]
+fn what_people_were_lent_is_remembered_and_comes_with_the_second_format() {
+    let project = Project::new();
+    drop(project.store());
+    let as_before = "DROP TABLE loans; PRAGMA user_version = 1;";
+    project.sql().execute_batch(as_before).expect("changed");
+    let boss = project.boss();
+    let service: Address = "machine.db.service.orders".parse().expect("an address");
+    let loan = |generation| LoanRow {
+        service: service.clone(),
+        holder: "open by maria on laptop".into(),
+        generation,
+        key: "a key".into(),
+        since: at(10),
+        expires: at(70),
+        ended: None,
+    };
+    for generation in [1, 2] {
+        boss.begin_loan(&loan(generation)).expect("written");
+    }
+    assert!(boss.begin_loan(&loan(2)).is_err(), "there is one like it");
+    // What has ended does not end again.
+    for ended in [20, 30] {
+        boss.end_loan(&loan(1).holder, 1, at(ended))
+            .expect("written");
+    }
+    let first = LoanRow {
+        ended: Some(at(20)),
+        ..loan(1)
+    };
+    assert_eq!(boss.loans(&service).expect("read"), [loan(2), first]);
+    let other = "machine.db.service.other".parse().expect("an address");
+    assert_eq!(boss.loans(&other).expect("read"), []);
 }
 
 #[test]

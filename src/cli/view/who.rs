@@ -1,7 +1,9 @@
-//! Who holds a service.
+//! Who holds a service, and who had it for a while.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use gobs_model::{Address, Value};
-use gobs_state::{RowKind, Snapshot};
+use gobs_state::{LoanRow, RowKind, Snapshot};
 use hob::protocol::{Access, Attenuate};
 use serde::Serialize;
 
@@ -29,6 +31,40 @@ pub(in crate::cli) struct Holder {
     since_s: Option<u64>,
     /// Streams open now, likewise.
     streams: Option<u64>,
+}
+
+/// A person who has or had a service for a while, as our own record has it.
+#[derive(Debug, Serialize)]
+pub(in crate::cli) struct LoanView {
+    holder: String,
+    generation: u64,
+    /// The designator of the person's key.
+    key: String,
+    /// In seconds since 1970: when it was asked for, when it ends at the latest, and when it was
+    /// given back; the last is nothing where it was not.
+    since_s: u64,
+    expires_s: u64,
+    ended_s: Option<u64>,
+}
+
+/// Those shown to people; who asks for JSON gets all that are kept.
+const LOANS_SHOWN_MAX: usize = 20;
+
+/// Returns loans as they are shown.
+pub(in crate::cli) fn loans(rows: Vec<LoanRow>) -> Vec<LoanView> {
+    let seconds = |time: SystemTime| {
+        let since = time.duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs())
+    };
+    let view = |row: LoanRow| LoanView {
+        holder: row.holder,
+        generation: row.generation,
+        key: row.key,
+        since_s: seconds(row.since),
+        expires_s: seconds(row.expires),
+        ended_s: row.ended.map(seconds),
+    };
+    rows.into_iter().map(view).collect()
 }
 
 /// Returns who holds a service: as the hob that gives it out says, or else the state.
@@ -96,10 +132,33 @@ fn remembered(service: &Address, snapshot: &Snapshot) -> Vec<Holder> {
     rows.collect()
 }
 
-/// Returns the holders for people. `now_s` is in seconds since 1970.
-pub(in crate::cli) fn who(service: &Address, holders: &[Holder], now_s: u64) -> String {
+/// Returns the holders for people, and who had it before. `now_s` is in seconds since 1970.
+pub(in crate::cli) fn who(
+    service: &Address,
+    holders: &[Holder],
+    loans: &[LoanView],
+    now_s: u64,
+) -> String {
+    let holds = |loan: &LoanView| {
+        let mut holders = holders.iter();
+        holders.any(|it| it.binding == loan.holder && it.generation == loan.generation)
+    };
+    let before = loans.iter().filter(|loan| !holds(loan));
+    let before: String = before
+        .take(LOANS_SHOWN_MAX)
+        .map(|loan| {
+            let end = loan.ended_s.unwrap_or(loan.expires_s).min(loan.expires_s);
+            let (since, until) = (rfc3339(loan.since_s), rfc3339(end));
+            let line = format!("{}, {since} to {until}", loan.holder);
+            format!("  {}\n", styled(DIM, printable_line(&line)))
+        })
+        .collect();
+    let before = match before.is_empty() {
+        true => before,
+        false => format!("Had it for a while:\n{before}"),
+    };
     if holders.is_empty() {
-        return format!("Nobody holds {service}.\n");
+        return format!("Nobody holds {service}.\n{before}");
     }
     let mut out = styled(BOLD, printable_line(&service.to_string())) + "\n";
     let width = |of: fn(&Holder) -> &str| holders.iter().map(|it| of(it).chars().count()).max();
@@ -128,7 +187,7 @@ pub(in crate::cli) fn who(service: &Address, holders: &[Holder], now_s: u64) -> 
             styled(DIM, more)
         );
     }
-    out
+    out + &before
 }
 
 /// Returns the limits, each in a few words.

@@ -1,10 +1,11 @@
-//! The boss's own tables: its key and port, claims, alerts and hobs.
+//! The boss's own tables: its key and port, claims, alerts, hobs, and what people were lent.
 //!
 //! They have no part in serials and row versions: what happens here changes nothing that was
 //! declared.
 
 mod claims;
 mod hobs;
+mod loans;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,6 +26,7 @@ pub use claims::{
 };
 pub(crate) use claims::{insert_claim, new_claim};
 pub use hobs::{HobRow, JoinOutcome};
+pub use loans::LoanRow;
 
 const SEED_BYTES: usize = 32;
 

@@ -14,7 +14,15 @@ use tempfile::TempDir;
 use crate::support::repository;
 
 /// Programs of a machine that a test's must not be: they note how they are called.
-const STANDINS: [&str; 6] = ["systemctl", "useradd", "nft", "iptables", "ip6tables", "id"];
+const STANDINS: [&str; 7] = [
+    "systemctl",
+    "useradd",
+    "nft",
+    "iptables",
+    "ip6tables",
+    "id",
+    "restorecon",
+];
 
 /// A boss, and a machine that has nothing yet.
 struct Site {
@@ -146,6 +154,9 @@ async fn a_machine_gets_its_hob_from_the_boss() {
     ] {
         assert!(calls.contains(rule), "{calls}");
     }
+    // It came from another directory, whose label is no program's.
+    let relabelled = format!("restorecon {}\n", site.hob().display());
+    assert_eq!(calls.matches(&relabelled).count(), 1, "{calls}");
 
     // What is there is not fetched again: the boss may be gone.
     site.boss.clone().shutdown().await;
@@ -185,11 +196,13 @@ async fn what_is_not_the_announced_hob_is_never_run() {
     // The first place does not answer, and the second has it.
     let mut both = right.clone();
     both.urls.insert(0, "https://127.0.0.1:1/hob".into());
+    site.write_program("restorecon", "exit 1");
     let (done, said) = site.boot(&both).await;
     assert!(
         done && said.contains("https://127.0.0.1:1/hob could not be fetched"),
         "{said}"
     );
+    assert!(said.contains("SELinux may keep it from running"), "{said}");
     let there = std::fs::read(site.hob()).expect("a hob");
     assert_eq!(there, std::fs::read("/bin/true").expect("a program"));
 }
@@ -291,7 +304,8 @@ fn wrong_with(arguments: &str) -> Vec<String> {
     let schema = gobs_provider::Provider::schema(&linode).clone();
     let schemas: Schemas = [(schema.name.clone(), schema)].into();
     let text = format!(
-        "machine \"a\" {{\n  provider = linode\n  region = \"x\"\n  type = \"y\"\n{arguments}\n}}\n"
+        "machine \"a\" {{\n  provider = linode\n  region = \"x\"\n  type = \"y\"\n{arguments}\n  \
+         image = \"z\"\n  authorized_users = [\"me\"]\n}}\n"
     );
     let loaded = gobs::lang::load(&[Source::new("main.gobs.hcl", text)]);
     let mut found = loaded.diagnostics;

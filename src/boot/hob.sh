@@ -83,6 +83,13 @@ fetch() {
     fi
 }
 
+# Where SELinux is, a file that was moved keeps the label of where it was made, with which the unit
+# may not run it.
+relabel() {
+    has restorecon || return 0
+    restorecon "$hob" || say "$hob has not the label of a program; SELinux may keep it from running"
+}
+
 # Fetches the hob, and puts it in its place if it is what it must be.
 install_hob() {
     if [ -z "$sha256" ]; then
@@ -111,6 +118,7 @@ install_hob() {
             continue
         fi
         mv -f "$lib/new/hob" "$hob"
+        relabel
         return 0
     done
     return 1

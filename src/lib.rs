@@ -12,4 +12,5 @@ pub mod plan;
 pub mod plugins;
 pub mod project;
 pub mod refresh;
+mod rights;
 pub mod run;

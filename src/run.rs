@@ -15,6 +15,7 @@ use crate::boss::{Boss, BossError};
 use crate::plan::{self, Action, Holding, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
 use crate::refresh::{Refreshed, holdings, refresh};
+use crate::rights::lacking;
 
 /// How long another process may host the boss before a run gives up: `gobs status` needs 3 s at
 /// most.
@@ -98,54 +99,6 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
             Diagnostic::warning("Rights for an apply are missing", detail)
         }));
     Ok(planned)
-}
-
-/// Returns what providers may not do of what a plan asks of them.
-async fn lacking(providers: &Providers, plan: &Plan) -> Vec<(String, String)> {
-    let mut wanted: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    for step in &plan.steps {
-        let (provider, value) = match &step.action {
-            Action::Create {
-                provider,
-                wanted,
-                simulated: false,
-                ..
-            }
-            | Action::Update {
-                provider,
-                wanted,
-                simulated: false,
-                calls_provider: true,
-                ..
-            } => (provider, wanted),
-            Action::Delete {
-                provider,
-                simulated: false,
-                ..
-            } => (provider, &step.before),
-            _ => continue,
-        };
-        wanted.entry(provider).or_default().push(value.clone());
-    }
-    let mut lacking = Vec::new();
-    for (name, wanted) in wanted {
-        let Some(provider) = providers.get(name) else {
-            continue;
-        };
-        let rights = match provider.lacking(&wanted).await {
-            Ok(rights) => rights,
-            Err(gobs_provider::Error::Denied(why)) => vec![why],
-            Err(error) => {
-                // What cannot be asked now may be there when it is needed.
-                tracing::debug!(provider = name, %error, "its rights are not known");
-                Vec::new()
-            }
-        };
-        if !rights.is_empty() {
-            lacking.push((name.to_owned(), rights.join(", ")));
-        }
-    }
-    lacking
 }
 
 /// Refuses a plan by which a machine would become what its provider says it cannot be.
@@ -313,7 +266,8 @@ impl<'a> Run<'a> {
         let lacking = lacking(&self.providers, plan).await;
         let refused = lacking.into_iter().map(|(provider, rights)| {
             let detail = format!("For this plan, provider {provider} lacks: {rights}.");
-            let hint = "Nothing was done. Give its token what is missing; planning needs less.";
+            let hint = "Nothing was done. Give its token, or whose that is, what is missing; \
+                        planning needs less.";
             Diagnostic::error("Rights are missing", detail).hint(hint)
         });
         let refused: Vec<_> = refused.collect();

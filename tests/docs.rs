@@ -29,6 +29,7 @@ fn links_lead_somewhere() {
         "docs/webapp.md",
         "docs/hobs.md",
         "docs/linode.md",
+        "docs/linode-double.md",
     ] {
         let path = repository().join(file);
         let beside = path.parent().expect("a directory");
@@ -167,6 +168,82 @@ fn every_example_has_a_test() {
         .collect();
     names.sort();
     assert_eq!(names, tested);
+}
+
+/// Does what the page on the double says, with one in this process.
+#[test]
+fn the_page_on_the_double_is_true() {
+    let page = read("docs/linode-double.md");
+    let kinds = page.lines().filter_map(|line| {
+        let kind = line.strip_prefix("| `{\"fault\"")?.split('`').next()?;
+        Some(format!("{{\"fault\"{kind}"))
+    });
+    let mut faults = 0;
+    for kind in kinds {
+        let parsed = serde_json::from_str::<gobs_linode_double::Kind>(&kind);
+        assert!(parsed.is_ok(), "{kind}: {parsed:?}");
+        faults += 1;
+    }
+    assert_eq!(faults, 23);
+
+    // Its machine, with the hob that its other paragraph puts inside.
+    let [machine] = &fenced(&page, "hcl")[..] else {
+        panic!("there is one machine");
+    };
+    let machine = machine.replace("  hob { enabled = false }\n", "");
+    let texts = fenced(&page, "text");
+    let guest = texts
+        .iter()
+        .find_map(|it| it.trim().strip_prefix("--guest '"));
+    let guest = guest.expect("a guest").trim_end_matches('\'');
+    let gobs = env!("CARGO_BIN_EXE_gobs");
+    let project = Project::new(&machine);
+    let options = gobs_linode_double::Options {
+        seed: Some(7),
+        guest: Some(gobs_linode_double::Guest {
+            command: guest.replace("exec hob", &format!("exec {gobs} hob")),
+            directory: project.path().join("linodes"),
+        }),
+        ..gobs_linode_double::Options::default()
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let double = runtime.block_on(async { gobs_linode_double::Double::start(options) });
+    let double = double.expect("listens");
+
+    // Only the last of its commands needs a machine that is to be made.
+    let [apply, lost] = &fenced(&page, "sh")[..] else {
+        panic!("there are two scripts");
+    };
+    for (script, text) in [
+        (apply, machine.clone()),
+        (lost, machine.replace("\"web\"", "\"x\"")),
+    ] {
+        project.write("main.gobs.hcl", &text);
+        let mut shell = Command::new("sh");
+        let script = script.replace("gobs apply", &format!("{gobs} apply"));
+        let exports = apply.lines().next().expect("a line");
+        shell.args(["-euc", &format!("{exports}\n{script}")]);
+        shell
+            .env("url", double.url())
+            .env("admin", double.admin_url());
+        shell.current_dir(project.path()).stdin(Stdio::null());
+        shell.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let done = Run::of(shell).ok().stdout;
+        assert!(
+            done.contains("Apply complete! Resources: 1 added"),
+            "{done}"
+        );
+    }
+    let stats = double.stats();
+    assert_eq!((stats.created, double.unused_faults()), (2, 0));
+    let project = project
+        .with_env("LINODE_URL", double.url())
+        .with_env("LINODE_TOKEN", "double")
+        .with_env("GOBS_LINODE_CLOCK_SCALE", 1_000);
+    let status = project.gobs(&["status"]).ok().stdout;
+    assert_eq!(status.matches(" connected ").count(), 1, "{status}");
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    assert_eq!(double.instances().len(), 0);
 }
 
 #[test]

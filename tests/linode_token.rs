@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -45,6 +46,102 @@ fn x6_a_token_that_only_reads_plans_and_applies_nothing() {
     );
     account.assert_machines(1, 1, "with a token that only reads again");
     double.set_token("double", Some("*"));
+}
+
+/// The machine with a firewall of its own, and a volume that stays.
+fn walled() -> String {
+    let blocks = "firewall {}\n  volume \"data\" { size = 10 }\n\n  hob {";
+    MACHINE.replacen("hob {", blocks, 1)
+}
+
+#[test]
+fn x6_scopes_are_those_of_what_goes_and_of_what_comes() {
+    let account = Account::start(Project::new(&walled()), 7);
+    let (project, double) = (&account.project, &account.double);
+    let machines = "linodes:read_write events:read_only";
+    double.set_token("double", Some(&format!("{machines} volumes:read_write")));
+    let firewall = "lacks: scope firewall:read_write.";
+    check(
+        project.gobs(&["apply", "--auto-approve"]),
+        1,
+        &["Rights are missing", firewall],
+    );
+    account.assert_machines(0, 0, "without the scope of its firewall");
+    double.set_token("double", Some("*"));
+    project.gobs(&["apply", "--auto-approve"]).ok();
+
+    // A block that goes takes as much as one that comes, and so does the machine's end; a volume
+    // that stays takes nothing then.
+    let reads = "firewall:read_only volumes:read_only";
+    double.set_token("double", Some(&format!("{machines} {reads}")));
+    let destroy = project.gobs(&["destroy", "--auto-approve"]);
+    check(destroy, 1, &[firewall, "Nothing was done"]);
+    project.write("main.gobs.hcl", MACHINE);
+    let both = "lacks: scope firewall:read_write, scope volumes:read_write.";
+    check(project.gobs(&["apply", "--auto-approve"]), 1, &[both]);
+    account.assert_machines(1, 1, "without the scopes of its blocks");
+    project.write("main.gobs.hcl", &walled());
+    let reads = "firewall:read_write volumes:read_only";
+    double.set_token("double", Some(&format!("{machines} {reads}")));
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    account.assert_machines(0, 1, "after its end");
+    double.set_token("double", Some("*"));
+}
+
+#[test]
+fn x6_a_restricted_user_is_told_which_grants_it_lacks() {
+    let account = Account::start(Project::new(MACHINE), 7);
+    let (project, double) = (&account.project, &account.double);
+    let account_access = "grant account_access read_write, which setting tags takes";
+    let add = "grant add_linodes (its user is restricted)";
+    double.set_grants(Some(json!({"global": {"account_access": null}})));
+    check(
+        project.gobs(&["plan"]),
+        0,
+        &["1 to add", account_access, add],
+    );
+    check(
+        project.gobs(&["apply", "--auto-approve"]),
+        1,
+        &[
+            "Rights are missing",
+            account_access,
+            add,
+            "Nothing was done",
+        ],
+    );
+    account.assert_machines(0, 0, "by a user that may do nothing");
+
+    let global = json!({"account_access": "read_write", "add_linodes": true});
+    double.set_grants(Some(json!({"global": global})));
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    account.assert_machines(1, 1, "by a user that may do so");
+    let id = double.instances()[0]["id"].clone();
+    let linode = json!([{"id": id, "label": "x", "permissions": "read_only"}]);
+    double.set_grants(Some(json!({"global": global, "linode": linode})));
+    let missing = format!("lacks: grant read_write for linode {id} (its user is restricted).");
+    check(project.gobs(&["destroy", "--auto-approve"]), 1, &[&missing]);
+    account.assert_machines(1, 1, "by a user that may only read it");
+    double.set_grants(None);
+}
+
+#[test]
+fn a_token_command_that_fails_is_heard_and_gives_nothing_away() {
+    let provider = format!(
+        "provider \"linode\" {{
+           token_command = [\"sh\", \"-c\", \"echo the vault is locked, not {TOKEN} >&2; exit 3\"]
+         }}\n"
+    );
+    let project = Project::new(&format!("{provider}{MACHINE}"))
+        .with_env("GOBS_ALLOW_TREE_COMMANDS", "1")
+        .with_env("GOBS_LOG", "trace");
+    let run = project.gobs(&["apply", "--auto-approve"]).code(1);
+    let said = run.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let expected = "token_command sh: it ended with exit status: 3, and said: the vault is \
+                    locked, not …";
+    assert!(said.contains(expected), "{said}");
+    // It stands in the configuration, of which the errors show no line.
+    assert!(!said.contains(TOKEN), "{said}");
 }
 
 /// Makes a certificate authority, and a certificate of this host by it: `ca.pem`, `key.pem`,

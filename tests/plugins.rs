@@ -111,7 +111,7 @@ fn the_python_plugin_keeps_the_contract() {
     let (project, _bin) = on_path("");
     project.write("paper.hcl", &document("hcl").swap_remove(1));
     let run = project.gobs(&["providers", "test", "paper", "paper.hcl"]);
-    check(run, 0, &["paper keeps the contract: 13 checks."]);
+    check(run, 0, &["paper keeps the contract: 15 checks."]);
     let left: Vec<_> = fs::read_dir(project.path().join("papers"))
         .expect("papers")
         .collect();
@@ -201,7 +201,7 @@ fn the_dummy_keeps_the_contract_from_the_command_line() {
     "#;
     project.write("test.hcl", test);
     let run = project.gobs(&["providers", "test", "dummy", "test.hcl"]);
-    check(run, 0, &["dummy keeps the contract: 13 checks."]);
+    check(run, 0, &["dummy keeps the contract: 15 checks."]);
     let run = project.gobs(&["providers", "test", "paper", "test.hcl"]);
     check(
         run,

@@ -18,7 +18,7 @@ pub use json::DecodeError;
 pub use number::{Number, NumberError};
 pub use path::{Path, Segment};
 pub use schema::{
-    ADMITS, Attribute, Block, Change, Hosts, NestedBlock, Nesting, ProviderSchema, Role,
+    ADMITS, Attribute, Block, Change, Hosts, Needs, NestedBlock, Nesting, ProviderSchema, Role,
     UserDataForm,
 };
 pub use types::{ObjectField, Type};

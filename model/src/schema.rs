@@ -22,6 +22,9 @@ pub enum Change {
     PowerCycle,
     /// The machine is moved to another size: minutes of downtime, the disk is kept.
     Resize,
+    /// The machine is moved to another place: longer downtime, the disk is kept, its addresses
+    /// are not.
+    Migrate,
     /// The disk is written anew: a new enrollment and new grants, the address is kept.
     Rebuild,
     /// Another machine takes its place.
@@ -119,6 +122,21 @@ pub struct Block {
     /// Nested blocks by keyword.
     #[serde(default)]
     pub blocks: BTreeMap<String, NestedBlock>,
+    /// What cannot be set without something else. Of a machine's own block only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<Needs>,
+}
+
+/// What cannot be set without something else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// The attribute that needs another one; or `hob`, which every machine has that has an agent.
+    pub with: String,
+    /// The attributes of which one must be set then, and not to an empty list.
+    pub one_of: Vec<String>,
+    /// What to do about it: one sentence for people.
+    #[serde(default)]
+    pub hint: String,
 }
 
 /// All that gobs knows of a provider before it calls it.
@@ -259,7 +277,7 @@ impl Block {
             .collect();
         Self {
             attributes,
-            blocks: BTreeMap::new(),
+            ..Self::default()
         }
     }
 }

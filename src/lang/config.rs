@@ -379,6 +379,19 @@ impl Config {
         Some(self.sources.place(found.name.span))
     }
 
+    /// Returns where one of a binding's `expose` blocks names a unit.
+    pub(crate) fn unit_at(&self, binding: &Name, block: usize) -> Option<SourceSpan> {
+        let attributes = &self
+            .bindings
+            .get(binding)?
+            .expose
+            .get(block)?
+            .body
+            .attributes;
+        let unit = attributes.iter().find(|it| &*it.name.text == "unit")?;
+        Some(self.sources.place(unit.name.span))
+    }
+
     /// Returns the limits that a binding asks for and a service cannot enforce, as mistakes.
     pub(crate) fn unenforceable(
         &self,

@@ -253,6 +253,47 @@ fn labelled(eval: &mut Eval<'_>, found: Vec<(&Block, Value)>) -> Value {
     Kind::Map(Arc::new(entries)).into()
 }
 
+/// Looks for what cannot be set without something else.
+fn needs(
+    eval: &mut Eval<'_>,
+    schema: &BlockSchema,
+    (machine_name, machine): (&Name, &Machine),
+    attributes: &Value,
+    has_hob: bool,
+) {
+    // What is not known yet may be set, and may be not.
+    if attributes.as_entries().is_none() {
+        return;
+    }
+    let is_set = |it: &Value| !it.is_null() && !it.is_unknown();
+    let may_be_set = |it: &Value| {
+        let is_empty = it.as_elements().is_some_and(<[_]>::is_empty);
+        !it.is_null() && !is_empty
+    };
+    for rule in &schema.needs {
+        let is_asked = match rule.with == "hob" {
+            true => has_hob,
+            false => attributes.get(&rule.with).is_some_and(is_set),
+        };
+        let one_of = rule.one_of.iter();
+        let mut values = one_of.clone().filter_map(|name| attributes.get(name));
+        if !is_asked || values.any(may_be_set) {
+            continue;
+        }
+        let names: Vec<String> = one_of.map(|name| format!("\"{name}\"")).collect();
+        let detail = format!(
+            "machine.{machine_name} has \"{}\", and so {} must be set.",
+            rule.with,
+            names.join(" or "),
+        );
+        let mut set = machine.body.attributes.iter();
+        let set = set.find(|it| *it.name.text == *rule.with);
+        let span = set.map_or(machine.span, |it| it.name.span);
+        let hint = Some(rule.hint.clone()).filter(|it| !it.is_empty());
+        eval.fail_at(span, "Missing required argument", detail, hint);
+    }
+}
+
 impl Evaluator<'_> {
     pub(crate) fn machine_values(
         &self,
@@ -270,6 +311,16 @@ impl Evaluator<'_> {
         let mut eval = Eval::new(&names, &self.config.sources);
         let attributes = self.attributes(&mut eval, machine);
         let hob = hob_block::values(&mut eval, machine.hob.as_ref());
+        let provider = machine.provider.split('.').next().unwrap_or_default();
+        if let Some(schema) = self.schemas.get(provider) {
+            needs(
+                &mut eval,
+                &schema.machine,
+                (name, machine),
+                &attributes,
+                hob.enabled,
+            );
+        }
         let mut services = BTreeMap::new();
         for (name, declared) in &machine.services {
             services.insert(name.clone(), service::service(&mut eval, declared));

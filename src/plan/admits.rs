@@ -68,6 +68,20 @@ pub(crate) fn admitting_as(schema: &Block, attributes: &Value, planned: &Value) 
     }
 }
 
+/// Returns what is planned of a machine that will be at other addresses, which the provider has
+/// yet to say.
+pub(crate) fn moved(schema: &ProviderSchema, planned: Value) -> Value {
+    let mut entries = planned.as_entries().cloned().unwrap_or_default();
+    let named = schema.hosts.addresses.iter().map(String::as_str);
+    for name in ADDRESSES.into_iter().chain(named) {
+        let attribute = schema.machine.attributes.get(name);
+        if let Some(computed) = attribute.filter(|it| it.role == Role::Computed) {
+            entries.insert(name.into(), Value::unknown(computed.ty.clone()));
+        }
+    }
+    Value::object::<Arc<str>>(entries).sensitive_if(planned.sensitive)
+}
+
 fn with(of: &Value, block: &str, attribute: &str, admits: Value) -> Value {
     let mut entries = of.as_entries().cloned().unwrap_or_default();
     if let Some(inner) = entries.get_mut(block) {

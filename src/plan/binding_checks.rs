@@ -165,6 +165,38 @@ impl Planner<'_> {
     }
 }
 
+impl Planner<'_> {
+    /// Reports a unit that the hob of the receiving machine may not restart.
+    pub(super) fn check_units(&mut self, instance: &Instance, values: &BindingValues) {
+        let to = values.to.as_machine().and_then(|it| self.machines.get(it));
+        if !to.is_some_and(|it| it.confined) {
+            return;
+        }
+        let exposes = values.expose.as_elements().unwrap_or_default();
+        for (at, expose) in exposes.iter().enumerate() {
+            let Some(unit) = expose.get("unit") else {
+                continue;
+            };
+            let unit = unit.as_str().unwrap_or("a unit");
+            let to = &values.to;
+            let detail = format!(
+                "binding.{instance} is to be given to {unit} on {to}, whose hob runs as the user \
+                 gobs: units are restarted by root alone."
+            );
+            let hint = format!(
+                "Set user = \"root\" in the hob block of {to}; or take unit out, and let the \
+                 program read the binding's files by itself."
+            );
+            let error = Diagnostic::error("Hob may not restart units", detail).hint(hint);
+            let error = match self.config.unit_at(&instance.name, at) {
+                Some(place) => error.at(place),
+                None => error,
+            };
+            self.report(&BlockId::Binding(instance.name.clone()), vec![error]);
+        }
+    }
+}
+
 pub(super) fn machine_of(address: &Address) -> Option<Address> {
     address.as_machine().cloned().map(Address::Machine)
 }

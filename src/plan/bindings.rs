@@ -194,6 +194,7 @@ impl Planner<'_> {
         };
         self.check_name(instance, &values);
         self.check_exposed(instance, &values);
+        self.check_units(instance, &values);
         self.bindings.insert(instance.clone());
         let Some(via) = self.trace(instance, &mut values) else {
             return;

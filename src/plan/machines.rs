@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Path, Segment, Value};
+use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Path, Segment};
+use gobs_model::{UserDataForm, Value};
 use gobs_state::{Row, RowKind};
 
-use crate::lang::{BlockId, HobValues, IgnoreChanges, MachineValues};
+use crate::lang::{BlockId, HobUser, HobValues, IgnoreChanges, MachineValues};
 
 use super::admits::{self, Derived};
 use super::diff::{self, HOB};
@@ -24,6 +25,8 @@ pub(crate) struct MachinePlan {
     pub(crate) hob: bool,
     /// Whether it is a row only.
     pub(crate) simulated: bool,
+    /// Whether its hob runs as a user of its own, who restarts no units.
+    pub(crate) confined: bool,
     /// Where it is, and from where its hob can be dialled.
     pub(crate) place: Place,
     /// Its incarnation afterwards.
@@ -175,6 +178,9 @@ impl Planner<'_> {
                 _ => (None, None),
             };
             declared.planned = diff::planned_machine(block, &declared.wanted, observed, enrolled);
+            if matches!(&fate, Fate::Update(_, because) if because.iter().any(migrates)) {
+                declared.planned = admits::moved(schema, declared.planned);
+            }
             let (address, object) = (declared.address.clone(), declared.planned.clone());
             self.evaluator.set_object(address, object);
         }
@@ -183,6 +189,8 @@ impl Planner<'_> {
             stays: true,
             hob: values.hob.enabled,
             simulated: declared.simulated,
+            confined: schema.hosts.user_data == UserDataForm::CloudInit
+                && values.hob.user == HobUser::Own,
             place: reach::place(&values.hob, &schema.hosts),
             ..MachinePlan::default()
         };
@@ -524,6 +532,13 @@ fn is_for_provider(because: &Because) -> bool {
         }
         _ => true,
     }
+}
+
+fn migrates(because: &Because) -> bool {
+    let (Because::Changed { change, .. } | Because::Drifted { change, .. }) = because else {
+        return false;
+    };
+    *change == Change::Migrate
 }
 
 /// Returns the addresses that are needed, as rows keep them.

@@ -266,7 +266,9 @@ fn drift(world: &mut World, address: &str, now: impl FnOnce(&Known) -> Option<Kn
 
 /// A provider whose machines are elsewhere, and boot with cloud-init.
 fn far() -> ProviderSchema {
-    let cloud = cloud();
+    let mut cloud = cloud();
+    let region = Attribute::required(Type::String, Change::Migrate, "");
+    cloud.machine.attributes.insert("region".into(), region);
     ProviderSchema {
         name: "far".into(),
         hosts: gobs_model::Hosts {

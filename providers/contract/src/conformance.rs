@@ -9,9 +9,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gobs_model::{Address, Change, Known, Name, Role};
+use gobs_model::{Address, Change, Known, Name, Role, Value};
 
-use crate::{CreateRequest, Error, Observed, Provider, Token, UpdateRequest, UserData};
+use crate::{CreateRequest, Error, Intended, Observed, Provider, Token, UpdateRequest, UserData};
 
 /// How long a provider may go on answering `Busy`: a slow real provider's minute, and then some.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -79,7 +79,7 @@ impl fmt::Display for Outcome {
 type Found = Result<(), String>;
 type Check = for<'a> fn(&'a Case<'a>) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
 
-const CHECKS: [(&str, Check); 13] = [
+const CHECKS: [(&str, Check); 15] = [
     ("a machine that was created can be read", |it| {
         Box::pin(it.create_read())
     }),
@@ -98,6 +98,13 @@ const CHECKS: [(&str, Check); 13] = [
     }),
     ("a machine is imported by its identifier", |it| {
         Box::pin(it.import())
+    }),
+    (
+        "a machine that is adopted is found by the token it has",
+        |it| Box::pin(it.adopt()),
+    ),
+    ("asking for rights that are lacking changes nothing", |it| {
+        Box::pin(it.lacking())
     }),
     ("an update that is repeated changes nothing more", |it| {
         Box::pin(it.update_twice())
@@ -207,6 +214,63 @@ impl<'a> Case<'a> {
             Ok(None) => Ok(()),
             other => Err(format!("of a machine that is gone: {other:?}")),
         }
+    }
+
+    async fn adopt(&self) -> Found {
+        let made = self.create().await?;
+        if self.provider.is_simulated() {
+            return Ok(());
+        }
+        let other = Token::random().map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + self.provider.schema().list_lag;
+        for _ in 0..2 {
+            let adopt = loop {
+                match patiently(|| self.provider.adopt(&made.id, &other)).await {
+                    // That it has a token may not show yet.
+                    Err(Error::Rejected { .. }) if Instant::now() < deadline => {
+                        tokio::time::sleep(LOOK_EVERY).await;
+                    }
+                    done => break done,
+                }
+            };
+            let adopted = adopt.map_err(|error| format!("adopt: {error}"))?;
+            let (token, seen) = adopted.ok_or("it is not there to be adopted")?;
+            self.same_machine(&made, Some(&seen))?;
+            if token != self.token {
+                return Err("it has a token already, and got another one".into());
+            }
+        }
+        let found = self.find_within_lag().await?;
+        self.same_machine(&made, found.as_ref())?;
+        self.delete(&made).await?;
+        match patiently(|| self.provider.adopt(&made.id, &other)).await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => Err("one that is gone was adopted".into()),
+            Err(error) => Err(format!("of a machine that is gone: {error}")),
+        }
+    }
+
+    async fn lacking(&self) -> Found {
+        let made = self.create().await?;
+        let wanted = self.fixture.wanted.value();
+        let intended = |before: &Value, after: &Value, anew| Intended {
+            before: before.clone(),
+            after: after.clone(),
+            anew,
+        };
+        let plan = [
+            intended(&Value::NULL, wanted, true),
+            intended(made.attributes.value(), wanted, false),
+            intended(made.attributes.value(), &Value::NULL, false),
+        ];
+        let lacking = patiently(|| self.provider.lacking(&plan)).await;
+        match lacking.map_err(|error| format!("lacking: {error}"))? {
+            none if none.is_empty() => {}
+            some => return Err(format!("it did, and lacks {}", some.join(", "))),
+        }
+        let read = self.read(&made).await?;
+        self.same_machine(&made, read.as_ref())?;
+        self.listed_once().await
     }
 
     async fn update_twice(&self) -> Found {

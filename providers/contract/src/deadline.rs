@@ -7,14 +7,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use gobs_model::{Known, ProviderSchema, Value};
 
-use crate::{CreateRequest, Error, Objection, Observed, Progress, Provider, Token, UpdateRequest};
+use crate::{
+    CreateRequest, Error, Intended, Objection, Observed, Progress, Provider, Token, UpdateRequest,
+};
 
 /// How long each verb of a provider may take. What lasts longer is abandoned, and in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
     /// Taking settings: a login, at most.
     pub configure: Duration,
-    /// `find`, `read`, `import`, `list`: pages of a slow list, at most.
+    /// `find`, `read`, `import`, `adopt`, `list`, `lacking`: pages of a slow list, at most.
     pub look: Duration,
     /// Until a machine exists.
     pub create: Duration,
@@ -77,8 +79,8 @@ impl Provider for Bounded {
         self.0.deadlines()
     }
 
-    async fn lacking(&self, wanted: &[Value]) -> Result<Vec<String>, Error> {
-        within(self.deadlines().look, "lacking", self.0.lacking(wanted)).await
+    async fn lacking(&self, plan: &[Intended]) -> Result<Vec<String>, Error> {
+        within(self.deadlines().look, "lacking", self.0.lacking(plan)).await
     }
 
     async fn objections(&self, wanted: &Value, is_new: bool) -> Result<Vec<Objection>, Error> {

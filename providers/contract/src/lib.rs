@@ -130,6 +130,18 @@ pub struct UpdateRequest {
     pub user_data: Option<UserData>,
 }
 
+/// What a plan is to make of one machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Intended {
+    /// The machine as it was last seen and asked for; `null` where there is none.
+    pub before: Value,
+    /// What is asked, with what is not known yet; `null` where it is to go.
+    pub after: Value,
+    /// Whether another machine is made: what is there before goes, and of its nested blocks only
+    /// those stay that outlive it.
+    pub anew: bool,
+}
+
 /// Told while a call goes on.
 pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
 
@@ -156,10 +168,9 @@ pub trait Provider: Send + Sync {
         Deadlines::default()
     }
 
-    /// Returns the rights that are lacking for machines to become like these, each as people know
-    /// it; one that is to go is `null`. Asked when something is planned, so that nothing is begun
-    /// which cannot be ended.
-    async fn lacking(&self, _wanted: &[Value]) -> Result<Vec<String>, Error> {
+    /// Returns the rights that are lacking for a plan, each as people know it. Asked when something
+    /// is planned, so that nothing is begun which cannot be ended; it changes nothing.
+    async fn lacking(&self, _plan: &[Intended]) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }
 
@@ -200,16 +211,7 @@ pub trait Provider: Send + Sync {
     /// # Errors
     /// When it cannot be marked so. By default, only what has a token already is taken over.
     async fn adopt(&self, id: &str, _token: &Token) -> Result<Option<(Token, Observed)>, Error> {
-        let all = self.list().await?;
-        if let Some(found) = all.into_iter().find(|(_, seen)| seen.id == id) {
-            return Ok(Some(found));
-        }
-        match self.import(id).await? {
-            None => Ok(None),
-            Some(_) => Err(Error::rejected(
-                "this provider takes over no machine that it did not make",
-            )),
-        }
+        adopt_own(self, id).await
     }
 
     /// Changes a machine.
@@ -220,6 +222,23 @@ pub trait Provider: Send + Sync {
 
     /// Returns every machine that carries a gobs token, with it; for `doctor` and for strays.
     async fn list(&self) -> Result<Vec<(Token, Observed)>, Error>;
+}
+
+/// Takes over a machine that has a token already, of a provider that takes over no other.
+async fn adopt_own<P: Provider + ?Sized>(
+    provider: &P,
+    id: &str,
+) -> Result<Option<(Token, Observed)>, Error> {
+    let all = provider.list().await?;
+    if let Some(found) = all.into_iter().find(|(_, seen)| seen.id == id) {
+        return Ok(Some(found));
+    }
+    match provider.import(id).await? {
+        None => Ok(None),
+        Some(_) => Err(Error::rejected(
+            "this provider takes over no machine that it did not make",
+        )),
+    }
 }
 
 impl std::fmt::Debug for UserData {

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use gobs_model::{Attribute, Block, Change, Known, ProviderSchema, Type, Value};
 use gobs_provider::conformance::{Fixture, check};
 use gobs_provider::{
-    Bounded, CreateRequest, Deadlines, Error, Observed, Progress, Provider, Token, UpdateRequest,
+    Bounded, CreateRequest, Deadlines, Error, Intended, Observed, Progress, Provider, Token,
+    UpdateRequest,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ enum Defect {
     MakesWhatItRefuses,
     LosesTheEffectToo,
     ImportsNothing,
+    AdoptsUnderAnotherToken,
+    DeletesWhenAskedForRights,
     Hangs,
 }
 
@@ -144,6 +147,24 @@ impl Provider for Memory {
     async fn import(&self, id: &str) -> Result<Option<Observed>, Error> {
         let machine = self.machines().get(id).map(|(_, machine)| machine.clone());
         Ok(machine.filter(|_| self.defect != Defect::ImportsNothing))
+    }
+
+    async fn adopt(&self, id: &str, token: &Token) -> Result<Option<(Token, Observed)>, Error> {
+        let mut machines = self.machines();
+        let Some((own, machine)) = machines.get_mut(id) else {
+            return Ok(None);
+        };
+        if self.defect == Defect::AdoptsUnderAnotherToken {
+            *own = token.clone();
+        }
+        Ok(Some((own.clone(), machine.clone())))
+    }
+
+    async fn lacking(&self, _: &[Intended]) -> Result<Vec<String>, Error> {
+        if self.defect == Defect::DeletesWhenAskedForRights {
+            self.machines().clear();
+        }
+        Ok(Vec::new())
     }
 
     async fn update(&self, request: UpdateRequest, _: Progress) -> Result<Observed, Error> {
@@ -270,6 +291,14 @@ async fn each_defect_breaks_the_check_that_is_about_it() {
         (
             Defect::ImportsNothing,
             "a machine is imported by its identifier",
+        ),
+        (
+            Defect::AdoptsUnderAnotherToken,
+            "a machine that is adopted is found by the token it has",
+        ),
+        (
+            Defect::DeletesWhenAskedForRights,
+            "asking for rights that are lacking changes nothing",
         ),
         (Defect::MakesWhatItRefuses, "what is refused leaves nothing"),
         (

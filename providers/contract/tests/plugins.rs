@@ -6,9 +6,11 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use gobs_model::{Address, Known, Name};
+use gobs_model::{Address, Known, Name, Value};
 use gobs_provider::pipe::{Client, LINE_BYTES_MAX, StartError};
-use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UserData};
+use gobs_provider::{
+    CreateRequest, Error, Intended, Observed, Progress, Provider, Token, UserData,
+};
 
 /// How long what must happen may take on a busy host.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -292,6 +294,40 @@ async fn an_abandoned_call_is_cancelled_and_its_late_answer_is_nobody_s() {
     let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
     assert_eq!(told["method"], "cancel");
     assert_eq!(told["params"]["id"], 2);
+}
+
+#[tokio::test]
+async fn only_a_plugin_that_says_so_is_asked_what_it_need_not_know() {
+    let plan = |secret: &str| {
+        let after = Value::object([("key", Value::from(secret).sensitive())]);
+        [Intended {
+            before: Value::NULL,
+            after,
+            anew: true,
+        }]
+    };
+    // It would answer nothing.
+    let silent = greeted("cat >/dev/null", HELLO);
+    assert_eq!(silent.lacking(&plan("hunter2")).await, Ok(Vec::new()));
+    let asked = tempfile::NamedTempFile::new().expect("a file");
+    let then = format!(
+        "read -r line; printf '%s' \"$line\" >{}; \
+         echo '{{\"id\": 2, \"result\": {{\"lacking\": [\"scope x\"]}}}}'; cat >/dev/null",
+        asked.path().display()
+    );
+    let hello = HELLO.replace(
+        "\"deadlines_s\"",
+        "\"methods\": {\"lacking\": true}, \"deadlines_s\"",
+    );
+    let telling = greeted(&then, &hello.replace("\"look\": 0.3", "\"look\": 20"));
+    let lacking = telling.lacking(&plan("hunter2")).await;
+    assert_eq!(lacking, Ok(vec!["scope x".to_owned()]));
+    let asked = fs::read_to_string(asked.path()).expect("what was asked");
+    assert!(
+        asked.contains(r#"{"key":{"sensitive":{"unknown":"any"}}}"#),
+        "{asked}"
+    );
+    assert!(!asked.contains("hunter2"), "{asked}");
 }
 
 #[test]

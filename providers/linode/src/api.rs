@@ -8,6 +8,7 @@ use gobs_provider::Error;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value as Json;
+use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use crate::pace::{Class, Pace, Time, retry_after};
@@ -117,6 +118,8 @@ pub(crate) struct Api {
     pace: Pace,
     /// What the token may do, as the last answer told.
     scopes: Mutex<Option<String>>,
+    /// What the token's user was granted, once that was asked; nothing where it is no matter.
+    pub(crate) granted: OnceCell<Option<Json>>,
     pub(crate) time: Time,
 }
 
@@ -150,6 +153,7 @@ impl Api {
             token,
             pace: Pace::new(time),
             scopes: Mutex::default(),
+            granted: OnceCell::new(),
             time,
         })
     }

@@ -14,21 +14,21 @@ mod interfaces;
 mod jobs;
 mod limits;
 mod machine;
+mod moves;
 mod observe;
 mod pace;
 mod power;
 mod schema;
 mod scopes;
+mod token;
 mod volume;
 
-use std::process::Stdio;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use gobs_model::{Known, ProviderSchema, Value};
 use gobs_provider::{
-    CreateRequest, Error, Objection, Observed, Progress, Provider, Token, UpdateRequest,
+    CreateRequest, Error, Intended, Objection, Observed, Progress, Provider, Token, UpdateRequest,
 };
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
@@ -43,9 +43,6 @@ const URL: &str = "https://api.linode.com/v4";
 
 /// Who may get the token in any case.
 const ORIGIN: &str = "https://api.linode.com/";
-
-/// How long `token_command` may take: it may ask a person for a touch of a key.
-const TOKEN_COMMAND_WITHIN: Duration = Duration::from_secs(60);
 
 /// What the provider must be told by whoever hosts it. It has no `Debug`: it holds the token.
 #[derive(Clone, Default)]
@@ -111,7 +108,7 @@ impl Linode {
                        allowed to run; allow it, or set LINODE_TOKEN";
             return Err(Error::Denied(why.into()));
         }
-        ask_command(&words).await.map(Some)
+        token::ask(&words).await.map(Some)
     }
 }
 
@@ -119,31 +116,6 @@ impl Linode {
 fn is_local(url: &str) -> bool {
     let local = ["http://127.0.0.1:", "http://[::1]:", "http://localhost:"];
     local.iter().any(|it| url.starts_with(it))
-}
-
-/// Returns the first line that a command prints. What it says on stderr is for the user.
-async fn ask_command(words: &[&str]) -> Result<Zeroizing<String>, Error> {
-    let denied = |why: String| Error::Denied(format!("token_command {}: {why}", words[0]));
-    let mut command = tokio::process::Command::new(words[0]);
-    command
-        .args(&words[1..])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(TOKEN_COMMAND_WITHIN, command.output()).await;
-    let output = output.map_err(|_| denied("it takes too long".into()))?;
-    let output = output.map_err(|error| denied(error.to_string()))?;
-    if !output.status.success() {
-        return Err(denied(format!("it ended with {}", output.status)));
-    }
-    let stdout = Zeroizing::new(output.stdout);
-    let token = std::str::from_utf8(&stdout)
-        .ok()
-        .and_then(|text| text.lines().next());
-    match token.map(str::trim).filter(|token| !token.is_empty()) {
-        Some(token) => Ok(Zeroizing::new(token.to_owned())),
-        None => Err(denied("it printed no token".into())),
-    }
 }
 
 #[async_trait]
@@ -185,8 +157,8 @@ impl Provider for Linode {
         Ok(())
     }
 
-    async fn lacking(&self, wanted: &[Value]) -> Result<Vec<String>, Error> {
-        self.machines()?.lacking(wanted).await
+    async fn lacking(&self, plan: &[Intended]) -> Result<Vec<String>, Error> {
+        self.machines()?.lacking(plan).await
     }
 
     async fn objections(&self, wanted: &Value, is_new: bool) -> Result<Vec<Objection>, Error> {

@@ -14,8 +14,7 @@ use crate::blocks::{Owner, Turns, elements, entries, with};
 use crate::interfaces::Defaults;
 use crate::jobs::Job;
 use crate::observe::{
-    OWNER, REBUILT, disk, is_own, is_same_region, json_of, observed, owner_tag, put, runs, tags,
-    token_of,
+    OWNER, REBUILT, disk, is_own, json_of, observed, owner_tag, put, runs, tags, token_of,
 };
 use crate::pace::Class;
 use crate::schema::{LIST_LAG, USER_DATA_BYTES_MAX};
@@ -264,6 +263,9 @@ impl Machines {
         if request.change >= Change::Resize {
             self.resize(id, wanted, progress).await?;
         }
+        if request.change >= Change::Migrate {
+            self.migrate(id, wanted, progress).await?;
+        }
         if request.change == Change::Rebuild {
             self.rebuild(id, request, user_data.as_deref(), progress)
                 .await?;
@@ -373,52 +375,6 @@ impl Machines {
                 }
             }
             Err(fail) => Err(fail.into()),
-        }
-    }
-
-    /// Moves a machine to another size, and to another region.
-    async fn resize(&self, id: &str, wanted: &Known, progress: &Progress) -> Result<(), Error> {
-        let text = |name| wanted.get(name).and_then(Value::as_str).unwrap_or_default();
-        let (class, region) = (text("type"), text("region"));
-        let instance = self.there(id).await?;
-        if instance["type"] != class {
-            let body = json!({"type": class, "migration_type": "cold"});
-            let job = Job {
-                id,
-                verb: "resize",
-                body,
-                event: "linode_resize",
-            };
-            let is_so = |now: &Json| now["type"] == class;
-            self.run_unless_so(&job, is_so, progress).await?;
-        }
-        if !is_same_region(instance["region"].as_str().unwrap_or_default(), region) {
-            let body = json!({"region": region, "type": "cold"});
-            let event = "linode_migrate_datacenter";
-            let job = Job {
-                id,
-                verb: "migrate",
-                body,
-                event,
-            };
-            let is_so =
-                |now: &Json| is_same_region(now["region"].as_str().unwrap_or_default(), region);
-            self.run_unless_so(&job, is_so, progress).await?;
-        }
-        Ok(())
-    }
-
-    /// Runs a job; a refusal is no failure where what it is for is so by then: the job that it
-    /// waited for may have been the same, begun by a run that died.
-    async fn run_unless_so(
-        &self,
-        job: &Job<'_>,
-        is_so: impl Fn(&Json) -> bool,
-        progress: &Progress,
-    ) -> Result<(), Error> {
-        match self.api.run(job, progress).await {
-            Err(Error::Rejected { .. }) if is_so(&self.there(job.id).await?) => Ok(()),
-            done => done,
         }
     }
 

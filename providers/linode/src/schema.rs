@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use gobs_model::{
-    Attribute, Block, Change, Hosts, NestedBlock, Nesting, ProviderSchema, Type, UserDataForm,
+    Attribute, Block, Change, Hosts, Needs, NestedBlock, Nesting, ProviderSchema, Type,
+    UserDataForm,
 };
 
 /// How long a list may not yet show what exists: no lag was ever found, and nothing promises
@@ -58,7 +59,8 @@ fn settings() -> Block {
     ])
 }
 
-fn machine() -> Block {
+/// Returns what a machine may hold.
+pub(crate) fn machine() -> Block {
     let mut machine = attributes();
     let blocks = [
         ("firewall", firewall()),
@@ -67,6 +69,24 @@ fn machine() -> Block {
         ("interface", interface()),
     ];
     machine.blocks = blocks.map(|(name, it)| (name.to_owned(), it)).into();
+    let needs = |with: &str, one_of: &[&str], hint: &str| Needs {
+        with: with.into(),
+        one_of: one_of.iter().map(|it| (*it).to_owned()).collect(),
+        hint: hint.into(),
+    };
+    machine.needs = vec![
+        needs(
+            "image",
+            &["authorized_keys", "authorized_users", "root_pass"],
+            "Linode writes no disk that nobody could log in to. For example: authorized_keys = \
+             [file(\"id_ed25519.pub\")].",
+        ),
+        needs(
+            "hob",
+            &["image"],
+            "Set image, or hob { enabled = false } for a machine without a disk.",
+        ),
+    ];
     machine
 }
 
@@ -246,7 +266,7 @@ fn attributes() -> Block {
             "region",
             Attribute::required(
                 Type::String,
-                Change::Resize,
+                Change::Migrate,
                 "Where it is: eu-central. A change migrates it, and its addresses change.",
             ),
         ),

@@ -100,6 +100,7 @@ pub(super) fn cost(because: &Because, at: &Path) -> Option<String> {
         Change::InPlace => return None,
         Change::PowerCycle => "forces a restart",
         Change::Resize => "forces a resize",
+        Change::Migrate => "forces a migration",
         Change::Rebuild => "forces a rebuild",
         Change::Replace => "forces replacement",
     };

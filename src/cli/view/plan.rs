@@ -267,6 +267,11 @@ fn updated(action: &Action) -> String {
         Change::InPlace | Change::Replace => "will be updated in-place".into(),
         Change::PowerCycle => "will be updated (downtime: it is shut down and started)".into(),
         Change::Resize => "will be resized (downtime: minutes; the disk is kept)".into(),
+        Change::Migrate => {
+            "will be migrated (downtime: minutes to hours, while its disk is copied; \
+                            its addresses change)"
+                .into()
+        }
         Change::Rebuild => format!(
             "will be {} (downtime; the data on its disk will be lost)",
             styled(RED.bold(), "rebuilt")

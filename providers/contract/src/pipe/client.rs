@@ -12,14 +12,17 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
 
-use super::conceal::conceal;
+use super::conceal::{conceal, veil};
 use super::process::{Listener, NotSent, Process, lock};
 use super::wire::{
-    Call, Configured, Hello, LINE_BYTES_MAX, Listed, Made, Nothing, Reply, Request, Seen, VERSION,
-    Version,
+    Adopted, Call, Configured, Hello, LINE_BYTES_MAX, Lacks, Listed, Made, Methods, Nothing, Reply,
+    Request, Seen, VERSION, Version,
 };
 use crate::deadline::within;
-use crate::{CreateRequest, Deadlines, Error, Observed, Progress, Provider, Token, UpdateRequest};
+use crate::{
+    CreateRequest, Deadlines, Error, Intended, Observed, Progress, Provider, Token, UpdateRequest,
+    adopt_own,
+};
 
 /// How long a plugin may take to say hello: an interpreter's start on a loaded machine.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
@@ -73,6 +76,7 @@ pub enum StartError {
 pub struct Client {
     schema: ProviderSchema,
     deadlines: Deadlines,
+    methods: Methods,
     is_simulated: AtomicBool,
     link: Arc<Link>,
 }
@@ -132,14 +136,15 @@ impl Client {
         let hello = hello.and_then(|hello| {
             let schema = ProviderSchema::from(hello.schema);
             match schema.name == name {
-                true => Ok((schema, Deadlines::from(hello.deadlines_s))),
+                true => Ok((schema, Deadlines::from(hello.deadlines_s), hello.methods)),
                 false => Err(StartError::Name(schema.name)),
             }
         });
-        let (schema, deadlines) = hello.inspect_err(|_| process.end())?;
+        let (schema, deadlines, methods) = hello.inspect_err(|_| process.end())?;
         Ok(Self {
             schema,
             deadlines,
+            methods,
             is_simulated: AtomicBool::new(false),
             link,
         })
@@ -155,7 +160,7 @@ impl Client {
     ) -> Result<T, Error> {
         let is_effect = matches!(
             call,
-            Call::Create(_) | Call::Update(_) | Call::Delete { .. }
+            Call::Create(_) | Call::Adopt { .. } | Call::Update(_) | Call::Delete { .. }
         );
         let lost = |why: String| match is_effect {
             true => Error::InDoubt(format!("{what} was not answered: {why}")),
@@ -254,6 +259,34 @@ impl Provider for Client {
         let seen: Seen = self.call("import", self.deadlines.look, call, None).await?;
         let machine = seen.machine.map(|machine| self.seen(machine));
         machine.transpose().map_err(Error::rejected)
+    }
+
+    async fn adopt(&self, id: &str, token: &Token) -> Result<Option<(Token, Observed)>, Error> {
+        if !self.methods.adopt {
+            return adopt_own(self, id).await;
+        }
+        let (id, token) = (id.into(), token.clone());
+        let call = Call::Adopt { id, token };
+        let Adopted { adopted } = self.call("adopt", self.deadlines.look, call, None).await?;
+        let machine = adopted.map(|it| Ok((it.token, self.seen(it.machine)?)));
+        machine.transpose().map_err(Error::InDoubt)
+    }
+
+    async fn lacking(&self, plan: &[Intended]) -> Result<Vec<String>, Error> {
+        if !self.methods.lacking {
+            return Ok(Vec::new());
+        }
+        // What is not known yet may be anything; so may a secret, which is not needed here.
+        let plan = plan.iter().map(|one| Intended {
+            before: veil(&one.before),
+            after: veil(&one.after),
+            anew: one.anew,
+        });
+        let plan = plan.collect();
+        let call = Call::Lacking { plan };
+        let deadline = self.deadlines.look;
+        let Lacks { lacking } = self.call("lacking", deadline, call, None).await?;
+        Ok(lacking)
     }
 
     async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gobs_model::{Block, Kind, Known, Nesting, Value};
+use gobs_model::{Block, Kind, Known, Nesting, Type, Value};
 
 use crate::Observed;
 
@@ -17,6 +17,14 @@ pub(super) fn conceal(schema: &Block, machine: Observed) -> Option<Observed> {
         id: machine.id,
         attributes,
     })
+}
+
+/// Returns a value in which what is sensitive is not known.
+pub(super) fn veil(value: &Value) -> Value {
+    if value.sensitive {
+        return Value::unknown(Type::Any).sensitive();
+    }
+    changed(value, &|_, value| veil(value), &veil)
 }
 
 /// Marks a block, or each of a list of them; goes as deep as the schema does.
@@ -70,7 +78,7 @@ fn changed(
 
 #[cfg(test)]
 mod tests {
-    use gobs_model::{Attribute, Change, NestedBlock, Type};
+    use gobs_model::{Attribute, Change, NestedBlock};
 
     use super::*;
 
@@ -105,6 +113,18 @@ mod tests {
             r#"{"object": {"password": {"sensitive": "p"}}}"#,
             r#"{"object": {"password": {"sensitive": "p"}}}"#,
         );
+    }
+
+    #[test]
+    fn a_veil_hides_what_is_sensitive() {
+        let secret = || Value::from("p").sensitive();
+        let list = Value::list([Value::object([("key", secret())]), "open".into()]);
+        let veiled = veil(&Value::object([("size", "s".into()), ("list", list)])).to_json();
+        let unknown = r#"{"sensitive":{"unknown":"any"}}"#;
+        let expected = format!(
+            r#"{{"object":{{"list":{{"list":[{{"object":{{"key":{unknown}}}}},"open"]}},"size":"s"}}}}"#
+        );
+        assert_eq!(veiled.to_string(), expected);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 
 use super::process::lock;
 use super::wire::{
-    Call, Configured, Hello, LINE_BYTES_MAX, Listed, ListedMachine, Made, Nothing, Reply, Request,
-    Seen, VERSION, seconds,
+    Adopted, Call, Configured, Hello, LINE_BYTES_MAX, Lacks, Listed, ListedMachine, Made, Methods,
+    Nothing, Reply, Request, Seen, VERSION, seconds,
 };
 use crate::deadline::within;
 use crate::{Error, Progress, Provider};
@@ -113,6 +113,10 @@ async fn work(provider: Arc<dyn Provider>, request: Request, mut answer: Answer)
                     version: VERSION,
                     schema: provider.schema().into(),
                     deadlines_s: provider.deadlines().into(),
+                    methods: Methods {
+                        adopt: true,
+                        lacking: true,
+                    },
                 }),
                 false => Err(Error::rejected(format!(
                     "this plugin speaks version {VERSION} of the protocol alone"
@@ -140,6 +144,18 @@ async fn work(provider: Arc<dyn Provider>, request: Request, mut answer: Answer)
         Call::Import { id } => {
             let seen = within(deadline, "import", provider.import(&id)).await;
             answer.give(seen.map(|machine| Seen { machine })).await;
+        }
+        Call::Adopt { id, token } => {
+            let adopted = within(deadline, "adopt", provider.adopt(&id, &token)).await;
+            let machine = |(token, machine)| ListedMachine { token, machine };
+            let adopted = adopted.map(|it| it.map(machine));
+            answer
+                .give(adopted.map(|adopted| Adopted { adopted }))
+                .await;
+        }
+        Call::Lacking { plan } => {
+            let lacking = within(deadline, "lacking", provider.lacking(&plan)).await;
+            answer.give(lacking.map(|lacking| Lacks { lacking })).await;
         }
         Call::Update(request) => {
             let made = within(deadline, "update", provider.update(request, progress)).await;

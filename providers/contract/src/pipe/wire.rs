@@ -6,7 +6,7 @@ use gobs_model::{Block, Hosts, Known, ProviderSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::{CreateRequest, Deadlines, Error, Observed, Token, UpdateRequest};
+use crate::{CreateRequest, Deadlines, Error, Intended, Observed, Token, UpdateRequest};
 
 /// The version of the protocol that this gobs speaks.
 pub const VERSION: u32 = 1;
@@ -39,6 +39,8 @@ pub(super) enum Call {
     Find { token: Token },
     Read { last: Observed },
     Import { id: String },
+    Adopt { id: String, token: Token },
+    Lacking { plan: Vec<Intended> },
     Update(UpdateRequest),
     Delete { last: Observed },
     List {},
@@ -90,6 +92,17 @@ pub(super) struct Hello {
     pub(super) schema: Schema,
     #[serde(default)]
     pub(super) deadlines_s: DeadlinesS,
+    /// What the plugin has beside what every plugin must have.
+    #[serde(default)]
+    pub(super) methods: Methods,
+}
+
+/// The methods that a plugin need not have.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Methods {
+    pub(super) adopt: bool,
+    pub(super) lacking: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -145,6 +158,19 @@ pub(super) struct Listed {
 pub(super) struct ListedMachine {
     pub(super) token: Token,
     pub(super) machine: Observed,
+}
+
+/// The answer to `adopt`; `null` must be written.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Adopted {
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub(super) adopted: Option<ListedMachine>,
+}
+
+/// The answer to `lacking`.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Lacks {
+    pub(super) lacking: Vec<String>,
 }
 
 /// The answer to `delete`.

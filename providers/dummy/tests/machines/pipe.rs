@@ -68,6 +68,7 @@ async fn check_all(simulated: bool) -> BTreeSet<String> {
 async fn real_machines_keep_the_contract_through_the_pipe() {
     let methods = check_all(false).await;
     let all = [
+        "adopt",
         "cancel",
         "configure",
         "create",
@@ -75,6 +76,7 @@ async fn real_machines_keep_the_contract_through_the_pipe() {
         "find",
         "hello",
         "import",
+        "lacking",
         "list",
         "read",
         "update",

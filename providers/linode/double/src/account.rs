@@ -9,6 +9,7 @@ use crate::catalog;
 use crate::clock::{Clock, Dice, api_time};
 use crate::fault::{Fault, Kind};
 use crate::firewall::asked_firewalls;
+use crate::grants::Grants;
 use crate::instance::{Instance, Work};
 use crate::interface::{self, NetworkSettings};
 use crate::limit::{Limits, Windows};
@@ -76,6 +77,8 @@ pub(crate) struct Account {
     pub(crate) luck: Luck,
     /// Tokens, and the scopes of each.
     pub(crate) tokens: BTreeMap<String, String>,
+    /// What the user may do, where it is a restricted one.
+    pub(crate) grants: Option<Grants>,
     pub(crate) limits: Limits,
     pub(crate) windows: Windows,
     pub(crate) faults: Vec<Fault>,
@@ -103,6 +106,7 @@ impl Account {
             chance: Dice(!seed),
             luck: Luck::default(),
             tokens,
+            grants: None,
             limits: Limits::default(),
             windows: Windows::default(),
             faults: Vec::new(),

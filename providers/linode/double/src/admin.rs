@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::World;
 use crate::fault::Fault;
+use crate::grants::Grants;
 use crate::limit::Limits;
 use crate::reply::Reply;
 use crate::server::Asked;
@@ -90,6 +91,11 @@ impl World {
                 let set = account.set_settings(body);
                 let set = set.and_then(|_| account.set_firewall_settings(body));
                 set.map_or_else(Reply::from, |_| done)
+            }
+            ("PUT", "/grants") => {
+                let grants = Some(request.body).filter(Value::is_object);
+                self.account().grants = grants.map(Grants::new);
+                done
             }
             ("PUT", "/tokens") => match serde_json::from_value(request.body) {
                 Ok(tokens) => {

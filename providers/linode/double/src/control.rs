@@ -7,6 +7,7 @@ use crate::catalog;
 use crate::clock::{api_time, http_date};
 use crate::fault::{self, Kind};
 use crate::filter::page;
+use crate::grants::Grants;
 use crate::limit::Class;
 use crate::reply::{Refusal, Reply};
 use crate::resources::Found;
@@ -176,11 +177,24 @@ fn shown(mut items: Vec<Value>, met: Option<&Kind>) -> Vec<Value> {
 }
 
 fn route(account: &mut Account, request: &Request, parts: &[&str], met: Option<&Kind>) -> Reply {
-    if request.method == "GET" && parts == ["profile", "grants"] {
-        return Reply::text(204, "application/json", "");
+    let method = request.method.as_str();
+    if method == "GET" && parts == ["profile", "grants"] {
+        return match &account.grants {
+            Some(grants) => Reply::json(200, &grants.show()),
+            None => Reply::text(204, "application/json", ""),
+        };
+    }
+    let may = |it: &Grants| it.allow(method, parts, &request.body);
+    if !account.grants.as_ref().is_none_or(may) {
+        return Refusal::of(403, None, "Unauthorized").into();
     }
     match routed(account, request, parts, met) {
-        Ok(body) => Reply::json(200, &body),
+        Ok(body) => {
+            if let Some(grants) = &mut account.grants {
+                grants.note(method, parts, &body);
+            }
+            Reply::json(200, &body)
+        }
         Err(refusal) => refusal.into(),
     }
 }
@@ -225,8 +239,11 @@ fn routed(
         ("GET", ["linode", "types", it]) => one(catalog::classes(), it),
         ("GET", ["images"]) => list(catalog::images(), &IMAGE_FIELDS),
         ("GET", ["images", maker, it]) => one(catalog::images(), &format!("{maker}/{it}")),
-        ("GET", ["profile"]) => Ok(json!({"username": "double", "restricted": false,
-            "email": "double@example.com", "uid": 1, "timezone": "GMT"})),
+        ("GET", ["profile"]) => {
+            let restricted = account.grants.is_some();
+            Ok(json!({"username": "double", "restricted": restricted,
+                "email": "double@example.com", "uid": 1, "timezone": "GMT"}))
+        }
         ("GET", ["account", "settings"]) => Ok(account.settings()),
         ("PUT", ["account", "settings"]) => account.set_settings(body),
         ("GET", ["account", "events"]) => {

@@ -16,6 +16,7 @@ mod domain;
 mod fault;
 mod filter;
 mod firewall;
+mod grants;
 mod guest;
 mod instance;
 mod interface;
@@ -42,6 +43,7 @@ pub use limit::{Class, Limit, Limits};
 
 use account::Account;
 use clock::Clock;
+use grants::Grants;
 use guest::Guests;
 use reply::{Refusal, Reply};
 use server::{Asked, Handler, Listener, listen};
@@ -196,6 +198,12 @@ impl Double {
             Some(scopes) => account.tokens.insert(token.into(), scopes.into()),
             None => account.tokens.remove(token),
         };
+    }
+
+    /// Restricts the account's user to these grants, as `GET /profile/grants` shows them; nothing
+    /// lifts the restriction.
+    pub fn set_grants(&self, grants: Option<Value>) {
+        self.world.account().grants = grants.map(Grants::new);
     }
 
     /// Refuses connections to the API for this long, on the virtual clock. Needs a tokio runtime.

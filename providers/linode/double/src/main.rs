@@ -14,8 +14,9 @@ everything, or TEXT=SCOPES (double). --guest runs a shell command inside each in
 runs, with GUEST_METADATA_URL, GUEST_DIR (its disk, below DIR), GUEST_ID and GUEST_LABEL set.
 
 The admin's address takes faults (POST and DELETE /faults), time (POST /clock {\"advance_s\": 60}),
-an outage (POST /down {\"virtual_s\": 60}), limits, tokens, and changes that nobody asked the API
-for (PUT and DELETE /instances/ID); GET /instances and /stats show what is there.";
+an outage (POST /down {\"virtual_s\": 60}), limits, tokens, the grants of a restricted user
+(PUT /grants), and changes that nobody asked the API for (PUT and DELETE /instances/ID);
+GET /instances and /stats show what is there.";
 
 #[tokio::main]
 async fn main() -> ExitCode {

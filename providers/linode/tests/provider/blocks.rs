@@ -171,7 +171,7 @@ async fn what_belongs_to_a_machine_follows_it() {
         ("dns", Value::list([record(7_000)])),
         ("region", "us-ord".into()),
     ]);
-    let change = update(&seen, Change::Resize, third, moved);
+    let change = update(&seen, Change::Migrate, third, moved);
     let seen = linode.update(change, quiet()).await.expect("moved");
     let now = double.instances()[0]["ipv4"][0].clone();
     assert_ne!(now, address);
@@ -222,7 +222,7 @@ async fn a_volume_is_found_again_by_the_machine_that_takes_the_place() {
         (elsewhere, "do not move to another region"),
     ];
     for (asked, why) in cases {
-        let change = update(&seen, Change::Resize, with.clone(), asked);
+        let change = update(&seen, Change::Migrate, with.clone(), asked);
         match linode.update(change, quiet()).await {
             Err(Error::Rejected { message, attribute }) => {
                 assert!(message.contains(why), "{message}");

@@ -117,7 +117,7 @@ async fn updates_are_seen_and_ours_stays_marked() {
         ("root_pass", Value::from("another long one").sensitive()),
         ("region", "us-south".into()),
     ]);
-    let change = update(&seen, Change::Resize, first, next.clone());
+    let change = update(&seen, Change::Migrate, first, next.clone());
     let seen = linode.update(change, quiet()).await.expect("updated");
     assert_eq!(
         (text(&seen, "label"), text(&seen, "status")),

@@ -1,0 +1,7 @@
+machine "web" {
+  provider = far
+  region   = "eu"
+  type     = "large"
+  hob { enabled = false }
+}
+output "address" { value = machine.web.ipv4 }

@@ -146,8 +146,15 @@ impl Tls {
         if random.below(2) == 0 {
             stream.shutdown().await.expect("an end");
         }
+        let from = stream.get_ref().0.local_addr().ok();
         drop(stream);
-        let mut connection = self.listener.accept().await.expect("a connection");
+        // One of an earlier input may have got through when nobody waited for it any more.
+        let mut connection = loop {
+            let connection = self.listener.accept().await.expect("a connection");
+            if connection.address == from {
+                break connection;
+            }
+        };
         let mut received = Vec::new();
         read_all(connection.incoming.as_mut(), &mut received).await;
         let length: usize = received.iter().map(Bytes::len).sum();

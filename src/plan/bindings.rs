@@ -228,11 +228,8 @@ impl Planner<'_> {
                     because.push(Because::ServiceChanged { service });
                 }
                 let holding = self.options.holdings.get(&address);
-                if let Some(machine) = holding.and_then(|it| it.lost_at.clone())
-                    && because.is_empty()
-                {
-                    because.push(Because::Lost { machine });
-                }
+                let lost_at = holding.and_then(|it| it.lost_at.clone());
+                because.extend(lost_at.map(|machine| Because::Lost { machine }));
                 because
             }
         };

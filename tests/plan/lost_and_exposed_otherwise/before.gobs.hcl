@@ -1,0 +1,15 @@
+machine "db" {
+  provider = dummy
+  service "orders" { tcp = "127.0.0.1:5432" }
+}
+machine "app" {
+  provider = dummy
+}
+binding "db" {
+  from = machine.db.service.orders
+  to   = machine.app
+}
+
+output "url" {
+  value = "curl ${binding.db.address}"
+}

@@ -1,5 +1,6 @@
 //! Machines that exist already, and are gobs' from now on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,8 +8,8 @@ use gobs_model::{Address, Diagnostic, Instance, Known, ProviderSchema, Value};
 use gobs_provider::{Error, Observed, Token};
 use gobs_state::{Outcome, Row, RowChange, RowKind, Snapshot, Store};
 
-use crate::apply::mark_of;
-use crate::lang::MachineValues;
+use crate::apply::{Providers, mark_of};
+use crate::lang::{Import, MachineValues};
 use crate::plan::wanted_of;
 use crate::project::{Project, store_error};
 use crate::run::{finish, intend};
@@ -30,14 +31,7 @@ pub async fn import(
     let evaluator = project.evaluator()?;
     let values = evaluator.machine(instance)?;
     if values.hob.enabled {
-        let detail = format!(
-            "{address} is declared with a hob, and a machine that gobs did not make has none: it \
-             came up without the data that a hob finds its boss with."
-        );
-        let hint = "Import it with `hob { enabled = false }` in its block. Without that line, the \
-                    next apply then rebuilds it, which writes its disk anew.";
-        let error = Diagnostic::error("Machine without a hob", detail);
-        return Err(vec![error.hint(hint)]);
+        return Err(vec![without_hob(&address)]);
     }
     let kind = values.provider.split('.').next().unwrap_or_default();
     let Some(schema) = project.schemas.get(kind) else {
@@ -83,6 +77,147 @@ pub async fn import(
     let mut error = Diagnostic::error("Import failed", format!("{address}: {detail}"));
     error.hint = hint.map(str::to_owned);
     Err(vec![error])
+}
+
+/// Returns the rows of the machines that `import` blocks take over and the state does not have
+/// yet, as they are now. Nothing is changed: that is what the plan's steps are for.
+///
+/// # Errors
+/// When there is no such machine, when it is somebody's already, or when it cannot be taken over.
+pub async fn look(
+    project: &Project,
+    providers: &Providers,
+    snapshot: &Snapshot,
+) -> Result<Vec<Row>, Vec<Diagnostic>> {
+    let mut rows = Vec::new();
+    if project.config.imports.is_empty() {
+        return Ok(rows);
+    }
+    let evaluator = project.evaluator()?;
+    let mut known = Marked::new();
+    let mut errors = Vec::new();
+    for import in &project.config.imports {
+        let [to, at_id] = project.config.import_at(import);
+        let id = match evaluator.import_id(import) {
+            Ok(id) => id,
+            Err(wrong) => {
+                errors.extend(wrong);
+                continue;
+            }
+        };
+        let looked = looked(
+            project,
+            (providers, &mut known),
+            (snapshot, &rows),
+            import,
+            &id,
+        );
+        match looked.await {
+            Ok(row) => rows.extend(row),
+            Err(wrong) => {
+                let placed = wrong.into_iter().map(|error| match &error.place {
+                    Some(_) => error,
+                    None if is_of_id(&error) => error.at(at_id.clone()),
+                    None => error.at(to.clone()),
+                });
+                errors.extend(placed);
+            }
+        }
+    }
+    if errors.is_empty() {
+        Ok(rows)
+    } else {
+        Err(errors)
+    }
+}
+
+/// The machines of each provider that carry a token, once they were asked for.
+type Marked = BTreeMap<String, Vec<(Token, Observed)>>;
+
+/// What is said of the identifier rather than of the machine that is declared.
+const OF_ID: [&str; 3] = [
+    "No such machine",
+    "Machine of another project",
+    "Import failed",
+];
+
+fn is_of_id(error: &Diagnostic) -> bool {
+    OF_ID.contains(&error.summary.as_str())
+}
+
+/// Returns the row of one machine; nothing where the state has that already.
+async fn looked(
+    project: &Project,
+    (providers, known): (&Providers, &mut Marked),
+    (snapshot, earlier): (&Snapshot, &[Row]),
+    import: &Import,
+    id: &str,
+) -> Result<Option<Row>, Vec<Diagnostic>> {
+    let address = Address::Machine(import.to.clone());
+    let evaluator = project.evaluator()?;
+    let values = evaluator.machine(&import.to)?;
+    let name = &values.provider;
+    let kind = name.split('.').next().unwrap_or_default();
+    let (Some(schema), Some(provider)) = (project.schemas.get(kind), providers.get(name)) else {
+        let detail = format!("There is no provider {name:?}.");
+        return Err(vec![Diagnostic::error("Unknown provider", detail)]);
+    };
+    let is_it = |row: &Row| match &row.kind {
+        RowKind::Machine {
+            provider: of,
+            id: known,
+            ..
+        } => of == name && known == id,
+        _ => false,
+    };
+    if snapshot.rows.get(&address).is_some_and(|row| is_it(row)) {
+        return Ok(None);
+    }
+    free(snapshot, &address, name, id)?;
+    if let Some(other) = earlier.iter().find(|it| is_it(it)) {
+        let detail = format!("{name} {id} is imported as {} already.", other.address);
+        return Err(vec![Diagnostic::error("Machine known already", detail)]);
+    }
+    if values.hob.enabled {
+        return Err(vec![without_hob(&address)]);
+    }
+    let failed = |error: &Error| {
+        let detail = format!("{name} {id} cannot be imported: {error}.");
+        vec![Diagnostic::error("Import failed", detail)]
+    };
+    let seen = provider.import(id).await.map_err(|error| failed(&error))?;
+    let Some(seen) = seen else {
+        let detail = format!("{name} has no machine {id}.");
+        let error = Diagnostic::error("No such machine", detail);
+        return Err(vec![error.hint("Take the import out, or mend its id.")]);
+    };
+    if !known.contains_key(name) {
+        let all = provider.list().await.map_err(|error| failed(&error))?;
+        known.insert(name.clone(), all);
+    }
+    let marked = known.get(name).into_iter().flatten();
+    let token = marked.clone().find(|(_, it)| it.id == seen.id);
+    if let Some((token, _)) = token
+        && !token.has_mark(&mark_of(&snapshot.lineage))
+    {
+        let detail =
+            format!("{name} {id} belongs to another project of gobs: its token is {token}.");
+        let error = Diagnostic::error("Machine of another project", detail);
+        return Err(vec![error.hint("Take that mark off it first.")]);
+    }
+    // Its token is that of the step that takes it over.
+    let none = Token(String::new());
+    row_of(&address, &values, schema, snapshot, (none, seen)).map(Some)
+}
+
+fn without_hob(address: &Address) -> Diagnostic {
+    let detail = format!(
+        "{address} is declared with a hob, and a machine that gobs did not make has none: it came \
+         up without the data that a hob finds its boss with."
+    );
+    let hint = "Import it with `hob { enabled = false }` in its block. Without that line, the next \
+                apply then rebuilds it, which writes its disk anew.";
+    Diagnostic::error("Machine without a hob", detail).hint(hint)
 }
 
 /// Forgets a machine and its services: it goes on as it is, and gobs knows nothing of it.

@@ -70,6 +70,9 @@ fn intended(plan: &Plan) -> BTreeMap<&str, Vec<Intended>> {
                 calls_provider: true,
                 ..
             } => (provider, wanted),
+            Action::Import {
+                provider, wanted, ..
+            } => (provider, wanted),
             Action::Admit {
                 provider,
                 simulated: false,

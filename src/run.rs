@@ -6,12 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gobs_model::{Address, Diagnostic, Path, Value};
 use gobs_state::{
-    BossStore, Finished, Intent, Outcome, RowChange, RowKind, Snapshot, Started, Store,
+    BossStore, Finished, Intent, Outcome, Row, RowChange, RowKind, Snapshot, Started, Store,
 };
 use tokio::sync::watch;
 
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
 use crate::boss::{Boss, BossError};
+use crate::import;
 use crate::plan::{self, Action, Holding, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
 use crate::refresh::{Refreshed, holdings, refresh};
@@ -86,7 +87,9 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
         )?,
         false => BTreeSet::new(),
     };
-    let mut planned = make_plan(project, &providers, refreshed, choices, unclaimed)?;
+    let imports = imports(project, &providers, &refreshed.snapshot, choices).await?;
+    let more = (unclaimed, imports);
+    let mut planned = make_plan(project, &providers, refreshed, choices, more)?;
     planned.plan.warnings.extend(warnings);
     refuse_impossible(project, &providers, &planned.plan).await?;
     // Whoever only plans needs less, and is told what an apply needs.
@@ -255,7 +258,10 @@ impl<'a> Run<'a> {
         }
         let tables = self.project.boss_store().map_err(one)?;
         let unclaimed = unclaimed(&tables, &refreshed.snapshot, &self.providers)?;
-        let planned = make_plan(self.project, &self.providers, refreshed, choices, unclaimed)?;
+        let (project, providers) = (self.project, &self.providers);
+        let imports = imports(project, providers, &refreshed.snapshot, choices).await?;
+        let more = (unclaimed, imports);
+        let planned = make_plan(project, providers, refreshed, choices, more)?;
         refuse_impossible(self.project, &self.providers, &planned.plan).await?;
         self.refuse_without_rights(&planned.plan).await?;
         Ok(planned)
@@ -484,12 +490,25 @@ async fn refreshed(
     }
 }
 
+/// Returns the machines to take over; none where everything is to go.
+async fn imports(
+    project: &Project,
+    providers: &Providers,
+    snapshot: &Snapshot,
+    choices: Choices,
+) -> Result<Vec<Row>, Vec<Diagnostic>> {
+    match choices.destroy {
+        true => Ok(Vec::new()),
+        false => import::look(project, providers, snapshot).await,
+    }
+}
+
 fn make_plan(
     project: &Project,
     providers: &Providers,
     refreshed: Refreshed,
     choices: Choices,
-    unclaimed: BTreeSet<Address>,
+    (unclaimed, imports): (BTreeSet<Address>, Vec<Row>),
 ) -> Result<Planned, Vec<Diagnostic>> {
     let simulated = providers
         .iter()
@@ -499,10 +518,17 @@ fn make_plan(
         simulated: simulated.map(|(name, _)| name.clone()).collect(),
         unclaimed,
         holdings: refreshed.holdings,
+        imports: imports.iter().map(|row| row.address.clone()).collect(),
     };
     let Refreshed {
-        snapshot, drift, ..
+        mut snapshot,
+        drift,
+        ..
     } = refreshed;
+    let imports = imports.into_iter().map(|row| (row.address.clone(), row));
+    snapshot
+        .rows
+        .extend(imports.map(|(at, row)| (at, Arc::new(row))));
     let (config, inputs, schemas) = (&project.config, &project.inputs, &project.schemas);
     let plan = plan::plan(config, inputs, &snapshot, schemas, &options, drift)?;
     review(config, schemas, &snapshot, &plan).map_err(|impossible| {

@@ -13,6 +13,7 @@ mod cluster;
 mod crash;
 mod docs;
 mod doctor;
+mod import;
 mod kills;
 mod lang;
 mod linode;

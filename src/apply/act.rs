@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path};
-use gobs_provider::{CreateRequest, Error, Observed, Progress, Provider, Token, UpdateRequest};
+use gobs_provider::{CreateRequest, Error, Observed, Provider, Token, UpdateRequest};
 use gobs_state::{Phase, Row, RowChange, RowKind, Started};
 use tokio::sync::watch;
 
@@ -15,7 +15,7 @@ use crate::plan::without_additions;
 use super::home::{Awaited, Invited};
 use super::prepare::{set_enrolled, with_bound, with_observed};
 use super::retire::{Retirement, take_back};
-use super::{Event, Events};
+use super::teller::Teller;
 
 /// How often a call that the provider was too busy for is made: with the waits that providers
 /// ask for, a quarter of an hour and more.
@@ -41,6 +41,12 @@ pub(super) enum Work {
         work: MachineWork,
         request: CreateRequest,
         row: Row,
+    },
+    /// `mark` is what tells this project's machines from others'.
+    Import {
+        work: MachineWork,
+        row: Row,
+        mark: String,
     },
     /// `ended` is the incarnation whose hob a rebuild ends.
     Update {
@@ -127,45 +133,13 @@ pub(super) enum Ended {
     InDoubt(Box<Diagnostic>),
 }
 
-/// Tells of one step.
-#[derive(Clone)]
-pub(super) struct Teller {
-    pub(super) events: Events,
-    pub(super) address: Address,
-}
-
-impl Teller {
-    fn waiting(&self, what: &str) {
-        let _ = self.events.send(Event::Waiting {
-            address: self.address.clone(),
-            what: what.into(),
-        });
-    }
-
-    fn say(&self, text: String) {
-        let _ = self.events.send(Event::Progress {
-            address: self.address.clone(),
-            text,
-        });
-    }
-
-    fn progress(&self) -> Progress {
-        let teller = self.clone();
-        Arc::new(move |text| {
-            let _ = teller.events.send(Event::Progress {
-                address: teller.address.clone(),
-                text,
-            });
-        })
-    }
-}
-
 impl Work {
     /// Does it. The proof is not read; it is asked for so that nothing starts without one.
     pub(super) async fn run(self, _proof: &Started) -> Ended {
         match self {
             Self::Rows(changes) => Ended::Done(changes),
             Self::Create { work, request, row } => work.create(request, row).await,
+            Self::Import { work, row, mark } => work.adopt(row, &mark).await,
             Self::Update {
                 work,
                 request,
@@ -514,7 +488,7 @@ impl MachineWork {
         }
     }
 
-    async fn unless_busy<'a, T, F>(&'a self, call: impl Fn() -> F) -> Result<T, Error>
+    pub(super) async fn unless_busy<'a, T, F>(&'a self, call: impl Fn() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>> + 'a,
     {
@@ -544,7 +518,7 @@ impl MachineWork {
         look_for(&*self.provider, token).await
     }
 
-    fn failed(&self, summary: &str, error: &Error) -> Ended {
+    pub(super) fn failed(&self, summary: &str, error: &Error) -> Ended {
         let (path, hint) = match error {
             Error::Rejected { attribute, .. } => (
                 attribute

@@ -11,6 +11,8 @@ use crate::plan::Counts;
 pub enum Verb {
     /// A machine is made.
     Create,
+    /// A machine that exists already is taken over.
+    Import,
     /// A machine is changed; it stays the same machine.
     Update,
     /// A machine's disk is written anew.

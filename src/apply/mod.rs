@@ -7,12 +7,14 @@
 
 mod act;
 mod admit;
+mod adopt;
 mod arrivals;
 mod event;
 mod home;
 mod prepare;
 mod recover;
 mod retire;
+mod teller;
 mod user_data;
 
 use std::collections::{HashMap, VecDeque};
@@ -403,6 +405,7 @@ impl<'a> Walk<'a> {
                 calls_provider,
                 ..
             } => !simulated && *calls_provider,
+            Action::Import { .. } => true,
             _ => false,
         };
         if calls {
@@ -502,6 +505,7 @@ fn shown(providers: &Providers, row: &Row) -> Option<(Address, gobs_model::Value
 fn verb(action: &Action) -> Verb {
     match action {
         Action::Create { .. } => Verb::Create,
+        Action::Import { .. } => Verb::Import,
         Action::Update {
             change: gobs_model::Change::Rebuild,
             ..

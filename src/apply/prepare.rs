@@ -12,8 +12,9 @@ use crate::boss::{BindRequest, Boss, UnbindRequest};
 use crate::lang::{HobValues, rights};
 use crate::plan::{Action, Grant, HOB, Held, Step, wanted_of};
 
-use super::act::{BindWork, MachineWork, Teller, Work};
+use super::act::{BindWork, MachineWork, Work};
 use super::home::{self, Awaited, Invited};
+use super::teller::Teller;
 use super::{Walk, mark_of};
 
 pub(super) type Prepared<T> = Result<T, Box<Diagnostic>>;
@@ -134,6 +135,7 @@ impl Walk<'_> {
                     Work::Create { work, request, row }
                 })?
             }
+            Action::Import { .. } => self.prepare_import(step, &mut intent)?,
             Action::Update {
                 provider,
                 wanted,

@@ -7,6 +7,7 @@ use gobs_model::{Diagnostic, Kind, Number, Place, Type, Value};
 use super::config::{BlockId, Config, IgnoreChanges, Machine, Repeat};
 use super::evaluator::{Evaluator, Schemas};
 use super::names::{Each, Names};
+use super::syntax::Expr;
 use super::{functions, reference, suggest};
 
 /// Returns everything that is wrong with a configuration that can be said without state: what is
@@ -21,6 +22,9 @@ pub fn check(config: &Config, schemas: &Schemas) -> Vec<Diagnostic> {
     }
     for id in &blocks {
         errors.extend(values(&evaluator, id));
+    }
+    for import in &config.imports {
+        names_in(&evaluator, &import.id, &mut errors);
     }
     unique(errors)
 }
@@ -44,18 +48,7 @@ fn blocks(config: &Config) -> Vec<BlockId> {
 /// Checks every name, also in what evaluation leaves out.
 fn names(evaluator: &Evaluator<'_>, id: &BlockId, errors: &mut Vec<Diagnostic>) {
     let config = evaluator.config;
-    let names = Names::new(evaluator, Each::None);
-    config.exprs(id, &mut |expr| {
-        reference::references(expr, &mut |reference, _| {
-            errors.extend(names.declared(reference).err().map(|it| *it));
-        });
-        reference::calls(expr, &mut |call| {
-            let name = &*call.name.text;
-            if !functions::exists(name) {
-                errors.push(unknown_function(config, call.name.span, name));
-            }
-        });
-    });
+    config.exprs(id, &mut |expr| names_in(evaluator, expr, errors));
     let depends_on = match id {
         BlockId::Machine(name) => config.machines.get(name).map(|it| &it.depends_on),
         BlockId::Binding(name) => config.bindings.get(name).map(|it| &it.depends_on),
@@ -73,6 +66,21 @@ fn names(evaluator: &Evaluator<'_>, id: &BlockId, errors: &mut Vec<Diagnostic>) 
             errors.push(config.sources.error(*span, "Invalid depends_on", detail));
         }
     }
+}
+
+/// Checks every name of an expression.
+fn names_in(evaluator: &Evaluator<'_>, expr: &Expr, errors: &mut Vec<Diagnostic>) {
+    let config = evaluator.config;
+    let names = Names::new(evaluator, Each::None);
+    reference::references(expr, &mut |reference, _| {
+        errors.extend(names.declared(reference).err().map(|it| *it));
+    });
+    reference::calls(expr, &mut |call| {
+        let name = &*call.name.text;
+        if !functions::exists(name) {
+            errors.push(unknown_function(config, call.name.span, name));
+        }
+    });
 }
 
 fn unknown_function(config: &Config, span: super::source::Span, name: &str) -> Diagnostic {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gobs_model::{Diagnostic, Name, SourceSpan, Type, Value};
+use gobs_model::{Diagnostic, Instance, Name, SourceSpan, Type, Value};
 
 use super::source::{Sources, Span};
 use super::syntax::{Attribute, Block, Body, Expr};
@@ -27,6 +27,8 @@ pub struct Config {
     pub bindings: BTreeMap<Name, Binding>,
     /// `output` blocks.
     pub outputs: BTreeMap<Name, Output>,
+    /// `import` blocks.
+    pub imports: Vec<Import>,
 }
 
 /// The `gobs` block: known before anything else is evaluated.
@@ -290,6 +292,17 @@ pub struct Output {
     pub(crate) span: Span,
 }
 
+/// An `import` block.
+#[derive(Clone, Debug)]
+pub struct Import {
+    /// The machine that is declared for it.
+    pub to: Instance,
+    /// What its provider calls it.
+    pub(crate) id: Expr,
+    /// Where the machine is named.
+    pub(crate) span: Span,
+}
+
 impl Machine {
     /// Returns whether the block has neither `count` nor `for_each`.
     pub fn is_single(&self) -> bool {
@@ -359,6 +372,11 @@ impl Config {
 }
 
 impl Config {
+    /// Returns where an import names its machine, and where what that is at its provider.
+    pub fn import_at(&self, import: &Import) -> [SourceSpan; 2] {
+        [import.span, import.id.span].map(|it| self.sources.place(it))
+    }
+
     /// Returns where a machine says an attribute, or first has a nested block of that name; where
     /// it is declared if it says nothing of it.
     pub fn said_at(&self, machine: &Name, attribute: &str) -> Option<SourceSpan> {

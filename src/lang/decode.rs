@@ -16,9 +16,9 @@ use super::syntax::{AccessKind, Attribute, Block, Body, Expr, ExprKind, Referenc
 use super::{convert, type_expr, version};
 
 /// Blocks that the language has and this version does not.
-const LATER: [&str; 6] = ["module", "moved", "removed", "import", "check", "data"];
-const BLOCKS: [&str; 7] = [
-    "gobs", "variable", "locals", "provider", "machine", "binding", "output",
+const LATER: [&str; 5] = ["module", "moved", "removed", "check", "data"];
+const BLOCKS: [&str; 8] = [
+    "gobs", "variable", "locals", "provider", "machine", "binding", "output", "import",
 ];
 
 pub(super) struct Decoder<'d> {
@@ -52,6 +52,7 @@ pub(super) fn decode(sources: &Sources, bodies: Vec<Body>) -> (Config, Vec<Diagn
             decoder.block(block);
         }
     }
+    decoder.imports_to_nothing();
     (decoder.config, decoder.errors)
 }
 
@@ -81,6 +82,7 @@ impl Decoder<'_> {
             "machine" => self.machine(block),
             "binding" => self.binding(block),
             "output" => self.output(block),
+            "import" => self.import(&block),
             later if LATER.contains(&later) => {
                 let detail = format!("This version of gobs has no \"{later}\" blocks yet.");
                 self.error(block.header(), "Block not supported yet", detail);

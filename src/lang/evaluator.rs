@@ -7,7 +7,7 @@ use std::sync::Arc;
 use gobs_model::{Address, Diagnostic, Instance, Key, Kind, Name, ProviderSchema, Type, Value};
 
 use super::config::{
-    BindingValues, BlockId, Config, Expansion, MachineValues, ProviderConfig, Repeat,
+    BindingValues, BlockId, Config, Expansion, Import, MachineValues, ProviderConfig, Repeat,
 };
 use super::eval::{Eval, describe, wrong};
 use super::inputs::{self, Inputs};
@@ -209,6 +209,27 @@ impl<'a> Evaluator<'a> {
             );
         }
         finish(eval.errors, value.sensitive_if(output.sensitive))
+    }
+
+    /// Returns what a machine that is imported is called at its provider.
+    ///
+    /// # Errors
+    /// Everything that is wrong with that, and that it is not known before an apply.
+    pub fn import_id(&self, import: &Import) -> Result<String, Vec<Diagnostic>> {
+        let names = Names::new(self, Each::None);
+        let mut eval = Eval::new(&names, &self.config.sources);
+        let value = eval.typed(&import.id, &Type::String, "\"id\"");
+        let id = value.as_str().unwrap_or_default().to_owned();
+        if eval.errors.is_empty() && id.is_empty() {
+            let detail = "What is imported must be known when it is planned, and this is empty, or \
+                          known only after an apply.";
+            eval.fail_at(import.id.span, "Invalid import id", detail, None);
+        }
+        if value.contains_sensitive() {
+            let detail = "What is imported is shown and kept in clear, so it cannot be sensitive.";
+            eval.fail_at(import.id.span, "Invalid import id", detail, None);
+        }
+        finish(eval.errors, id)
     }
 
     /// Returns the settings of a provider, `dummy` or `dummy.alias`: an object, complete by its

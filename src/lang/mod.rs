@@ -9,6 +9,7 @@ mod check;
 mod config;
 mod convert;
 mod decode;
+mod decode_import;
 mod decode_machine;
 mod decode_service;
 mod eval;
@@ -40,9 +41,9 @@ pub(crate) use address::duration;
 pub use check::{check, unique};
 pub use config::{
     Binding, BindingValues, BlockId, BossPlace, Config, Dependency, Dial, Expansion, HobSource,
-    HobUser, HobValues, IgnoreChanges, Lifecycle, Local, MACHINE_WORDS, Machine, MachineValues,
-    Output, PROVIDER_WORDS, ProviderConfig, Service, ServiceKind, ServiceValues, Settings,
-    Variable,
+    HobUser, HobValues, IgnoreChanges, Import, Lifecycle, Local, MACHINE_WORDS, Machine,
+    MachineValues, Output, PROVIDER_WORDS, ProviderConfig, Service, ServiceKind, ServiceValues,
+    Settings, Variable,
 };
 pub use evaluator::{Evaluator, Schemas};
 pub use inputs::{Assignment, Files, Given, Inputs, NoFiles, Origin, parse_vars};

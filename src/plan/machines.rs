@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Path, Segment};
-use gobs_model::{UserDataForm, Value};
+use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Path, ProviderSchema};
+use gobs_model::{Segment, UserDataForm, Value};
 use gobs_state::{Row, RowKind};
 
 use crate::lang::{BlockId, HobUser, HobValues, IgnoreChanges, MachineValues};
@@ -222,7 +222,12 @@ impl Planner<'_> {
             };
             self.derived.insert(instance.clone(), derived);
         }
+        let import = self.import(&declared, &fate, existing.as_ref(), schema);
         let main = self.carry_out(&declared, fate, existing.as_ref(), &mut machine);
+        if let (Some(import), Some(main)) = (import, main) {
+            self.draft.wait(import, main);
+        }
+        let main = main.or(import);
         if let Some(main) = main {
             self.wait_for(&needs, main);
             machine.ready.push(main);
@@ -245,6 +250,60 @@ impl Planner<'_> {
         }
         self.services(instance, &mut machine, &values.services, &needs);
         self.machines.insert(instance.clone(), machine);
+    }
+
+    /// Adds the step that takes a machine over, where one is; whatever changes it comes after.
+    fn import(
+        &mut self,
+        declared: &Declared,
+        fate: &Fate,
+        existing: Option<&Existing<'_>>,
+        schema: &ProviderSchema,
+    ) -> Option<Node> {
+        let existing = existing.filter(|it| self.options.imports.contains(&it.row.address))?;
+        let RowKind::Machine { id, .. } = &existing.row.kind else {
+            return None;
+        };
+        if let Fate::Replace(because) = fate {
+            self.refuse_replaced_import(&declared.address, because);
+            return None;
+        }
+        let object = diff::machine_object(schema, existing.row);
+        let action = Action::Import {
+            provider: existing.provider.to_owned(),
+            id: id.clone(),
+            wanted: existing.row.wanted.value().clone(),
+            incarnation: existing.incarnation,
+        };
+        let because = vec![Because::Imported { id: id.clone() }];
+        Some(self.draft.step(NewStep {
+            before: object.clone(),
+            planned: object,
+            ..declared.step(action, because)
+        }))
+    }
+
+    /// Says that a machine would be taken over and then destroyed.
+    fn refuse_replaced_import(&mut self, address: &Address, because: &[Because]) {
+        let paths = because.iter().filter_map(|it| match it {
+            Because::Changed { path, change } if *change == Change::Replace => {
+                Some(path.to_string())
+            }
+            _ => None,
+        });
+        let detail = format!(
+            "{address} is to be imported, and its block says what no machine can become without \
+             being made anew: {}. The one that is imported would be destroyed.",
+            paths.collect::<Vec<_>>().join(", ")
+        );
+        let hint = "Declare it as it is, or name this in ignore_changes of its lifecycle block.";
+        let error = Diagnostic::error("Import would be replaced", detail).hint(hint);
+        let to = address.as_machine();
+        let import = self.config.imports.iter().find(|it| Some(&it.to) == to);
+        self.errors.push(match import {
+            Some(import) => error.at(self.config.import_at(import)[0].clone()),
+            None => error.about(address.clone(), Path::default()),
+        });
     }
 
     /// Adds the steps that make a machine what it is to be; returns the last of them.

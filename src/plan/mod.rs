@@ -474,6 +474,7 @@ fn block_order(config: &Config) -> BlockOrder {
 fn shapes(schemas: &Schemas, steps: &[Step]) -> BTreeMap<String, BTreeMap<String, BlockShape>> {
     let providers = steps.iter().filter_map(|step| match &step.action {
         Action::Create { provider, .. }
+        | Action::Import { provider, .. }
         | Action::Update { provider, .. }
         | Action::Delete { provider, .. }
         | Action::Admit { provider, .. } => Some(machines::provider_name(provider)),

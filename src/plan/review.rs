@@ -170,6 +170,7 @@ impl<'a> Review<'a> {
                     Action::Delete { replaced: true, .. },
                     Action::Create { replaces: true, .. }
                 ) | (_, Action::Enroll { .. } | Action::Admit { .. })
+                    | (Action::Import { .. }, Action::Update { .. })
                     | (Action::Unbind { .. }, Action::Bind { .. })
             );
             if !follows {
@@ -182,6 +183,7 @@ impl<'a> Review<'a> {
         let address = &step.address;
         let suits = match &step.action {
             Action::Create { .. }
+            | Action::Import { .. }
             | Action::Update { .. }
             | Action::Delete { .. }
             | Action::Admit { .. }
@@ -208,6 +210,15 @@ impl<'a> Review<'a> {
                     self.find(step, "creates what exists");
                 }
                 self.make(step, provider, wanted, *incarnation, was, true);
+            }
+            Action::Import { incarnation, .. } => {
+                let row = self.snapshot.rows.get(address);
+                if row.is_none_or(|row| row.version > 0) {
+                    self.find(step, "imports what the state has, or what nobody has seen");
+                }
+                if self.incarnation_before(step) != Some(*incarnation) {
+                    self.find(step, "has an incarnation that is not that of its row");
+                }
             }
             Action::Update {
                 provider,

@@ -107,6 +107,18 @@ pub enum Action {
         /// Whether the machine is a row only.
         simulated: bool,
     },
+    /// Takes over a machine that exists already, and is otherwise left as it is; what is to be
+    /// changed of it is an [`Action::Update`] after this.
+    Import {
+        /// The provider's name.
+        provider: String,
+        /// What the provider calls it.
+        id: String,
+        /// What the row's `wanted` becomes: it counts as asked for as it is.
+        wanted: Value,
+        /// The row's incarnation from now on.
+        incarnation: u64,
+    },
     /// Changes a machine, keeping its identity.
     Update {
         /// The provider's name.
@@ -277,6 +289,11 @@ pub struct Held {
 pub enum Because {
     /// It is declared and does not exist.
     Declared,
+    /// An `import` block takes it over.
+    Imported {
+        /// What its provider calls it.
+        id: String,
+    },
     /// Everything goes away.
     Destroy,
     /// No block declares it.
@@ -400,6 +417,8 @@ pub struct Options {
     pub unclaimed: std::collections::BTreeSet<Address>,
     /// What hobs say of bindings, as far as they could be asked.
     pub holdings: std::collections::BTreeMap<Address, Holding>,
+    /// The machines that are taken over: their rows are not in the state yet.
+    pub imports: std::collections::BTreeSet<Address>,
 }
 
 /// What hobs say of one binding's grants.
@@ -415,6 +434,9 @@ pub struct Holding {
 /// How much a plan does: the two lines below it, and below an apply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
+    /// Machines taken over; one that is changed then is counted here and in `change`.
+    #[serde(default)]
+    pub import: usize,
     /// Machines created; a replaced one is counted here and in `destroy`.
     pub add: usize,
     /// Machines updated or rebuilt.
@@ -458,6 +480,7 @@ impl Action {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Create { .. } => "create",
+            Self::Import { .. } => "import",
             Self::Update { .. } => "update",
             Self::Delete { .. } => "delete",
             Self::Admit { narrows: false, .. } => "admit",
@@ -484,6 +507,7 @@ impl Action {
             | Self::Bind { simulated, .. }
             | Self::Move { simulated, .. }
             | Self::Unbind { simulated, .. } => *simulated,
+            Self::Import { .. } => false,
         }
     }
 }
@@ -502,6 +526,7 @@ impl Counts {
     pub fn add_action(&mut self, action: &Action) {
         match action {
             Action::Create { .. } => self.add += 1,
+            Action::Import { .. } => self.import += 1,
             Action::Update { .. } => self.change += 1,
             Action::Delete { .. } => self.destroy += 1,
             Action::Bind { .. } => self.grant += 1,
@@ -513,12 +538,22 @@ impl Counts {
         }
     }
 
-    /// Returns `Plan: 3 to add, 1 to change, 0 to destroy.`
+    /// Returns `Plan: 3 to add, 1 to change, 0 to destroy.`, with what is to import before that.
     pub fn machines_planned(&self) -> String {
         format!(
-            "Plan: {} to add, {} to change, {} to destroy.",
-            self.add, self.change, self.destroy
+            "Plan: {}{} to add, {} to change, {} to destroy.",
+            self.imports("to import"),
+            self.add,
+            self.change,
+            self.destroy
         )
+    }
+
+    fn imports(&self, word: &str) -> String {
+        match self.import {
+            0 => String::new(),
+            count => format!("{count} {word}, "),
+        }
     }
 
     /// Returns `Bindings: 2 to grant, 1 to move, 1 to revoke.` with what is not zero, or nothing.
@@ -526,11 +561,14 @@ impl Counts {
         self.bindings(["to grant", "to move", "to revoke"])
     }
 
-    /// Returns `Resources: 3 added, 1 changed, 0 destroyed.`
+    /// Returns `Resources: 3 added, 1 changed, 0 destroyed.`, with what was imported before that.
     pub fn machines_done(&self) -> String {
         format!(
-            "Resources: {} added, {} changed, {} destroyed.",
-            self.add, self.change, self.destroy
+            "Resources: {}{} added, {} changed, {} destroyed.",
+            self.imports("imported"),
+            self.add,
+            self.change,
+            self.destroy
         )
     }
 
@@ -576,6 +614,11 @@ mod tests {
             "Resources: 2 added, 1 changed, 0 destroyed."
         );
         assert_eq!(counts.bindings_planned(), None);
+        counts.import = 1;
+        assert_eq!(
+            counts.machines_planned(),
+            "Plan: 1 to import, 2 to add, 1 to change, 0 to destroy."
+        );
         (counts.grant, counts.revoke) = (1, 3);
         assert_eq!(
             counts.bindings_planned().as_deref(),

@@ -146,6 +146,7 @@ impl Default for World {
                 simulated: BTreeSet::from(["dummy.rows".to_owned()]),
                 unclaimed: BTreeSet::new(),
                 holdings: BTreeMap::new(),
+                imports: BTreeSet::new(),
             },
             drift: Vec::new(),
         }

@@ -65,6 +65,15 @@ fn step(out: &mut String, step: &Step) {
                 asked(wanted)
             )
         }
+        Action::Import {
+            provider,
+            id,
+            wanted,
+            incarnation,
+        } => format!(
+            " at {provider}, {id}, incarnation {incarnation}: {}",
+            asked(wanted)
+        ),
         Action::Update {
             wanted,
             change,
@@ -209,6 +218,7 @@ fn held(held: &Held) -> String {
 
 fn because(because: &Because) -> String {
     match because {
+        Because::Imported { id } => format!("imported from {id}"),
         Because::Declared => "declared".into(),
         Because::Destroy => "destroy".into(),
         Because::NotDeclared => "not declared".into(),

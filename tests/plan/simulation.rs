@@ -111,6 +111,10 @@ impl Apply<'_> {
                 let observed = observe(self.schema(provider), &step.address, *incarnation, &asked);
                 self.put(step, asked, observed, kind);
             }
+            // What is taken over has its row already, as it was seen.
+            Action::Import { .. } => {
+                assert!(self.snapshot.rows.contains_key(&step.address), "no row");
+            }
             Action::Update {
                 provider,
                 wanted,

@@ -280,6 +280,13 @@ fn words(verb: Verb) -> Words {
             "Creation failed",
             "Creation",
         ],
+        Verb::Import => [
+            "Importing...",
+            "importing",
+            "Import complete",
+            "Import failed",
+            "Import",
+        ],
         Verb::Update => [
             "Modifying...",
             "modifying",

@@ -52,6 +52,7 @@ pub fn plan(plan: &Plan) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Symbol {
     Create,
+    Import,
     Update,
     Delete,
     DeleteThenCreate,
@@ -62,6 +63,7 @@ impl Symbol {
     fn shown(self) -> String {
         match self {
             Self::Create => format!("  {}", styled(GREEN, "+")),
+            Self::Import => format!("  {}", styled(CYAN, "=")),
             Self::Update => format!("  {}", styled(YELLOW, "~")),
             Self::Delete => format!("  {}", styled(RED, "-")),
             Self::DeleteThenCreate => format!("{}/{}", styled(RED, "-"), styled(GREEN, "+")),
@@ -72,6 +74,7 @@ impl Symbol {
     fn meaning(self) -> &'static str {
         match self {
             Self::Create => "create",
+            Self::Import => "import, and leave as it is",
             Self::Update => "update in-place (current -> planned)",
             Self::Delete => "destroy",
             Self::DeleteThenCreate => "destroy and then create replacement",
@@ -126,6 +129,7 @@ fn items(plan: &Plan) -> Vec<Item> {
     let shapes = |steps: &MachineSteps<'_>| {
         let mut providers = steps.own.iter().filter_map(|step| match &step.action {
             Action::Create { provider, .. }
+            | Action::Import { provider, .. }
             | Action::Update { provider, .. }
             | Action::Delete { provider, .. }
             | Action::Admit { provider, .. } => Some(provider),
@@ -162,6 +166,7 @@ fn machine(
     let update = find(|it| matches!(it, Action::Update { .. }));
     let delete = find(|it| matches!(it, Action::Delete { .. }));
     let admit = find(|it| matches!(it, Action::Admit { .. })).map(|it| it.1);
+    let import = find(|it| matches!(it, Action::Import { .. })).map(|it| it.1);
     let (symbol, what, step, before) = match (create, update, delete) {
         (Some((created, create)), _, Some((deleted, delete))) => {
             let symbol = if created < deleted {
@@ -186,7 +191,11 @@ fn machine(
             let what = format!("will be {}", styled(RED.bold(), "destroyed"));
             (Symbol::Delete, what, Some(delete), &delete.before)
         }
-        (None, None, None) => match admit {
+        (None, None, None) => match import.or(admit) {
+            Some(import) if matches!(import.action, Action::Import { .. }) => {
+                let what = "will be imported".into();
+                (Symbol::Import, what, Some(import), &import.before)
+            }
             Some(admit) => {
                 let what = "will be updated in-place".into();
                 (Symbol::Update, what, Some(admit), &admit.before)
@@ -200,6 +209,7 @@ fn machine(
     // A replacement's two steps have their reasons apart.
     let alone = steps.own.first().copied().filter(|_| step.is_none());
     let reasons = [
+        import.filter(|_| update.is_some()),
         step,
         delete.map(|(_, step)| step).filter(|_| replaced),
         alone,
@@ -219,7 +229,7 @@ fn machine(
         let end = match symbol {
             Symbol::Delete => End::Deleted,
             Symbol::DeleteThenCreate | Symbol::CreateThenDelete => End::Replaced,
-            Symbol::Create | Symbol::Update => End::None,
+            Symbol::Create | Symbol::Import | Symbol::Update => End::None,
         };
         text += &nested::data(before, planned, shapes, end);
     }
@@ -534,6 +544,7 @@ fn reason(because: &Because, instance: &Instance) -> Option<String> {
     Some(match because {
         Because::Declared | Because::Destroy | Because::Changed { .. } => return None,
         Because::FromChanged { .. } | Because::ToChanged { .. } => return None,
+        Because::Imported { id } => format!("imported from {id:?}"),
         Because::NotDeclared => "because it is not in configuration".into(),
         Because::KeyGone => match &instance.key {
             Some(Key::Index(index)) => {

@@ -319,6 +319,14 @@ async fn the_admin_port_sets_faults_and_the_clock() {
             .status,
         400
     );
+    let only = r#"{"interfaces_for_new_linodes":"linode_only"}"#;
+    let set = ask("PUT", &format!("{admin}/settings"), "", only).await;
+    assert_eq!(set.status, 200);
+    let settings = call(&double, "GET", "/account/settings", Value::Null).await;
+    assert_eq!(settings.json()["interfaces_for_new_linodes"], "linode_only");
+    let unknown = r#"{"default_firewall_ids":{"public_interface":7}}"#;
+    let refused = ask("PUT", &format!("{admin}/settings"), "", unknown).await;
+    assert_eq!(refused.status, 400);
 }
 
 /// Makes an instance while this fault is met, and returns its id.

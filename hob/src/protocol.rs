@@ -407,8 +407,9 @@ pub const DELIVERY_HOLD: Duration = Duration::from_secs(60);
 ///
 /// The dialler is the importer, the listener the exporter, both with proven keys. The dialler
 /// sends [`BYTES_VERSION`] and the ticket; the listener answers one byte ([`StreamReply`]); after
-/// [`StreamReply::Open`] everything both ways belongs to the stream. The end of one direction is
-/// TLS's close-notify; a connection that ends without one was cut.
+/// [`StreamReply::Open`] everything both ways belongs to the stream. The dialler may send what the
+/// stream begins with beside the ticket; it is lost if the answer is another. The end of one
+/// direction is TLS's close-notify; a connection that ends without one was cut.
 pub const BYTES_ALPN: &[u8] = b"gobs-bytes/1";
 
 /// The first byte of a byte connection.

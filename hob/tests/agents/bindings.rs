@@ -148,12 +148,17 @@ async fn tickets_are_for_one_key_and_one_time() {
         let reply = StreamReply::from_byte(stream.read_u8().await.unwrap()).unwrap();
         (reply, stream)
     };
+    // What comes with a ticket is lost with it, or begins the stream.
+    let early = [&hello[..], b"early"].concat();
     assert_eq!(
-        present(&foreign_dialer, &hello).await.0,
+        present(&foreign_dialer, &early).await.0,
         StreamReply::Refused
     );
-    let (reply, mut stream) = present(&dialer, &hello).await;
+    let (reply, mut stream) = present(&dialer, &early).await;
     assert_eq!(reply, StreamReply::Open);
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"early");
     ping(&mut stream).await.unwrap();
     assert_eq!(
         present(&dialer, &hello).await.0,

@@ -19,7 +19,7 @@ mod verify;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
@@ -226,6 +226,7 @@ impl TlsRpk {
         Ok(Self {
             dialer: StreamDialer {
                 identity,
+                config: Arc::default(),
                 connect_timeout: options.connect_timeout,
                 handshake_timeout: options.handshake_timeout,
                 limits,
@@ -295,6 +296,9 @@ impl fmt::Debug for TlsRpk {
 #[derive(Clone, Debug)]
 pub struct StreamDialer {
     identity: Identity,
+    /// What streams were configured with last: whoever dials them dials one protocol, and the
+    /// configuration takes a good part of a handshake's time to make.
+    config: Arc<Mutex<Option<Arc<rustls::ClientConfig>>>>,
     connect_timeout: Duration,
     handshake_timeout: Duration,
     limits: FrameLimits,
@@ -311,13 +315,23 @@ impl StreamDialer {
         to: &PeerLocator,
         alpn: &[u8],
     ) -> Result<TlsStream<TcpStream>, DialError> {
-        let config = verify::client_config(&self.identity, alpn).map_err(|error| {
-            DialError::Unreachable {
-                address: to.designator.clone(),
-                source: io::Error::other(error),
-            }
+        let config = self.config(alpn).map_err(|error| DialError::Unreachable {
+            address: to.designator.clone(),
+            source: io::Error::other(error),
         })?;
-        self.dial_with(to, &Arc::new(config)).await
+        self.dial_with(to, &config).await
+    }
+
+    fn config(&self, alpn: &[u8]) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+        let mut last = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = &*last
+            && config.alpn_protocols == [alpn]
+        {
+            return Ok(Arc::clone(config));
+        }
+        let config = Arc::new(verify::client_config(&self.identity, alpn)?);
+        *last = Some(Arc::clone(&config));
+        Ok(config)
     }
 
     /// Opens a connection for CapTP to whoever answers at one of these addresses, and returns it

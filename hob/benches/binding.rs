@@ -40,6 +40,7 @@ fn main() -> std::io::Result<()> {
         maximum: files,
     };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)?;
+    support::LOG.get_or_init(|| "info");
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,6 +1,7 @@
 //! What a binding of a PostgreSQL database costs, with pgbench.
 //!
-//! `cargo bench -p hob --bench postgres`. The server, both hobs and pgbench share the host.
+//! `cargo bench -p hob --bench postgres`. The server, both hobs and pgbench share the host. Where
+//! it has other work, too, `chrt -r 5` before the command shows nearly what a calm one would.
 
 #[expect(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/agents/postgres/bound.rs"]
@@ -46,6 +47,7 @@ fn main() -> io::Result<()> {
         maximum: files,
     };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)?;
+    support::LOG.get_or_init(|| "info");
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,7 +66,7 @@ struct Machine {
 
 struct Table {
     known: Arc<Known>,
-    own: std::sync::OnceLock<(ocapn::PeerLocator, ocapn::Vat)>,
+    own: OnceLock<(ocapn::PeerLocator, ocapn::Vat)>,
 }
 
 struct Presence {
@@ -148,7 +148,7 @@ impl Boss {
         let netlayer = TlsRpk::bind(identity, listen, TlsRpkOptions::default())
             .await
             .unwrap();
-        let own = std::sync::OnceLock::new();
+        let own = OnceLock::new();
         let table = Arc::new(Table {
             known: Arc::clone(&known),
             own,
@@ -363,6 +363,10 @@ pub(crate) fn registration(number: u64, expose: &[Expose]) -> Registration {
     }
 }
 
+/// What hobs log: everything in tests, for whoever looks why one failed. Benchmarks say less, as
+/// machines do.
+pub(crate) static LOG: OnceLock<&str> = OnceLock::new();
+
 /// A machine: a directory, and a hob that is a process.
 pub(crate) struct Host {
     pub(crate) layout: Layout,
@@ -434,7 +438,7 @@ impl Host {
         let path = std::env::var("PATH").unwrap();
         command
             .arg("--session")
-            .env("GOBS_LOG", "trace")
+            .env("GOBS_LOG", LOG.get().unwrap_or(&"trace"))
             .env("PATH", format!("{}:{path}", self.bin().display()))
             .stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);

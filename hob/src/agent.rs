@@ -275,6 +275,7 @@ impl Hob {
                 .collect(),
             bindings: self.bindings.status(),
             programs: self.programs.status(),
+            units: self.bindings.failing_units(),
         }
     }
 

@@ -34,6 +34,8 @@ use crate::splice::splice;
 use crate::store::{BindingRow, Store};
 use crate::units::Units;
 
+use deliver::Fetched;
+
 /// How long a program's connection waits for its grant to be live.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -73,6 +75,8 @@ pub(crate) struct Bindings {
     root: PathBuf,
     layout: Layout,
     units: Arc<Units>,
+    /// Where secrets are.
+    secrets: Arc<deliver::Home>,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     /// Held by one change at a time, so that sockets and files follow what is on disk.
     changing: tokio::sync::Mutex<()>,
@@ -140,6 +144,7 @@ impl Bindings {
             layout,
             units,
             slots: Mutex::default(),
+            secrets: Arc::new(deliver::Home::from_env()),
             changing: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(()),
         });
@@ -147,7 +152,7 @@ impl Bindings {
             tracing::error!(%error, "no directory for bindings");
         }
         bindings.sweep();
-        deliver::sweep();
+        bindings.secrets.sweep();
         for (name, row) in &bindings.store.contents().bindings {
             let slot = bindings.slot(name);
             slot.set_kind(&row.service.kind);
@@ -190,21 +195,13 @@ impl Bindings {
             _ => None,
         };
         let name = registration.name.clone();
-        let mut row = BindingRow {
+        let row = BindingRow {
             registration,
             grant: sturdyref,
             bound: Vec::new(),
             service: described,
         };
-
-        for unit in row
-            .registration
-            .expose
-            .iter()
-            .filter_map(|it| it.unit.as_ref())
-        {
-            self.units.check(unit).await.map_err(ExposeError::from)?;
-        }
+        self.check_units(&row.registration).await?;
         let _changing = self.changing.lock().await;
         let held = self.slots().get(&name).cloned();
         let slot = held.unwrap_or_else(|| self.slot(&name));
@@ -218,10 +215,62 @@ impl Bindings {
                 return Err(Broken::new(code::REVOKED, "a later generation is held"));
             }
         }
+        self.hold(slot, row, Some(live), secret).await
+    }
+
+    /// Lets programs see what is held in another way; it is on disk when this returns. The grant
+    /// stays, and so do its streams.
+    pub(crate) async fn expose(
+        self: &Arc<Self>,
+        registration: Registration,
+    ) -> Result<Held, Broken> {
+        self.check_units(&registration).await?;
+        let _changing = self.changing.lock().await;
+        let unknown = || Broken::new(code::UNKNOWN, "this generation is not held here");
+        let slot = self.slots().get(&registration.name).cloned();
+        let slot = slot.ok_or_else(unknown)?;
+        let row = self
+            .store
+            .contents()
+            .bindings
+            .get(&registration.name)
+            .cloned();
+        let row = row.filter(|row| row.registration.generation() == registration.generation());
+        let link = slot.link().ok_or_else(unknown)?;
+        let secret = link.delivered(slot.directory.clone()).await;
+        let row = BindingRow {
+            registration,
+            bound: Vec::new(),
+            ..row.ok_or_else(unknown)?
+        };
+        self.hold(slot, row, link.live(), secret).await
+    }
+
+    async fn check_units(&self, registration: &Registration) -> Result<(), ExposeError> {
+        let exposes = registration.expose.iter();
+        for unit in exposes.filter_map(|it| it.unit.as_ref()) {
+            self.units.check(unit).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a row what programs see, and keeps it; called by one at a time.
+    async fn hold(
+        self: &Arc<Self>,
+        slot: Arc<Slot>,
+        mut row: BindingRow,
+        live: Option<Reference>,
+        secret: Fetched,
+    ) -> Result<Held, Broken> {
+        let name = row.registration.name.clone();
         slot.set_kind(&row.service.kind);
         slot.check(&row)?;
         let owner = slot.owner_of(&row)?;
-        let link = Link::new(&row, Some(live));
+        if row.service.kind == deliver::KIND {
+            let checked = self.secrets.check(slot.directory.clone()).await;
+            checked.map_err(|error| Broken::new(code::EXPOSE, error.to_string()))?;
+        }
+        let link = Link::new(&row, live);
         // The sockets that the row asked for before stay as they are.
         let mut kept = std::mem::take(&mut *lock(&slot.sockets));
         let exposes = &row.registration.expose;
@@ -250,12 +299,16 @@ impl Bindings {
             return Err(error.into());
         }
         drop(kept);
+        if let Some(last) = slot.link() {
+            last.stop_delivering().await;
+        }
         slot.replace(link);
         let mut result = slot.write_files(&row).await;
         if let Some(secret) = secret
             && let Some(link) = slot.link()
         {
-            result = result.and(link.put(slot.directory.clone(), secret, owner).await);
+            let put = link.put(&self.secrets, slot.directory.clone(), secret, owner);
+            result = result.and(put.await);
         }
         self.deliver(&slot, owner);
         let held = slot.held();

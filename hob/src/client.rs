@@ -88,6 +88,12 @@ impl ClientPresence {
                     Ok(to_passable(&held))
                 })
             }
+            method::EXPOSE_BINDING => {
+                let registration: Registration = args.data("expose-binding")?;
+                Answer::later(
+                    async move { Ok(to_passable(&hob.bindings.expose(registration).await?)) },
+                )
+            }
             method::UNREGISTER_BINDING => {
                 let given_up: Generation = args.data("unregister-binding")?;
                 Answer::later(async move {

@@ -46,7 +46,7 @@ pub use expose::{Expose, MODE_DEFAULT, Place, entry_names, mode};
 pub(crate) use service::check_limits;
 pub use service::{
     Access, Attenuate, Http, MINTING, Postgres, Redis, Secret, ServiceKind, ServiceSpec,
-    Unenforceable, Wider, check_limit, enforced_by,
+    Unenforceable, Wider, check_limit, check_together, enforced_by,
 };
 pub use user_data::{USER_DATA_FORMAT, USER_DATA_HEADER, UserData, host_and_port};
 
@@ -76,6 +76,9 @@ pub mod method {
     pub const RETIRE: &str = "retire";
     /// On the client presence of the importer: takes a grant under a name.
     pub const REGISTER_BINDING: &str = "register-binding";
+    /// Boss → client presence: [`Registration`](super::Registration) of a grant that is held, to
+    /// be seen in another way; answered with [`Held`](super::Held). Its streams go on.
+    pub const EXPOSE_BINDING: &str = "expose-binding";
     /// On the client presence of the importer: gives a name up.
     pub const UNREGISTER_BINDING: &str = "unregister-binding";
     /// On the client presence of the importer: whether the service answers through the binding.
@@ -335,6 +338,18 @@ pub struct HobStatus {
     /// The machine's programs.
     #[serde(default)]
     pub programs: Vec<ProgramStatus>,
+    /// The units that systemd refuses to change or to restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitStatus>,
+}
+
+/// A unit that does not have what its bindings give it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitStatus {
+    /// Its name.
+    pub unit: String,
+    /// What systemd said last.
+    pub error: String,
 }
 
 /// A grant given out.

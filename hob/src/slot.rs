@@ -94,11 +94,13 @@ impl Slot {
         found.ok()?.clone()
     }
 
-    /// Puts a grant behind the name; one that is there already is only made live again.
+    /// Puts a grant behind the name; one that is there already is only made live again, so that
+    /// its streams go on. A secret has none, and is delivered anew.
     pub(crate) fn replace(&self, link: Arc<Link>) {
         let current = self.link();
         if let Some(current) = &current
             && current.is_same(&link)
+            && current.kind != deliver::KIND
         {
             return current.take_live(&link);
         }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -17,10 +17,12 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::binding::lock;
 use crate::files;
 use crate::grant::Chain;
 use crate::layout::Layout;
 use crate::owner::{Capability, may};
+use crate::protocol::UnitStatus;
 use crate::store::{Store, StoreError};
 
 /// What talks to systemd, found in the hob's `PATH`.
@@ -35,8 +37,10 @@ const DROP_IN: &str = "50-gobs.conf";
 /// The hob's own unit, where it has one; the sockets of bindings are there after it.
 const HOB_UNIT: &str = "gobs-hob.service";
 
-/// How long it is waited before what systemd refused is tried again.
-const RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// How long it is waited before what systemd refused is tried again: it doubles with each try, up
+/// to where a person has long been told by `gobs status`.
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(10);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// Bytes of systemd's own words that are passed on.
 const WORDS_MAX: usize = 400;
@@ -67,12 +71,29 @@ pub(crate) struct Units {
     layout: Layout,
     /// Where drop-ins go; nowhere, if the machine has no systemd.
     dir: Option<PathBuf>,
+    /// Units that are not as they are wanted, each with why.
+    failing: Mutex<BTreeMap<String, String>>,
 }
 
 impl Units {
     /// Returns the units of a machine.
     pub(crate) fn new(store: Arc<Store>, layout: Layout, dir: Option<PathBuf>) -> Self {
-        Self { store, layout, dir }
+        Self {
+            store,
+            layout,
+            dir,
+            failing: Mutex::default(),
+        }
+    }
+
+    /// Returns the units that are not as they are wanted: systemd refuses.
+    pub(crate) fn failing(&self) -> Vec<UnitStatus> {
+        let failing = lock(&self.failing);
+        let all = failing.iter().map(|(unit, error)| UnitStatus {
+            unit: unit.clone(),
+            error: error.clone(),
+        });
+        all.collect()
     }
 
     /// Checks that a unit is there.
@@ -99,36 +120,30 @@ impl Units {
     /// Keeps units as they are wanted, for as long as the sender lives. While nothing is wanted,
     /// not all bindings are there, and units stay as they are.
     pub(crate) async fn keep(self: Arc<Self>, mut wanted: watch::Receiver<Option<Wanted>>) {
-        let mut is_told = false;
+        let mut pause = RETRY_PAUSE_MIN;
         loop {
             let now = wanted.borrow_and_update().clone();
             let settled = match now {
                 None => Ok(()),
                 Some(now) => self.settle(&now).await,
             };
-            let pause = match settled {
-                Ok(()) => {
-                    is_told = false;
-                    None
-                }
-                Err(error) => {
-                    // Once is enough: it is tried for as long as the hob runs.
-                    if !is_told {
-                        tracing::error!(error = %Chain(&error), "units not told; trying on");
-                        is_told = true;
-                    }
-                    Some(RETRY_PAUSE)
-                }
-            };
+            let is_settled = settled.is_ok();
+            if let Err(error) = settled {
+                tracing::error!(error = %Chain(&error), ?pause, "units not told; trying again");
+            }
             let again = async {
-                match pause {
-                    Some(pause) => sleep(pause).await,
-                    None => std::future::pending().await,
+                match is_settled {
+                    true => std::future::pending().await,
+                    false => sleep(pause).await,
                 }
             };
             tokio::select! {
-                changed = wanted.changed() => if changed.is_err() { return },
-                () = again => {}
+                changed = wanted.changed() => match changed {
+                    // What is wanted now may be possible.
+                    Ok(()) => pause = RETRY_PAUSE_MIN,
+                    Err(_) => return,
+                },
+                () = again => pause = RETRY_PAUSE_MAX.min(pause * 2),
             }
         }
     }
@@ -142,9 +157,19 @@ impl Units {
         let none = BTreeMap::new();
         let all = wanted.iter().chain(gone.map(|unit| (unit, &none)));
         for (unit, environments) in all {
-            let settled = self.settle_one(dir, unit, environments, recorded.get(unit));
-            result = result.and(settled.await);
+            let settled = self
+                .settle_one(dir, unit, environments, recorded.get(unit))
+                .await;
+            let mut failing = lock(&self.failing);
+            match &settled {
+                Ok(()) => drop(failing.remove(unit)),
+                Err(error) => drop(failing.insert(unit.clone(), Chain(error).to_string())),
+            }
+            drop(failing);
+            result = result.and(settled);
         }
+        lock(&self.failing)
+            .retain(|unit, _| wanted.contains_key(unit) || recorded.contains_key(unit));
         result
     }
 

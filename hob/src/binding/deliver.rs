@@ -43,6 +43,12 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Where files are in memory on most machines.
 const IN_MEMORY: &str = "/dev/shm";
 
+/// Says where else secrets are to be.
+const DIR_VARIABLE: &str = "GOBS_SECRETS_DIR";
+
+/// Set to `yes`, lets them be on a disk.
+const DISK_VARIABLE: &str = "GOBS_SECRETS_ON_DISK";
+
 /// What the kernel calls file systems that are in memory.
 const TMPFS: i64 = 0x0102_1994;
 const RAMFS: i64 = 0x8584_58f6;
@@ -81,7 +87,8 @@ impl Bindings {
                 Ok(None) => Ok(()),
                 Ok(Some(secret)) => {
                     tracing::info!(%binding, "the secret is another one");
-                    link.put(slot.directory.clone(), secret, owner).await
+                    link.put(&self.secrets, slot.directory.clone(), secret, owner)
+                        .await
                 }
                 Err(error) if error.is_over() => {
                     // Whoever revoked it may not have reached this machine.
@@ -93,6 +100,10 @@ impl Bindings {
             };
             match done {
                 Ok(()) => pause = RETRY_PAUSE_MIN,
+                // Once is enough: it is tried for as long as the grant is held.
+                Err(error) if pause == RETRY_PAUSE_MIN => {
+                    tracing::warn!(%binding, error = %Chain(&error), "secret not delivered");
+                }
                 Err(error) => {
                     tracing::debug!(%binding, error = %Chain(&error), "secret not delivered");
                 }
@@ -158,16 +169,41 @@ impl Link {
     /// Puts a secret where programs find it, unless the grant was given up meanwhile.
     pub(super) async fn put(
         &self,
+        home: &Arc<Home>,
         directory: PathBuf,
         secret: Zeroizing<Vec<u8>>,
         owner: Owner,
     ) -> io::Result<()> {
-        let over = Arc::clone(&self.over);
+        let (over, home) = (Arc::clone(&self.over), Arc::clone(home));
         blocking(move || match *lock(&over) {
             true => Ok(()),
-            false => put(&directory, &secret, owner),
+            false => home.put(&directory, &secret, owner),
         })
         .await
+    }
+
+    /// Returns the secret that programs find now.
+    pub(super) async fn delivered(&self, directory: PathBuf) -> Fetched {
+        if self.kind != KIND {
+            return None;
+        }
+        let read = blocking(move || fs::read(directory.join(FILE)).map(Zeroizing::new)).await;
+        read.ok()
+    }
+
+    /// Lets nothing come any more by this link; what programs find stays.
+    pub(super) async fn stop_delivering(&self) {
+        if self.kind != KIND {
+            return;
+        }
+        let over = Arc::clone(&self.over);
+        let stopped = blocking(move || {
+            *lock(&over) = true;
+            Ok(())
+        });
+        // It fails only where the hob is ending.
+        let _ = stopped.await;
+        self.closed.send_replace(true);
     }
 
     /// Removes a secret, which does not come again.
@@ -200,30 +236,6 @@ async fn held(directory: PathBuf) -> Option<Vec<u8>> {
         .map(|secret| Sha256::digest(secret.as_slice()).to_vec())
 }
 
-/// Makes a secret's file, all at once.
-fn put(directory: &Path, secret: &[u8], owner: Owner) -> io::Result<()> {
-    let home = home(directory, owner.is_declared)?;
-    let path = home.join(FILE);
-    let beside = home.join(".secret.new");
-    remove_if_there(fs::remove_file(&beside))?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)?;
-    file.write_all(secret)?;
-    owner.take_file(&file)?;
-    fs::rename(&beside, &path)?;
-    let shown = directory.join(FILE);
-    if shown != path && fs::read_link(&shown).ok().as_ref() != Some(&path) {
-        let beside = directory.join(".secret.link");
-        remove_if_there(fs::remove_file(&beside))?;
-        symlink(&path, &beside)?;
-        fs::rename(&beside, &shown)?;
-    }
-    Ok(())
-}
-
 /// Removes a secret's file; one that is gone already is a success.
 fn remove(directory: &Path) -> io::Result<()> {
     let shown = directory.join(FILE);
@@ -237,54 +249,135 @@ fn remove(directory: &Path) -> io::Result<()> {
     remove_if_there(fs::remove_file(shown))
 }
 
-/// Returns the directory for a secret's file: the binding's own if that is in memory, else one of
-/// the same name in a file system that is.
-fn home(directory: &Path, is_shared: bool) -> io::Result<PathBuf> {
-    files::make_dir(directory, is_shared)?;
-    if is_in_memory(directory) {
-        return Ok(directory.to_owned());
-    }
-    let Some(own) = own()? else {
-        let path = directory.display();
-        tracing::warn!(%path, "no file system is in memory: the secret is on a disk");
-        return Ok(directory.to_owned());
-    };
-    let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
-    let home = own.join(HEXLOWER.encode(&digest[..16]));
-    files::make_dir(&home, is_shared)?;
-    match symlink(directory, home.join(OF)) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(home),
-    }
+/// Where secrets are: in memory, unless whoever started the hob said that a disk will do.
+#[derive(Debug)]
+pub(crate) struct Home {
+    dir: Option<PathBuf>,
+    on_disk: bool,
 }
 
-/// Removes the secrets of bindings whose directory is gone: of machines that have ended without
-/// being told to give anything up.
-pub(super) fn sweep() {
-    let Ok(Some(own)) = own() else {
-        return;
-    };
-    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
-        let home = entry.path();
-        let of = fs::read_link(home.join(OF));
-        if of.is_ok_and(|directory| !directory.exists())
-            && let Err(error) = fs::remove_dir_all(&home)
-        {
-            tracing::warn!(%error, "a secret that nobody holds is not removed");
+impl Home {
+    /// Reads what the hob's environment says.
+    pub(super) fn from_env() -> Self {
+        let dir = std::env::var_os(DIR_VARIABLE).filter(|it| !it.is_empty());
+        Self {
+            dir: dir.map(PathBuf::from),
+            on_disk: std::env::var_os(DISK_VARIABLE).is_some_and(|it| it == "yes"),
+        }
+    }
+
+    /// Checks that a secret of this binding can be in memory.
+    pub(super) async fn check(self: &Arc<Self>, directory: PathBuf) -> io::Result<()> {
+        let home = Arc::clone(self);
+        blocking(move || home.base(&directory).map(drop)).await
+    }
+
+    /// Makes a secret's file, all at once.
+    fn put(&self, directory: &Path, secret: &[u8], owner: Owner) -> io::Result<()> {
+        let home = self.of(directory, owner.is_declared)?;
+        let path = home.join(FILE);
+        let beside = home.join(".secret.new");
+        remove_if_there(fs::remove_file(&beside))?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&beside)?;
+        file.write_all(secret)?;
+        owner.take_file(&file)?;
+        fs::rename(&beside, &path)?;
+        let shown = directory.join(FILE);
+        if shown != path && fs::read_link(&shown).ok().as_ref() != Some(&path) {
+            let beside = directory.join(".secret.link");
+            remove_if_there(fs::remove_file(&beside))?;
+            symlink(&path, &beside)?;
+            fs::rename(&beside, &shown)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the directory for a secret's file: the binding's own if that is in memory, else one
+    /// for it in a file system that is.
+    fn of(&self, directory: &Path, is_shared: bool) -> io::Result<PathBuf> {
+        files::make_dir(directory, is_shared)?;
+        let Some(base) = self.base(directory)? else {
+            return Ok(directory.to_owned());
+        };
+        let own = own(&base)?;
+        let digest = Sha256::digest(directory.as_os_str().as_encoded_bytes());
+        let home = own.join(HEXLOWER.encode(&digest[..16]));
+        files::make_dir(&home, is_shared)?;
+        match symlink(directory, home.join(OF)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(home),
+        }
+    }
+
+    /// Returns below which directory a secret goes; nothing where it is the binding's own.
+    fn base(&self, directory: &Path) -> io::Result<Option<PathBuf>> {
+        let refused = |looked: String| {
+            io::Error::other(format!(
+                "a secret is kept in memory only, and {looked} is no tmpfs: mount one and name it \
+                 in {DIR_VARIABLE} where the hob is started, or let secrets be on a disk with \
+                 {DISK_VARIABLE}=yes there"
+            ))
+        };
+        if let Some(dir) = &self.dir {
+            return match self.on_disk || is_in_memory(dir) {
+                true => Ok(Some(dir.clone())),
+                false => Err(refused(dir.display().to_string())),
+            };
+        }
+        // A directory that is still to be made is where its parent is.
+        let mut made = directory.ancestors().filter(|it| it.exists());
+        if made.next().is_some_and(is_in_memory) {
+            return Ok(None);
+        }
+        let usual = usual();
+        match usual.iter().find(|base| is_in_memory(base)) {
+            Some(base) => Ok(Some(base.clone())),
+            None if self.on_disk => Ok(None),
+            None => Err(refused(
+                usual.map(|it| it.display().to_string()).join(" or "),
+            )),
+        }
+    }
+
+    /// Removes the secrets of bindings whose directory is gone: of machines that have ended without
+    /// being told to give anything up.
+    pub(super) fn sweep(&self) {
+        let bases = self.dir.iter().cloned().chain(usual());
+        let is_there = |base: &PathBuf| base.join(own_name()).symlink_metadata().is_ok();
+        let entries = bases
+            .filter(is_there)
+            .filter_map(|base| fs::read_dir(own(&base).ok()?).ok());
+        for entry in entries.flatten().flatten() {
+            let home = entry.path();
+            let of = fs::read_link(home.join(OF));
+            if of.is_ok_and(|directory| !directory.exists())
+                && let Err(error) = fs::remove_dir_all(&home)
+            {
+                tracing::warn!(%error, "a secret that nobody holds is not removed");
+            }
         }
     }
 }
 
-/// Returns this user's directory in a file system that is in memory, if there is one.
-fn own() -> io::Result<Option<PathBuf>> {
+/// Returns where files of this user are in memory, on most machines.
+fn usual() -> [PathBuf; 2] {
     let uid = rustix::process::geteuid().as_raw();
-    let session = PathBuf::from(format!("/run/user/{uid}"));
-    let bases = [session.as_path(), Path::new(IN_MEMORY)];
-    let Some(base) = bases.into_iter().find(|base| is_in_memory(base)) else {
-        return Ok(None);
-    };
-    // Others may write where this is, so what is there must be the hob's own.
-    let own = base.join(format!("gobs-{uid}"));
+    [format!("/run/user/{uid}").into(), IN_MEMORY.into()]
+}
+
+fn own_name() -> String {
+    format!("gobs-{}", rustix::process::geteuid().as_raw())
+}
+
+/// Returns this user's directory below another one. Others may write there, so what it is called
+/// must be the hob's own.
+fn own(base: &Path) -> io::Result<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    let own = base.join(own_name());
     let made = DirBuilder::new().mode(0o711).create(&own);
     match made {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -295,7 +388,7 @@ fn own() -> io::Result<Option<PathBuf>> {
         let text = format!("{} is not a directory of this user's own", own.display());
         return Err(io::Error::other(text));
     }
-    Ok(Some(own))
+    Ok(own)
 }
 
 fn is_in_memory(path: &Path) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Bindings, Link, check_name};
-use crate::protocol::{BindingStatus, Held};
+use crate::protocol::{BindingStatus, Held, UnitStatus};
 use crate::slot::Slot;
 use crate::units;
 
@@ -39,6 +39,11 @@ impl Bindings {
             live: link.live().is_some() && self.peer.has_session(&link.sturdyref.peer.designator),
             streams,
         }
+    }
+
+    /// Returns the units that do not have what they are to have.
+    pub(crate) fn failing_units(&self) -> Vec<UnitStatus> {
+        self.units.failing()
     }
 
     /// Returns the names that are granted, with what each adds to the environment of programs.

@@ -168,6 +168,13 @@ impl Live {
         membrane
     }
 
+    /// Lets a grant go that nobody has.
+    pub(super) fn forget(&mut self, generation: &Generation) {
+        if let Some(gone) = self.grants.remove(generation) {
+            self.by_swissnum.remove(&gone.row.swissnum_hash);
+        }
+    }
+
     /// Lets a generation go, and all before it, with what was made from them.
     pub(super) fn leave(&mut self, revoked: &Generation) -> Vec<Arc<Membrane>> {
         let mut ended = Vec::new();

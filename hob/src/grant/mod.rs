@@ -23,8 +23,8 @@ use tokio::sync::Notify;
 use crate::protocol::{
     Attenuate, Check, Generation, Grant, GrantStatus, Offer, Probe, ServiceSpec, code,
 };
-use crate::service::{GrantSecret, Lease, Services};
-use crate::store::{Store, StoreError, swissnum_hash};
+use crate::service::{GrantSecret, Lease, ServiceError, Services};
+use crate::store::{GrantRefused, Store, StoreError, swissnum_hash};
 
 use live::{Live, Membrane};
 
@@ -115,15 +115,17 @@ impl Grants {
         let parts = [&grant.binding, &generation, &grant.receiver].map(String::as_str);
         let swissnum = self.store.derive("grant", &parts);
         let hash = swissnum_hash(swissnum.as_slice());
-        let membrane = {
+        let (membrane, is_first) = {
             let _changing = self.changing.lock().await;
             let now = now();
-            let admitted = self
-                .store
-                .write(move |contents| contents.admit(grant, hash, now))
-                .await?
-                .map_err(|refused| Broken::new(refused.code(), refused.to_string()))?;
-            self.live().enter(admitted)
+            let written = self.store.write(move |contents| {
+                let before = contents.grants.len();
+                let admitted = contents.admit(grant, hash, now);
+                (admitted, contents.grants.len() > before)
+            });
+            let (admitted, is_first) = written.await?;
+            let refused = |refused: GrantRefused| Broken::new(refused.code(), refused.to_string());
+            (self.live().enter(admitted.map_err(refused)?), is_first)
         };
         if membrane.row.rights.expires.is_some() {
             self.ending.notify_one();
@@ -135,6 +137,11 @@ impl Grants {
             let minted = tokio::spawn(async move {
                 let minted = grants.services.mint(&lease).await;
                 grants.store.step();
+                if let Err(ServiceError::Absent(_)) = &minted
+                    && is_first
+                {
+                    grants.forget(&lease.generation).await;
+                }
                 drop(minting);
                 minted
             });
@@ -147,6 +154,22 @@ impl Grants {
             swissnum,
         };
         Ok((self.object(membrane), sturdyref))
+    }
+
+    /// Forgets a grant of which nobody has been told, and for which nothing was made: another try
+    /// begins anew, with the service as it is offered then.
+    async fn forget(&self, generation: &Generation) {
+        let _changing = self.changing.lock().await;
+        let gone = generation.clone();
+        let written = self
+            .store
+            .write(move |contents| contents.grants.retain(|row| !row.grant.is(&gone)))
+            .await;
+        match written {
+            Ok(()) => self.live().forget(generation),
+            // It is taken away as one for which something was made.
+            Err(error) => tracing::warn!(error = %Chain(&error), "a grant is kept"),
+        }
     }
 
     /// Ends a generation and all before it, with what was made from them. When this returns, that

@@ -244,9 +244,15 @@ async fn s6_what_is_left_at_a_server_is_remembered_until_it_is_gone() {
     let spec = ServiceSpec { kind, r#type: None };
     let service = "orders".into();
     grants.offer(Offer { service, spec }).await.unwrap();
-    // Nobody is at that socket: nothing is known of what has come of the role.
+    // Nobody is at that socket, so nothing was made.
     let away = granted(&grants, grant(1)).await.err().unwrap();
     assert_eq!(away.code(), Some(code::UNREACHABLE));
+    assert!(grants.store.contents().grants.is_empty());
+    // A hob that was killed while it made the role: nothing is known of what has come of it.
+    let begun = grants
+        .store
+        .write(|contents| contents.admit(grant(1), "hash".into(), now()));
+    assert!(begun.await.unwrap().unwrap().minted.is_some());
     let pending = grants.revoke(grant(1).generation()).await.unwrap_err();
     assert_eq!(pending.code(), Some(code::PENDING));
     drop(grants);

@@ -255,14 +255,37 @@ pub fn check_limit(kind: &str, limit: &str, listed: &[String]) -> Result<(), Str
     })
 }
 
+/// Checks limits as they are together, as far as that goes without a server.
+///
+/// # Errors
+/// Which of them is wrong, and why, for people: "cannot have …".
+pub fn check_together(kind: &str, rights: &Attenuate) -> Result<(), (String, String)> {
+    let split = |text: String| match text.split_once(' ') {
+        Some((limit, why)) => (limit.to_owned(), why.to_owned()),
+        None => (text, String::new()),
+    };
+    check_limits(kind, rights).map_err(split)
+}
+
 /// Checks what limits list, as far as that goes without a server.
 ///
 /// # Errors
-/// What is wrong, for people.
+/// What is wrong, for people; it begins with the limit's name.
 pub(crate) fn check_limits(kind: &str, rights: &Attenuate) -> Result<(), String> {
     match kind {
+        "postgres" => postgres_limits(rights),
         "redis" => redis::check_rights(rights),
         "http" => http::check_rights(rights),
+        _ => Ok(()),
+    }
+}
+
+/// A role that owns the database has all of its schemas.
+fn postgres_limits(rights: &Attenuate) -> Result<(), String> {
+    match rights.access {
+        Some(Access::Owner) if rights.schemas.is_some() => {
+            Err("schemas cannot narrow access = \"owner\", which has the whole database".into())
+        }
         _ => Ok(()),
     }
 }

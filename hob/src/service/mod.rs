@@ -81,6 +81,9 @@ pub(crate) enum ServiceError {
     /// It does not answer, is full, or is slow: worth another try.
     #[error("{0}")]
     Away(String),
+    /// It was not reached at all, so that nothing was made there.
+    #[error("{0}")]
+    Absent(String),
     /// It answers, and something must be set right first.
     #[error("{0}")]
     Refused(String),
@@ -89,7 +92,7 @@ pub(crate) enum ServiceError {
 impl From<ServiceError> for Broken {
     fn from(error: ServiceError) -> Self {
         let code = match &error {
-            ServiceError::Away(_) => code::UNREACHABLE,
+            ServiceError::Away(_) | ServiceError::Absent(_) => code::UNREACHABLE,
             ServiceError::Refused(_) => code::SERVICE,
         };
         Self::new(code, error.to_string())

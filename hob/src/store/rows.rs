@@ -151,7 +151,6 @@ impl Contents {
             return Err(GrantRefused::UnknownService);
         };
         spec.kind.enforces(&grant.attenuate)?;
-        check_limits(spec.kind.name(), &grant.attenuate).map_err(GrantRefused::Limit)?;
         let rights = match &grant.parent {
             None => grant.attenuate.clone(),
             Some(parent) => self
@@ -161,6 +160,7 @@ impl Contents {
                 .rights
                 .narrowed(&grant.attenuate)?,
         };
+        check_limits(spec.kind.name(), &rights).map_err(GrantRefused::Limit)?;
         if rights.expires.is_some_and(|end| end <= now) {
             return Err(GrantRefused::Expired);
         }

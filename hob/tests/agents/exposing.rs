@@ -7,7 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use hob::protocol::{Expose, Registration};
+use hob::protocol::{Expose, Held, Registration, code, from_passable, method, to_passable};
+use ocapn::Broken;
 
 use crate::postgres::cluster::free_port;
 use crate::support::{
@@ -379,4 +380,47 @@ fn a_machine_without_a_hob_says_so() {
         let expected = format!("hob: no hob answers at {}: ", socket.display());
         assert!(error.starts_with(&expected), "{error}");
     }
+}
+
+/// Asks a machine's hob to let programs see what it holds in another way.
+async fn expose(pair: &Pair, number: u64, expose: &[Expose]) -> Result<Held, Broken> {
+    let data = to_passable(&registration(number, expose));
+    let hob = &pair.importer.hob;
+    let answer = hob.call(method::EXPOSE_BINDING, [data]).await?;
+    Ok(from_passable("held", &answer).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_is_seen_in_another_way_and_its_streams_go_on() {
+    let mut pair = Pair::start(&echo().await).await;
+    let at = |name: &str| pair.app.runtime.join(name);
+    let (first, second) = (at("first.sock"), at("second.sock"));
+    let held = pair.bind(1, &[Expose::unix(&first)]).await;
+    let mut live = connect(&held.address).await;
+    ping(&mut *live).await.unwrap();
+
+    // The exporter has no part in it.
+    pair.db.signal(rustix::process::Signal::STOP);
+    let held = expose(&pair, 1, &[Expose::unix(&second)]).await.unwrap();
+    pair.db.signal(rustix::process::Signal::CONT);
+    assert_eq!(held.address, format!("unix:{}", second.display()));
+    ping(&mut *live).await.unwrap();
+    assert!(!first.exists(), "it is listened where nobody asked for");
+    let mut anew = connect(&held.address).await;
+    ping(&mut *anew).await.unwrap();
+    let told = fs::read_to_string(Path::new(&held.directory).join("path")).unwrap();
+    assert_eq!(told, second.display().to_string());
+    let [grant] = pair.exporter.status().await.grants.try_into().unwrap();
+    assert_eq!((grant.generation, grant.streams), (1, 2));
+
+    let unknown = expose(&pair, 2, &[]).await.unwrap_err();
+    assert_eq!(unknown.code(), Some(code::UNKNOWN));
+    ping(&mut *live).await.unwrap();
+
+    pair.app.kill();
+    pair.app.start_again();
+    pair.importer = pair.boss.client("machine.app").await;
+    let mut after = connect(&held.address).await;
+    ping(&mut *after).await.unwrap();
+    assert!(!first.exists(), "the way of before comes again");
 }

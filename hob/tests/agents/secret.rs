@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::{BASE64, HEXLOWER};
-use hob::protocol::{Secret, ServiceKind, code};
+use hob::protocol::{Expose, Secret, ServiceKind, code, method, to_passable};
 
 use crate::support::{Host, Pair, echo, eventually, generation, grant, registration};
 
@@ -163,4 +163,91 @@ async fn a_command_that_fails_is_told_and_others_do_not_notice() {
     boss.client("machine.other").await;
     assert!(!real.exists());
     drop(another);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_seen_in_another_way_and_still_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, "one").unwrap();
+    let pair = Pair::of(ServiceKind::Secret(Secret::File(source.clone()))).await;
+    let held = pair.bind(1, &[]).await;
+    let path = PathBuf::from(held.address.strip_prefix("file:").unwrap());
+    let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    let shared = Expose {
+        mode: Some(0o640),
+        ..Expose::default()
+    };
+    let data = to_passable(&registration(1, &[shared]));
+    let hob = &pair.importer.hob;
+    hob.call(method::EXPOSE_BINDING, [data]).await.unwrap();
+    assert_eq!((mode(), fs::read(&path).unwrap()), (0o640, b"one".to_vec()));
+    fs::write(&source, "two").unwrap();
+    eventually("the other one is there", async || {
+        fs::read(&path).is_ok_and(|it| it == b"two")
+    })
+    .await;
+    assert_eq!(mode(), 0o640);
+    pair.importer.unregister(&generation(1)).await;
+    assert!(!path.exists());
+}
+
+/// Returns a directory that is on a disk.
+fn on_disk() -> tempfile::TempDir {
+    const TMPFS: i64 = 0x0102_1994;
+    let candidates = [env!("CARGO_TARGET_TMPDIR"), "/var/tmp", "/"];
+    let is_disk = |dir: &&str| rustix::fs::statfs(*dir).is_ok_and(|it| it.f_type != TMPFS);
+    let dir = candidates.into_iter().find(is_disk);
+    tempfile::tempdir_in(dir.expect("something is on a disk")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x1_a_secret_goes_to_no_disk_unless_that_was_asked_for() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), on_disk());
+    let source = dir.path().join("source");
+    fs::write(&source, "sesame").unwrap();
+    let mut pair = Pair::of(ServiceKind::Secret(Secret::File(source))).await;
+    pair.app.kill();
+    let start = |host: &Host, with: &[(&str, &Path)]| {
+        let mut command = host.command();
+        command.arg("--session").envs(with.iter().copied());
+        command.env("GOBS_SECRETS_DIR", disk.path());
+        let null = std::process::Stdio::null;
+        command.stdin(null()).stdout(null()).stderr(null());
+        command.spawn().unwrap()
+    };
+    let mut hob = start(&pair.app, &[]);
+    pair.importer = pair.boss.client("machine.app").await;
+    let asked = grant(1, &pair.importer.designator);
+    let granted = pair.exporter.grant(&asked).await.unwrap();
+    let refused = pair
+        .importer
+        .register(&registration(1, &[]), &granted)
+        .await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Some(code::EXPOSE));
+    let why = refused.to_string();
+    let named = disk.path().display().to_string();
+    assert!(why.contains(&named) && why.contains("is no tmpfs"), "{why}");
+    assert!(why.contains("GOBS_SECRETS_ON_DISK=yes"), "{why}");
+    assert_eq!(files(disk.path()), Vec::<PathBuf>::new());
+    assert!(pair.importer.status().await.bindings.is_empty());
+
+    hob.kill().unwrap();
+    hob.wait().unwrap();
+    let mut hob = start(&pair.app, &[("GOBS_SECRETS_ON_DISK", Path::new("yes"))]);
+    pair.importer = pair.boss.client("machine.app").await;
+    let granted = pair.exporter.grant(&asked).await.unwrap();
+    let held = pair
+        .importer
+        .register(&registration(1, &[]), &granted)
+        .await;
+    let path = held.unwrap().address.replace("file:", "");
+    assert_eq!(fs::read(&path).unwrap(), b"sesame");
+    assert_eq!(files(disk.path()).len(), 1);
+    pair.importer.unregister(&generation(1)).await;
+    assert_eq!(files(disk.path()), Vec::<PathBuf>::new());
+    hob.kill().unwrap();
+    hob.wait().unwrap();
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use hob::protocol::Expose;
+use hob::protocol::{Expose, UnitStatus};
 
 use crate::support::{Host, Pair, echo, eventually, generation, grant, registration};
 
@@ -129,12 +129,24 @@ async fn a_restart_that_fails_is_made_up_for() {
             .contains("systemctl daemon-reload failed: no bus")
     })
     .await;
+    eventually("an operator sees it", async || {
+        let units = pair.importer.status().await.units;
+        let refused = "systemctl daemon-reload failed: no bus";
+        matches!(&units[..], [UnitStatus { unit, error }]
+            if unit == "app.service" && error == refused)
+    })
+    .await;
     systemctl.assert_told_nothing();
     fs::remove_file(&fails).unwrap();
     // The hob would try again by itself; the next one does so at once.
     pair.app.kill();
     pair.app.start_again();
     assert_eq!(systemctl.told(RESTART).await, ["daemon-reload", RESTART]);
+    pair.importer = pair.boss.client("machine.app").await;
+    eventually("nothing is seen of it", async || {
+        pair.importer.status().await.units.is_empty()
+    })
+    .await;
 }
 
 /// Lets systemd itself read the drop-in, where it is installed.

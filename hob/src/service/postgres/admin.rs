@@ -22,8 +22,9 @@ use crate::protocol::Postgres;
 /// What a superuser runs once in a database; see the file.
 pub(super) const INSTALL: &str = include_str!("install.sql");
 
-/// The version of it that this hob needs: `gobs.version()`. A later one has all of an earlier.
-const INSTALL_VERSION: u32 = 1;
+/// The version of it that this hob needs: `gobs.version()`. A later one has all of an earlier, and
+/// whoever has an earlier one gets this: so the number rises whenever the file changes.
+const INSTALL_VERSION: u32 = 2;
 
 /// The oldest major version of PostgreSQL that still gets mended.
 const SERVER_VERSION_MIN: u32 = 14;
@@ -93,6 +94,8 @@ pub(super) struct Admin {
 pub(crate) enum AdminError {
     #[error("PostgreSQL does not answer at {}", socket.display())]
     Down { socket: PathBuf, source: io::Error },
+    #[error("PostgreSQL does not answer at {}", socket.display())]
+    Absent { socket: PathBuf, source: io::Error },
     #[error("PostgreSQL at {} refuses the user {user}", socket.display())]
     Login {
         socket: PathBuf,
@@ -112,7 +115,7 @@ pub(crate) enum AdminError {
     NoDatabase { socket: PathBuf, database: String },
     #[error(
         "the user {user} is no superuser of PostgreSQL, and gobs is not installed in the database \
-         \"{database}\"; run once as a superuser of it: hob setup postgres {user} | sudo -u \
+         \"{database}\", or an earlier version of it; run once as a superuser of it: hob setup postgres {user} | sudo -u \
          postgres psql -d {database}"
     )]
     NotInstalled { user: String, database: String },
@@ -449,4 +452,25 @@ grant gobs_hob to \"{name}\";
 /// Returns whether a server that refused a login may take it in a moment: it starts, or is full.
 fn is_passing(report: &Report) -> bool {
     report.code == "57P03" || report.code == "53300"
+}
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::HEXLOWER;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    /// Databases have what an earlier hob installed until the number says that it is another one.
+    #[test]
+    fn what_is_installed_has_another_version_when_it_is_another() {
+        let version = format!("as 'select {INSTALL_VERSION}'");
+        assert!(
+            INSTALL.contains(&version),
+            "gobs.version() is no {INSTALL_VERSION}"
+        );
+        let digest = HEXLOWER.encode(&Sha256::digest(INSTALL)[..16]);
+        // Of version 2. Where it differs, raise the version in both files, and then change this.
+        assert_eq!(digest, "5e3d03baea3ded62b7669a234b9733ea");
+    }
 }

@@ -62,7 +62,7 @@ create table if not exists gobs.role (
 );
 
 create or replace function gobs.version() returns integer
-language sql immutable as 'select 1';
+language sql immutable as 'select 2';
 
 -- The roles of the ledger that are there: a restored dump has rows of another cluster's.
 create or replace view gobs.present as

@@ -338,6 +338,7 @@ impl Servers {
             forget_old(&mut idle);
             idle.get_mut(spec).and_then(Vec::pop)
         };
+        let is_first = kept.is_none();
         if let Some((_, mut admin)) = kept {
             match task.perform(&mut admin, spec).await {
                 // It may be dead: the server was restarted.
@@ -358,7 +359,13 @@ impl Servers {
             }
             (opened, _) => opened,
         };
-        let mut admin = opened?;
+        let mut admin = opened.map_err(|error| match error {
+            // Nothing was made by what went before either.
+            AdminError::Down { socket, source } if is_first => {
+                AdminError::Absent { socket, source }
+            }
+            error => error,
+        })?;
         let outcome = task.perform(&mut admin, spec).await;
         if outcome.as_ref().err().is_none_or(AdminError::is_harmless) {
             self.keep(spec, admin);
@@ -502,6 +509,7 @@ impl From<AdminError> for ServiceError {
     fn from(error: AdminError) -> Self {
         let text = Chain(&error).to_string();
         match error {
+            AdminError::Absent { .. } => Self::Absent(text),
             AdminError::Down { .. } | AdminError::Slow { .. } | AdminError::Sessions { .. } => {
                 Self::Away(text)
             }

@@ -51,7 +51,7 @@ impl Connection {
         let name = format!("Redis at {}", socket.display());
         match within(connect(socket)).await {
             Ok(stream) => Ok(Self { stream, name }),
-            Err(error) => Err(ServiceError::Away(format!(
+            Err(error) => Err(ServiceError::Absent(format!(
                 "connecting to {name} failed: {error} (its configuration names the socket: \
                  `unixsocket {}`)",
                 socket.display()

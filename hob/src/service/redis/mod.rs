@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use self::admin::{Answer, Connection};
 use self::filter::Filtered;
+use self::rights::Server;
 use super::{Dialled, Lease, Local, Opening, ServeError, ServiceError};
 use crate::protocol::{Attenuate, Generation, Redis};
 use crate::splice::splice;
@@ -255,11 +256,17 @@ async fn log_in(redis: &Redis, user: &User) -> Result<Option<UnixStream>, Servic
 async fn make(redis: &Redis, user: &User, rights: &Attenuate) -> Result<(), ServiceError> {
     let mut connection = open(redis).await?;
     check_version(&mut connection).await?;
-    let modules = match rights.keys {
-        Some(_) => module_commands(&mut connection).await?,
-        None => Vec::new(),
-    };
-    let rules = rights::rules(rights, &modules).map_err(ServiceError::Refused)?;
+    let mut server = Server::default();
+    if rights.keys.is_some() {
+        server.modules = module_commands(&mut connection).await?;
+    }
+    if rights.commands.is_some() {
+        for category in ["admin", "dangerous"] {
+            let all = connection.tell(&["ACL", "CAT", category]).await?;
+            server.dangerous.extend(names(all));
+        }
+    }
+    let rules = rights::rules(rights, &server).map_err(ServiceError::Refused)?;
     // Redis keeps the digest, so that is all it is told; the password is random and long.
     let digest = HEXLOWER.encode(&Sha256::digest(user.password.as_bytes()));
     let words = ["ACL", "SETUSER", &user.name, "reset", "on"].map(str::to_owned);
@@ -308,16 +315,22 @@ async fn module_commands(connection: &mut Connection) -> Result<Vec<String>, Ser
             continue;
         };
         let words: [&[u8]; 5] = [b"COMMAND", b"LIST", b"FILTERBY", b"MODULE", name];
-        let Answer::List(all) = connection.tell(&words).await? else {
-            continue;
-        };
-        commands.extend(all.into_iter().filter_map(|command| match command {
-            Answer::Text(Some(name)) => String::from_utf8(name).ok(),
-            Answer::Status(name) => Some(name),
-            _ => None,
-        }));
+        commands.extend(names(connection.tell(&words).await?));
     }
     Ok(commands)
+}
+
+/// Returns the names in a list.
+fn names(answer: Answer) -> Vec<String> {
+    let Answer::List(all) = answer else {
+        return Vec::new();
+    };
+    let name = |name| match name {
+        Answer::Text(Some(name)) => String::from_utf8(name).ok(),
+        Answer::Status(name) => Some(name),
+        _ => None,
+    };
+    all.into_iter().filter_map(name).collect()
 }
 
 #[cfg(test)]

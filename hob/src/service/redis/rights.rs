@@ -26,6 +26,26 @@ const NEVER: &[&str] = &[
     "-script|debug",
 ];
 
+/// The names of what [`NEVER`] takes away, as Redis 7.0 has them: whoever asks for one by its name
+/// is told that it is not to be had. A command that has only such subcommands is among them.
+#[rustfmt::skip]
+const NOBODYS: &[&str] = &[
+    "acl|deluser", "acl|dryrun", "acl|getuser", "acl|list", "acl|load", "acl|log", "acl|save",
+    "acl|setuser", "acl|users", "bgrewriteaof", "bgsave", "client|kill", "client|list",
+    "client|no-evict", "client|pause", "client|unblock", "client|unpause", "cluster|addslots",
+    "cluster|addslotsrange", "cluster|bumpepoch", "cluster|count-failure-reports",
+    "cluster|delslots", "cluster|delslotsrange", "cluster|failover", "cluster|flushslots",
+    "cluster|forget", "cluster|meet", "cluster|replicas", "cluster|replicate", "cluster|reset",
+    "cluster|saveconfig", "cluster|set-config-epoch", "cluster|setslot", "cluster|slaves",
+    "config", "copy", "debug", "failover", "flushall", "function", "lastsave", "latency",
+    "migrate", "module", "monitor", "move", "pfdebug", "pfselftest", "psync", "replconf",
+    "replicaof", "reset", "restore", "restore-asking", "role", "save", "script|debug",
+    "script|flush", "script|kill", "shutdown", "slaveof", "slowlog", "swapdb", "sync",
+];
+
+/// Kinds of commands of which no grant has any.
+const NOBODYS_KINDS: &[&str] = &["@admin", "@dangerous"];
+
 /// Commands that Redis calls dangerous, and that do no more than others do to a database which is
 /// the grant's own as a whole.
 const OWN_DATABASE: &[&str] = &["info", "keys", "sort", "sort_ro", "flushdb"];
@@ -64,15 +84,33 @@ const KEYED: &[&str] = &[
 
 /// Commands that tell of keys or channels whether or not they match.
 const TELLING: &[&str] = &[
-    "-scan",
-    "-randomkey",
-    "-dbsize",
-    "-pubsub",
-    "-cluster",
-    "-memory",
-    "-client|tracking",
-    "-client|caching",
+    "scan",
+    "randomkey",
+    "dbsize",
+    "pubsub",
+    "cluster",
+    "memory",
+    "client|tracking",
+    "client|caching",
 ];
+
+/// Commands that need a channel.
+const OF_CHANNELS: &[&str] = &[
+    "publish",
+    "spublish",
+    "subscribe",
+    "psubscribe",
+    "ssubscribe",
+];
+
+/// What a server says of its commands.
+#[derive(Debug, Default)]
+pub(super) struct Server {
+    /// Those that its modules have added.
+    pub(super) modules: Vec<String>,
+    /// Those that it calls dangerous, or the administrator's.
+    pub(super) dangerous: Vec<String>,
+}
 
 /// What every client library needs and what shows nothing.
 const ALWAYS: &[&str] = &[
@@ -85,18 +123,19 @@ const ALWAYS: &[&str] = &[
     "+client|getname",
 ];
 
-/// Returns the rules for these rights, without name and password; `modules` are the commands that
-/// the server's modules have added.
+/// Returns the rules for these rights, without name and password.
 ///
 /// # Errors
-/// What cannot be a rule, for people.
-pub(super) fn rules(rights: &Attenuate, modules: &[String]) -> Result<Vec<String>, String> {
+/// What cannot be a rule, or would be one without effect, for people.
+pub(super) fn rules(rights: &Attenuate, server: &Server) -> Result<Vec<String>, String> {
     let mut rules: Vec<String> = Vec::new();
     let mut add = |more: &[&str]| rules.extend(more.iter().map(|rule| (*rule).to_owned()));
     add(&["resetkeys", "resetchannels", "-@all"]);
     match &rights.commands {
         Some(commands) => {
             for command in checked("commands", commands, is_command)? {
+                has_effect(command, rights, server)
+                    .map_err(|why| format!("commands cannot have {command:?}: {why}"))?;
                 add(&[&format!("+{command}")]);
             }
             add(ALWAYS);
@@ -107,8 +146,8 @@ pub(super) fn rules(rights: &Attenuate, modules: &[String]) -> Result<Vec<String
     add(NEVER);
     match &rights.keys {
         Some(keys) => {
-            add(TELLING);
-            for command in modules {
+            let modules = server.modules.iter().map(String::as_str);
+            for command in TELLING.iter().copied().chain(modules) {
                 add(&[&format!("-{command}")]);
             }
             for pattern in plain(checked("keys", keys, is_pattern)?) {
@@ -147,7 +186,35 @@ pub(super) fn rules(rights: &Attenuate, modules: &[String]) -> Result<Vec<String
 /// # Errors
 /// What is wrong with them, for people.
 pub(crate) fn check_rights(rights: &Attenuate) -> Result<(), String> {
-    rules(rights, &[]).map(drop)
+    rules(rights, &Server::default()).map(drop)
+}
+
+/// Checks that a command which is asked for by its name would be had.
+fn has_effect(command: &str, rights: &Attenuate, server: &Server) -> Result<(), &'static str> {
+    let command = command.to_ascii_lowercase();
+    let container = command.split('|').next().unwrap_or_default();
+    let is_among = |list: &[&str]| list.iter().any(|it| *it == command || *it == container);
+    let is_listed = |list: &[String]| list.iter().any(|it| it.eq_ignore_ascii_case(&command));
+    let is_own = is_among(OWN_DATABASE);
+    if NOBODYS_KINDS.contains(&&*command)
+        || is_among(NOBODYS)
+        || is_listed(&server.dangerous) && !is_own
+    {
+        return Err("no binding has it");
+    }
+    if rights.keys.is_none() {
+        return Ok(());
+    }
+    if is_own || is_among(TELLING) {
+        return Err("it tells of all keys, or works on them, and the binding has some with keys");
+    }
+    if is_listed(&server.modules) {
+        return Err("it is a module's, which may look at other keys than those in keys");
+    }
+    if rights.channels.is_none() && is_among(OF_CHANNELS) {
+        return Err("beside keys a binding has no channels but those that channels names");
+    }
+    Ok(())
 }
 
 fn checked<'a>(
@@ -210,7 +277,7 @@ mod tests {
                 commands,
                 ..Attenuate::default()
             };
-            let wrong = rules(&rights, &[]).unwrap_err();
+            let wrong = rules(&rights, &Server::default()).unwrap_err();
             assert_eq!(wrong, format!("commands cannot have {command:?}"));
         }
         for pattern in ["", "a b", "a\nb", "a\0"] {
@@ -220,7 +287,7 @@ mod tests {
                     channels,
                     ..Attenuate::default()
                 };
-                assert!(rules(&rights, &[]).is_err(), "{pattern:?}");
+                assert!(rules(&rights, &Server::default()).is_err(), "{pattern:?}");
             }
         }
         let many = vec!["a"; LISTED_MAX + 1];
@@ -229,7 +296,7 @@ mod tests {
             ..Attenuate::default()
         };
         assert_eq!(
-            rules(&rights, &[]).unwrap_err(),
+            rules(&rights, &Server::default()).unwrap_err(),
             "keys has more than 256 entries"
         );
     }
@@ -238,17 +305,88 @@ mod tests {
     fn what_a_grant_never_has_comes_after_what_was_asked_for() {
         let rights = Attenuate {
             keys: listed(&["app:*"]),
-            commands: listed(&["@all", "KEYS", "scan", "ft.search"]),
+            commands: listed(&["@all", "GET"]),
             ..Attenuate::default()
         };
-        let rules = rules(&rights, &["ft.search".to_owned()]).unwrap();
+        let server = Server {
+            modules: vec!["ft.search".to_owned()],
+            ..Server::default()
+        };
+        let rules = rules(&rights, &server).unwrap();
         let at = |rule: &str| rules.iter().rposition(|it| it == rule).unwrap();
-        assert!(at("+@all") < at("-@admin") && at("+KEYS") < at("-@dangerous"));
-        assert!(at("+scan") < at("-scan") && at("+ft.search") < at("-ft.search"));
+        assert!(at("+@all") < at("-@admin") && at("+GET") < at("-@dangerous"));
+        assert!(at("+@all") < at("-scan") && at("+@all") < at("-ft.search"));
         assert!(
             !rules
                 .iter()
                 .any(|rule| rule == "+keys" || rule.starts_with('&'))
         );
+    }
+
+    #[test]
+    fn what_would_have_no_effect_is_refused_by_its_name() {
+        let server = Server {
+            modules: vec!["ft.search".to_owned()],
+            dangerous: vec!["newer|danger".to_owned(), "sort".to_owned()],
+        };
+        let check = |command: &str, keys: Option<&[&str]>, expected: &str| {
+            let rights = Attenuate {
+                commands: listed(&[command]),
+                keys: keys.and_then(listed),
+                ..Attenuate::default()
+            };
+            let why = rules(&rights, &server).err().unwrap_or_default();
+            let why = why.strip_prefix(&format!("commands cannot have {command:?}: "));
+            assert!(
+                why.unwrap_or_default().starts_with(expected),
+                "{command}: {why:?}"
+            );
+            assert_eq!(why.is_none(), expected.is_empty(), "{command}: {why:?}");
+        };
+        let nobodys = [
+            "flushall",
+            "FLUSHALL",
+            "config|get",
+            "config",
+            "acl|setuser",
+            "@admin",
+            "@dangerous",
+            "reset",
+            "move",
+            "function|load",
+            "script|flush",
+            "newer|danger",
+        ];
+        for command in nobodys {
+            check(command, None, "no binding has it");
+            check(command, Some(&["a*"]), "no binding has it");
+        }
+        for command in [
+            "scan",
+            "KEYS",
+            "sort",
+            "flushdb",
+            "memory|usage",
+            "client|tracking",
+        ] {
+            check(command, None, "");
+            check(command, Some(&["a*"]), "it tells of all keys");
+        }
+        check("ft.search", Some(&["a*"]), "it is a module's");
+        check(
+            "subscribe",
+            Some(&["a*"]),
+            "beside keys a binding has no channels",
+        );
+        for command in [
+            "subscribe",
+            "ft.search",
+            "acl|whoami",
+            "select",
+            "@read",
+            "get",
+        ] {
+            check(command, None, "");
+        }
     }
 }

@@ -148,8 +148,8 @@ async fn names_that_are_not_there_or_anothers_are_refused() {
     );
     check(
         refusal(&bound, 5, of(Some(Access::Owner), &["public"])).await,
-        code::SERVICE,
-        "access = \"owner\" is to the whole database",
+        code::RIGHTS,
+        "schemas cannot narrow access = \"owner\", which has the whole database",
     );
     check(
         refusal(&bound, 6, of(None, &[])).await,
@@ -176,4 +176,56 @@ async fn names_that_are_not_there_or_anothers_are_refused() {
     );
     cluster.sql("postgres", &format!("drop role {owner}"));
     other.bind(3, Attenuate::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_was_declared_wrong_is_forgotten_once_it_is_right() {
+    let database = Cluster::database();
+    let right = Cluster::shared().service(&database);
+    let ServiceKind::Postgres(mut wrong) = right.clone() else {
+        unreachable!("a database")
+    };
+    wrong.socket = Some("/nowhere/.s.PGSQL.5432".into());
+    let bound = Bound::offer_of(ServiceKind::Postgres(wrong), &database).await;
+    check(
+        refusal(&bound, 1, Attenuate::default()).await,
+        code::UNREACHABLE,
+        "PostgreSQL does not answer at /nowhere/",
+    );
+    let status = bound.pair.exporter.status().await;
+    assert_eq!((status.grants, status.leaving), (Vec::new(), Vec::new()));
+    bound.pair.exporter.offer("orders", right).await;
+    bound.bind(1, Attenuate::default()).await;
+    assert_eq!(bound.ask("select 'up'").await, Ok("up".into()));
+    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_version_installed_is_replaced() {
+    let bound = Bound::start(Attenuate::default()).await;
+    let cluster = Cluster::shared();
+    let earlier = "create or replace function gobs.version() returns integer
+                   language sql immutable as 'select 1';
+                   create or replace function gobs.close(role text) returns oid
+                   language sql as 'select 1 / 0 from pg_class; select 0::oid';";
+    cluster.sql(
+        &bound.database,
+        &earlier.replace("role text", &closes(&bound)),
+    );
+    // A hob that begins anew looks at what is there.
+    let mut bound = bound;
+    bound.pair.db.kill();
+    bound.pair.db.start_again();
+    bound.pair.exporter = bound.pair.boss.client("machine.db").await;
+    bound.bind(2, Attenuate::default()).await;
+    let version = cluster.sql(&bound.database, "select gobs.version() > 1");
+    assert_eq!(version, "t");
+    bound.pair.exporter.revoke(&generation(2)).await.unwrap();
+    assert_eq!(cluster.roles(&bound.database).len(), 0);
+}
+
+/// Returns the parameters of a function that is installed.
+fn closes(bound: &Bound) -> String {
+    let asked = "select pg_get_function_arguments('gobs.close(text)'::regprocedure)";
+    Cluster::shared().sql(&bound.database, asked)
 }

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod doctor;
 pub mod import;
 pub mod lang;
+mod live;
 pub mod plan;
 pub mod plugins;
 pub mod project;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
 use crate::boss::{Boss, BossError};
 use crate::import;
+use crate::live::count_streams;
 use crate::plan::{self, Action, Holding, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
 use crate::refresh::{Refreshed, holdings, refresh};
@@ -92,6 +93,9 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     let mut planned = make_plan(project, &providers, refreshed, choices, more)?;
     planned.plan.warnings.extend(warnings);
     refuse_impossible(project, &providers, &planned.plan).await?;
+    if choices.refresh {
+        count_streams(&mut planned.plan, project, &planned.snapshot, None).await;
+    }
     // Whoever only plans needs less, and is told what an apply needs.
     let lacking = lacking(&providers, &planned.plan).await;
     planned
@@ -261,8 +265,12 @@ impl<'a> Run<'a> {
         let (project, providers) = (self.project, &self.providers);
         let imports = imports(project, providers, &refreshed.snapshot, choices).await?;
         let more = (unclaimed, imports);
-        let planned = make_plan(project, providers, refreshed, choices, more)?;
+        let mut planned = make_plan(project, providers, refreshed, choices, more)?;
         refuse_impossible(self.project, &self.providers, &planned.plan).await?;
+        if let Some(boss) = self.boss.as_ref().filter(|_| choices.refresh) {
+            let (plan, snapshot) = (&mut planned.plan, &planned.snapshot);
+            count_streams(plan, self.project, snapshot, Some(boss)).await;
+        }
         self.refuse_without_rights(&planned.plan).await?;
         Ok(planned)
     }

@@ -155,6 +155,11 @@ fn a_binding_carries_every_byte_through_restarts_and_ends_when_it_is_revoked() {
     exchange(ports.binding);
 
     kill_hobs(&project);
+    let unbound = configuration(project.path(), &ports, false);
+    project.write("main.gobs.hcl", &unbound);
+    let plan = project.gobs(&["plan"]).ok().stdout;
+    let unknown = "# (live streams: unknown, its hob cannot be reached)";
+    assert!(plan.contains(unknown), "{plan}");
     let mut hobs = start_hobs(&project);
     exchange(ports.binding);
 

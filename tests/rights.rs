@@ -189,6 +189,10 @@ fn a_move_lets_live_streams_drain_and_then_cuts_them() {
     assert_eq!(ask(&mut live), Some(b'1'));
 
     declare("two", "1h");
+    // A plan asks the hobs: it runs beside nothing here, and beside the apply below.
+    let plan = || project.gobs(&["plan"]).ok().stdout;
+    let counted = "# (1 live stream drains for 3600s)";
+    assert!(plan().contains(counted), "{}", plan());
     let run = project.start(APPLY);
     run.wait_for("Waiting for live streams to end");
     // The address leads elsewhere already, and who was there is still served.
@@ -196,9 +200,11 @@ fn a_move_lets_live_streams_drain_and_then_cuts_them() {
         ask_anew(port) == Some(b'2')
     });
     assert_eq!(ask(&mut live), Some(b'1'));
+    assert!(plan().contains(counted), "{}", plan());
     drop(live);
     let run = run.end().ok();
     assert!(run.stdout.contains("Bindings: 1 moved"), "{}", run.stdout);
+    assert!(run.stdout.contains(counted), "{}", run.stdout);
 
     let mut live = tcp(port).expect("connected");
     assert_eq!(ask(&mut live), Some(b'2'));
@@ -271,5 +277,104 @@ fn a_person_opens_a_service_for_a_while_and_on_the_record() {
     }
     let wrong = ["open", "machine.db.service.one", "--for", "1d"];
     assert!(project.gobs(&wrong).code(1).stderr.contains("1d"));
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
+fn how_programs_see_a_binding_changes_and_its_streams_go_on() {
+    let project = Project::empty();
+    let machines = machines([service(b'1'), service(b'2')]);
+    let ports = [free_port(), free_port(), free_port()];
+    let declare = |port: u16| {
+        let given_on = binding("report", "binding.db", "report", ports[2], "");
+        let from = "machine.db.service.one";
+        let text = machines.clone() + &binding("db", from, "app", port, "") + &given_on;
+        project.write("main.gobs.hcl", &text);
+    };
+    declare(ports[0]);
+    project.gobs(APPLY).ok();
+    let mut live = [ports[0], ports[2]].map(|port| tcp(port).expect("connected"));
+    assert_eq!(live.each_mut().map(ask), [Some(b'1'); 2]);
+    let granted = || {
+        let json = project
+            .gobs(&["who", "machine.db.service.one", "--json"])
+            .ok();
+        let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+        [0, 1].map(|n| {
+            let holder = &json["holders"][n];
+            ["binding", "generation", "since"].map(|field| holder[field].clone())
+        })
+    };
+    let before = granted();
+
+    declare(ports[1]);
+    let run = project.gobs(APPLY).ok();
+    for text in [
+        "# binding.db will be updated in-place\n  # (live streams go on)",
+        "Bindings: 1 to update.",
+        "Bindings: 1 updated.",
+    ] {
+        assert!(run.stdout.contains(text), "{text}: {}", run.stdout);
+    }
+    assert_eq!(live.each_mut().map(ask), [Some(b'1'); 2]);
+    assert_eq!((ask_anew(ports[1]), ask_anew(ports[0])), (Some(b'1'), None));
+    assert_eq!(granted(), before, "it is another grant");
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+
+    // What cannot be done leaves what was there, and the file of before is a change again.
+    let taken = TcpListener::bind(("127.0.0.1", ports[0])).expect("it is free now");
+    declare(ports[0]);
+    let run = project.gobs(APPLY).code(1);
+    assert!(run.stderr.contains("Binding not updated"), "{}", run.stderr);
+    assert_eq!(live.each_mut().map(ask), [Some(b'1'); 2]);
+    declare(ports[1]);
+    project.gobs(APPLY).ok();
+    assert_eq!(ask_anew(ports[1]), Some(b'1'));
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    drop(taken);
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
+fn a_service_that_was_declared_wrong_for_a_while_is_right_again() {
+    let project = Project::empty();
+    let (right, port, other) = (service(b'1'), free_port(), free_port());
+    let declare = |service: u16, more: &str| {
+        let text = format!(
+            "machine \"db\" {{
+               provider = dummy
+               service \"one\" {{
+                 tcp   = \"127.0.0.1:{service}\"
+                 ready = \"1s\"
+               }}
+             }}
+             machine \"app\" {{ provider = dummy }}\n"
+        );
+        let text = text + &binding("db", "machine.db.service.one", "app", port, "") + more;
+        project.write("main.gobs.hcl", &text);
+    };
+    declare(right, "");
+    project.gobs(APPLY).ok();
+    declare(free_port(), "");
+    let run = project.gobs(APPLY).code(1);
+    assert!(
+        run.stderr.contains("Service does not answer"),
+        "{}",
+        run.stderr
+    );
+    // As it was: nothing in the file differs from what is remembered, but the hob has the other.
+    declare(right, "");
+    let run = project.gobs(APPLY).ok();
+    assert!(
+        run.stdout.contains("an earlier offer did not end well"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(ask_anew(port), Some(b'1'));
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    let more = binding("more", "machine.db.service.one", "app", other, "");
+    declare(right, &more);
+    project.gobs(APPLY).ok();
+    assert_eq!(ask_anew(other), Some(b'1'));
     project.gobs(&["destroy", "--auto-approve"]).ok();
 }

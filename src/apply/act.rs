@@ -9,11 +9,12 @@ use gobs_provider::{CreateRequest, Error, Observed, Provider, Token, UpdateReque
 use gobs_state::{Phase, Row, RowChange, RowKind, Started};
 use tokio::sync::watch;
 
-use crate::boss::{BindRequest, Boss, BossError, UnbindRequest, Unbound};
+use crate::boss::{Boss, BossError, UnbindRequest, Unbound};
 use crate::plan::without_additions;
 
+use super::bind::BindWork;
 use super::home::{Awaited, Invited};
-use super::prepare::{set_enrolled, with_bound, with_observed};
+use super::prepare::{set_enrolled, with_observed};
 use super::retire::{Retirement, take_back};
 use super::teller::Teller;
 
@@ -76,6 +77,8 @@ pub(super) enum Work {
         spec: Known,
         ready: Duration,
         changes: Vec<RowChange>,
+        /// The row that the service has until now.
+        old: Option<Arc<Row>>,
         stop: watch::Receiver<bool>,
         teller: Teller,
     },
@@ -103,21 +106,6 @@ pub(super) struct MachineWork {
     pub(super) invited: Option<Invited>,
     /// What to do before the machine's hob ends.
     pub(super) retirement: Option<Retirement>,
-    pub(super) stop: watch::Receiver<bool>,
-    pub(super) teller: Teller,
-}
-
-/// A grant, and what it takes the place of.
-pub(super) struct BindWork {
-    pub(super) boss: Boss,
-    pub(super) request: BindRequest,
-    pub(super) revokes: Option<UnbindRequest>,
-    /// How long live streams may go on before that.
-    pub(super) drain: Duration,
-    /// The row that the binding has until now.
-    pub(super) old: Option<Arc<Row>>,
-    pub(super) name: Name,
-    pub(super) row: Row,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) teller: Teller,
 }
@@ -208,6 +196,7 @@ impl Work {
                 spec,
                 ready,
                 changes,
+                old,
                 mut stop,
                 teller,
             } => {
@@ -223,15 +212,19 @@ impl Work {
                             format!("{address} did not answer yet. The next apply waits for it \
                                      again."),
                         )),
-                        changes: Vec::new(),
+                        changes: unsettled(old.as_deref()),
                     },
                 };
-                match done {
-                    Err(error @ BossError::NotReady { .. }) => Ended::Failed {
-                        diagnostic: Box::new(not_ready(&address, &error)),
-                        changes: Vec::new(),
-                    },
-                    done => settled("Offer failed", &address, done, changes),
+                let diagnostic = match done {
+                    Ok(()) => return Ended::Done(changes),
+                    Err(error @ BossError::NotReady { .. }) => {
+                        Box::new(not_ready(&address, &error))
+                    }
+                    Err(error) => refusal("Offer failed", &address, &error),
+                };
+                Ended::Failed {
+                    diagnostic,
+                    changes: unsettled(old.as_deref()),
                 }
             }
             Self::Withdraw {
@@ -268,83 +261,6 @@ impl Work {
                     Err(error) => refused("Revocation failed", &binding, &error),
                 }
             }
-        }
-    }
-}
-
-impl BindWork {
-    async fn run(self) -> Ended {
-        self.teller.waiting("the service");
-        let binding = self.request.binding.clone();
-        let mut stop = self.stop.clone();
-        let bound = tokio::select! {
-            bound = self.boss.bind(self.request.clone()) => bound,
-            () = asked_to_stop(&mut stop) => {
-                let detail = format!("{binding} was not in use yet; what was granted is taken back.");
-                let diagnostic = Diagnostic::error("Stopped waiting", detail);
-                return self.abandon(Box::new(diagnostic)).await;
-            }
-        };
-        let bound = match bound {
-            Ok(bound) => bound,
-            Err(error @ BossError::NotReady { .. }) => {
-                let diagnostic = not_ready(&binding, &error);
-                return self.abandon(Box::new(diagnostic)).await;
-            }
-            Err(error) => {
-                let diagnostic = refusal("Binding failed", &binding, &error);
-                return self.abandon(diagnostic).await;
-            }
-        };
-        if let Some(revokes) = self.revokes {
-            if !self.drain.is_zero() {
-                self.teller.waiting("live streams to end");
-                tokio::select! {
-                    () = self.boss.drain(&revokes, self.drain) => {}
-                    // The rest of the time is not given then.
-                    () = asked_to_stop(&mut stop) => {}
-                }
-            }
-            let detail = match self.boss.unbind(revokes).await {
-                // The access is cut; the hob takes away the rest, whoever asks it.
-                Ok(Unbound::Done | Unbound::Left(_)) => None,
-                Ok(Unbound::Pending(detail)) => Some(detail),
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(detail) = detail {
-                let detail = format!(
-                    "The new grant of {binding} is in use, but the old one could not be revoked: \
-                     {detail}. The next apply takes both back and grants it afresh."
-                );
-                let diagnostic = Diagnostic::error("Old grant not revoked", detail)
-                    .about(binding, Path::default());
-                return Ended::InDoubt(Box::new(diagnostic));
-            }
-        }
-        let row = with_bound(
-            self.row,
-            self.name.as_str(),
-            &bound.address,
-            &bound.directory,
-        );
-        Ended::Done(vec![RowChange::PutRow(Box::new(row))])
-    }
-
-    /// Takes back what may have been granted: a binding that failed leaves no capability behind.
-    async fn abandon(self, diagnostic: Box<Diagnostic>) -> Ended {
-        let request = UnbindRequest {
-            binding: self.request.binding,
-            generation: self.request.generation,
-            exporter: Some(self.request.exporter),
-            importer: Some(self.request.importer),
-        };
-        match self.boss.unbind(request).await {
-            Ok(Unbound::Done | Unbound::Left(_)) => Ended::Failed {
-                diagnostic,
-                changes: pending(self.old.as_deref()),
-            },
-            // The intent stays in the journal, and the next run takes it back.
-            Ok(Unbound::Pending(_)) | Err(_) => Ended::InDoubt(diagnostic),
         }
     }
 }
@@ -611,6 +527,18 @@ pub(super) fn pending(row: Option<&Row>) -> Vec<RowChange> {
     vec![RowChange::PutRow(Box::new(row))]
 }
 
+/// Returns the row of a service of which nobody knows what its hob has: what was to be offered
+/// did not answer, and may be there all the same.
+pub(super) fn unsettled(row: Option<&Row>) -> Vec<RowChange> {
+    let Some(mut row) = row.cloned() else {
+        return Vec::new();
+    };
+    if let RowKind::Service { unsettled, .. } = &mut row.kind {
+        *unsettled = true;
+    }
+    vec![RowChange::PutRow(Box::new(row))]
+}
+
 fn settled(
     summary: &str,
     address: &Address,
@@ -630,7 +558,7 @@ fn refused(summary: &str, address: &Address, error: &BossError) -> Ended {
     }
 }
 
-fn refusal(summary: &str, address: &Address, error: &BossError) -> Box<Diagnostic> {
+pub(super) fn refusal(summary: &str, address: &Address, error: &BossError) -> Box<Diagnostic> {
     let hint = match error {
         BossError::Unclaimed { .. } => Some(
             "Look at the machine's own log (journalctl -u gobs-hob, its console). The next apply \
@@ -650,7 +578,7 @@ fn refusal(summary: &str, address: &Address, error: &BossError) -> Box<Diagnosti
     Box::new(diagnostic)
 }
 
-fn not_ready(address: &Address, error: &BossError) -> Diagnostic {
+pub(super) fn not_ready(address: &Address, error: &BossError) -> Diagnostic {
     let mut detail = format!("{address}: {error}.");
     if let BossError::NotReady { machine, log, .. } = error
         && !log.is_empty()
@@ -663,7 +591,7 @@ fn not_ready(address: &Address, error: &BossError) -> Diagnostic {
         .hint("The next apply tries again.")
 }
 
-async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone will never ask.
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;

@@ -9,6 +9,7 @@ mod act;
 mod admit;
 mod adopt;
 mod arrivals;
+mod bind;
 mod event;
 mod home;
 mod prepare;
@@ -518,6 +519,7 @@ fn verb(action: &Action) -> Verb {
         Action::Withdraw { .. } => Verb::Withdraw,
         Action::Bind { .. } => Verb::Bind,
         Action::Move { .. } => Verb::Move,
+        Action::Expose { .. } => Verb::Update,
         Action::Unbind { .. } => Verb::Unbind,
     }
 }

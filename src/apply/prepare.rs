@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path, Value};
 use gobs_provider::{CreateRequest, Observed, Provider, Token, UpdateRequest};
-use gobs_state::{Intent, Phase, Row, RowChange, RowKind};
+use gobs_state::{Intent, Row, RowChange, RowKind};
 use serde::{Deserialize, Serialize};
 
-use crate::boss::{BindRequest, Boss, UnbindRequest};
-use crate::lang::{HobValues, rights};
-use crate::plan::{Action, Grant, HOB, Held, Step, wanted_of};
+use crate::boss::Boss;
+use crate::lang::HobValues;
+use crate::plan::{Action, HOB, Step, wanted_of};
 
-use super::act::{BindWork, MachineWork, Work};
+use super::act::{MachineWork, Work};
+use super::bind::bind_detail;
 use super::home::{self, Awaited, Invited};
 use super::teller::Teller;
 use super::{Walk, mark_of};
@@ -273,6 +274,7 @@ impl Walk<'_> {
                     version: 0,
                     kind: RowKind::Service {
                         incarnation: *incarnation,
+                        unsettled: false,
                     },
                 };
                 let changes = vec![RowChange::PutRow(Box::new(row))];
@@ -284,6 +286,7 @@ impl Walk<'_> {
                         spec,
                         ready: Duration::from_secs(*ready_s),
                         changes,
+                        old: self.rows.get(&step.address).cloned(),
                         stop: self.apply.stop.clone(),
                         teller: self.teller(step),
                     },
@@ -297,7 +300,7 @@ impl Walk<'_> {
                 let changes = vec![RowChange::RemoveRow(step.address.clone())];
                 let row = self.rows.get(&step.address);
                 let incarnation = row.and_then(|row| match row.kind {
-                    RowKind::Service { incarnation } => Some(incarnation),
+                    RowKind::Service { incarnation, .. } => Some(incarnation),
                     _ => None,
                 });
                 match (service_of(&step.address), incarnation) {
@@ -331,6 +334,8 @@ impl Walk<'_> {
                 intent.detail = detail(&bind_detail(grant));
                 self.bind_work(step, grant, Some(revokes), *simulated)?
             }
+            // Nothing has to be taken back where its end is not known: the grant is there.
+            Action::Expose { grant, simulated } => self.bind_work(step, grant, None, *simulated)?,
             Action::Unbind { held, simulated } => {
                 let row = self.rows.get(&step.address).cloned();
                 if *simulated {
@@ -348,106 +353,6 @@ impl Walk<'_> {
             }
         };
         Ok((intent, work))
-    }
-
-    fn bind_work(
-        &self,
-        step: &Step,
-        grant: &Grant,
-        revokes: Option<&Held>,
-        simulated: bool,
-    ) -> Prepared<Work> {
-        let mut grant = grant.clone();
-        if grant.attenuate.contains_unknown() || grant.expose.contains_unknown() {
-            let Address::Binding(instance) = &step.address else {
-                return Err(bug(step));
-            };
-            let values = self.apply.evaluator.binding(instance).map_err(first)?;
-            keeps_promise(step, &grant.attenuate, &values.attenuate)?;
-            keeps_promise(step, &grant.expose, &values.expose)?;
-            (grant.attenuate, grant.expose) = (values.attenuate, values.expose);
-        }
-        let row = Row {
-            address: step.address.clone(),
-            wanted: known(step, grant.wanted())?,
-            observed: Known::empty(),
-            depends_on: step.depends_on.clone(),
-            version: 0,
-            kind: RowKind::Binding {
-                generation: grant.generation,
-                from_incarnation: grant.from_incarnation,
-                to_incarnation: grant.to_incarnation,
-                parent: grant.via.as_ref().map(|via| via.generation),
-                phase: Phase::Granted,
-            },
-        };
-        if simulated {
-            let row = with_bound(row, grant.name.as_str(), "simulated", "simulated");
-            return Ok(Work::Rows(vec![RowChange::PutRow(Box::new(row))]));
-        }
-        let (Some((exporter, service)), Address::Machine(importer)) =
-            (service_of(&grant.from), grant.to.clone())
-        else {
-            return Err(bug(step));
-        };
-        let request = BindRequest {
-            binding: step.address.clone(),
-            generation: grant.generation,
-            exporter: (exporter, grant.from_incarnation),
-            service,
-            parent: grant.via.clone().map(|via| (via.binding, via.generation)),
-            importer: (importer, grant.to_incarnation),
-            name: grant.name.clone(),
-            attenuate: rights(&grant.attenuate).ok_or_else(|| bug(step))?,
-            expose: grant.expose.clone(),
-            ready: Duration::from_secs(grant.ready_s),
-        };
-        Ok(Work::Bind(Box::new(BindWork {
-            boss: self.boss(step)?,
-            request,
-            old: self.rows.get(&step.address).cloned(),
-            revokes: revokes.map(|held| {
-                let mut request = self.unbind_request(&step.address, held);
-                // The receiver has switched to the new grant by then.
-                if held.to == grant.to && held.name == grant.name {
-                    request.importer = None;
-                }
-                request
-            }),
-            // Rights that are narrowed end at once; it is another service that takes over.
-            drain: match &step.action {
-                Action::Move { .. } => Duration::from_secs(grant.drain_s),
-                _ => Duration::ZERO,
-            },
-            name: grant.name,
-            row,
-            stop: self.apply.stop.clone(),
-            teller: self.teller(step),
-        })))
-    }
-
-    fn unbind_request(&self, binding: &Address, held: &Held) -> UnbindRequest {
-        let kind = self.rows.get(binding).map(|row| row.kind.clone());
-        let (from_incarnation, to_incarnation) = match kind {
-            Some(RowKind::Binding {
-                from_incarnation,
-                to_incarnation,
-                ..
-            }) => (from_incarnation, to_incarnation),
-            _ => (0, 0),
-        };
-        let machine = |address: &Address, incarnation, gone: bool| {
-            address
-                .as_machine()
-                .filter(|_| !gone)
-                .map(|it| (it.clone(), incarnation))
-        };
-        UnbindRequest {
-            binding: binding.clone(),
-            generation: held.generation,
-            exporter: machine(&held.from, from_incarnation, held.settled_by_delete),
-            importer: machine(&held.to, to_incarnation, held.importer_gone),
-        }
     }
 
     /// Returns what a machine is to be: as planned, with what was not known then.
@@ -511,7 +416,7 @@ impl Walk<'_> {
         })
     }
 
-    fn teller(&self, step: &Step) -> Teller {
+    pub(super) fn teller(&self, step: &Step) -> Teller {
         Teller {
             events: self.apply.events.clone(),
             address: step.address.clone(),
@@ -531,16 +436,6 @@ impl Detail {
     /// Reads what an earlier run, perhaps of another version, wrote.
     pub(super) fn read(json: &serde_json::Value) -> Option<Self> {
         serde_json::from_value(json.clone()).ok()
-    }
-}
-
-fn bind_detail(grant: &Grant) -> Detail {
-    Detail::Bind {
-        generation: grant.generation,
-        from: grant.from.clone(),
-        from_incarnation: grant.from_incarnation,
-        to: grant.to.clone(),
-        to_incarnation: grant.to_incarnation,
     }
 }
 
@@ -606,7 +501,7 @@ pub(super) fn incarnation_of(row: &Row) -> Option<u64> {
     }
 }
 
-fn service_of(address: &Address) -> Option<(Instance, Name)> {
+pub(super) fn service_of(address: &Address) -> Option<(Instance, Name)> {
     match address {
         Address::Service { machine, service } => Some((machine.clone(), service.clone())),
         _ => None,
@@ -629,7 +524,7 @@ pub(super) fn known(step: &Step, value: Value) -> Prepared<Known> {
 }
 
 /// Refuses a value that differs from what the plan showed where the plan knew it.
-fn keeps_promise(step: &Step, planned: &Value, real: &Value) -> Prepared<()> {
+pub(super) fn keeps_promise(step: &Step, planned: &Value, real: &Value) -> Prepared<()> {
     match broken_promise(planned, real, &Path::default()) {
         None => Ok(()),
         Some(path) => {
@@ -672,7 +567,7 @@ fn broken_promise(planned: &Value, real: &Value, at: &Path) -> Option<Path> {
     (!planned.same(real)).then(|| at.clone())
 }
 
-fn first(diagnostics: Vec<Diagnostic>) -> Box<Diagnostic> {
+pub(super) fn first(diagnostics: Vec<Diagnostic>) -> Box<Diagnostic> {
     let error = diagnostics.into_iter().find(Diagnostic::is_error);
     Box::new(
         error.unwrap_or_else(|| Diagnostic::error("Evaluation failed", "No value came of it.")),
@@ -684,7 +579,7 @@ pub(super) fn randomness(step: &Step, error: &std::io::Error) -> Box<Diagnostic>
     Box::new(about(step, "No randomness", detail))
 }
 
-fn bug(step: &Step) -> Box<Diagnostic> {
+pub(super) fn bug(step: &Step) -> Box<Diagnostic> {
     let detail = format!(
         "The step {} of {} lacks what it needs. This is a mistake in gobs; please report it.",
         step.action.name(),

@@ -12,7 +12,8 @@ use gobs_state::{
 
 use crate::boss::{Boss, UnbindRequest, Unbound};
 
-use super::act::{look_for, only_made};
+use super::act::{look_for, only_made, unsettled};
+use super::bind::unseen;
 use super::prepare::{Detail, observed_of, provider_wanted, with_observed};
 use super::{Event, Events, Providers, home};
 
@@ -315,7 +316,15 @@ async fn settle(
                 ..Verdict::again("taken back")
             })
         }
-        // Waits, offers, withdrawals and revocations are asked for again: each is idempotent.
+        ("expose", _) => Ok(Verdict {
+            changes: unseen(row),
+            ..Verdict::again("to be done again")
+        }),
+        ("offer", _) => Ok(Verdict {
+            changes: unsettled(row),
+            ..Verdict::again("to be done again")
+        }),
+        // Waits, withdrawals and revocations are asked for again: each is idempotent.
         _ => Ok(Verdict::again("to be done again")),
     }
 }

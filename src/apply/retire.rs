@@ -87,7 +87,13 @@ impl Walk<'_> {
     pub(super) fn mints(&self, service: &Address, incarnation: u64) -> bool {
         self.rows.get(service).is_some_and(|row| {
             let is_set = |kind: &&str| row.wanted.get(kind).is_some_and(|it| !it.is_null());
-            row.kind == RowKind::Service { incarnation } && MINTING.iter().any(is_set)
+            let of_it = |kind: &RowKind| match kind {
+                RowKind::Service {
+                    incarnation: is, ..
+                } => *is == incarnation,
+                _ => false,
+            };
+            of_it(&row.kind) && MINTING.iter().any(is_set)
         })
     }
 

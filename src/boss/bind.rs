@@ -163,14 +163,11 @@ impl Boss {
                 .await?;
             let granted = protocol::Granted::from_passable(&answer)
                 .map_err(|error| malformed(&exporter, &error))?;
-            let registration = Passable::Struct(
-                ocapn::Struct::new()
-                    .with("name", request.name.as_str())
-                    .with("binding", request.binding.to_string())
-                    .with("generation", request.generation)
-                    .with("expose", to_passable(&request.expose)),
-            );
-            let args = vec![registration, granted.grant.into(), granted.sturdyref.into()];
+            let args = vec![
+                registration(&request),
+                granted.grant.into(),
+                granted.sturdyref.into(),
+            ];
             match self
                 .call(&importer, method::REGISTER_BINDING, args, HOB_DEADLINE)
                 .await
@@ -195,6 +192,32 @@ impl Boss {
             request.ready,
         )
         .await?;
+        Ok(Bound {
+            address: held.address,
+            directory: held.directory,
+        })
+    }
+
+    /// Lets programs see a binding in another way; the grant stays, and so do its streams. The
+    /// exporter has no part in it, unless the importer has lost what it held.
+    ///
+    /// # Errors
+    /// When the hob is away or refuses.
+    pub async fn expose(&self, request: BindRequest) -> Result<Bound, BossError> {
+        let importer = key(&request.importer);
+        self.refuse_contested(&importer.0, importer.1)?;
+        let args = vec![registration(&request)];
+        let exposed = self
+            .call(&importer, method::EXPOSE_BINDING, args, HOB_DEADLINE)
+            .await;
+        let answer = match exposed {
+            Err(BossError::Refused { code: Some(it), .. }) if it == code::UNKNOWN => {
+                return self.bind(request).await;
+            }
+            answer => answer?,
+        };
+        let held: protocol::Held = protocol::from_passable("expose-binding's answer", &answer)
+            .map_err(|error| malformed(&importer, &error))?;
         Ok(Bound {
             address: held.address,
             directory: held.directory,
@@ -417,6 +440,17 @@ impl Boss {
 
 pub(super) fn key((instance, incarnation): &(Instance, u64)) -> Key {
     (Address::Machine(instance.clone()), *incarnation)
+}
+
+/// Returns what the importer is told of a grant.
+fn registration(request: &BindRequest) -> Passable {
+    Passable::Struct(
+        ocapn::Struct::new()
+            .with("name", request.name.as_str())
+            .with("binding", request.binding.to_string())
+            .with("generation", request.generation)
+            .with("expose", to_passable(&request.expose)),
+    )
 }
 
 fn generation(binding: &Address, generation: u64) -> Generation {

@@ -2,6 +2,7 @@
 //!
 //! The socket is the project's own (0600): one line of JSON asks, one line answers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,18 @@ impl Boss {
             alerts,
             unclaimed: unclaimed.collect(),
         })
+    }
+
+    /// Returns what these hobs say, as far as they can be reached within a moment.
+    pub async fn statuses(&self, of: &BTreeSet<Key>) -> BTreeMap<Key, HobStatus> {
+        let asked = of.iter().map(|key| async move {
+            let answer = self
+                .call(key, method::STATUS, Vec::new(), STATUS_TIMEOUT)
+                .await;
+            let status = protocol::from_passable("status's answer", &answer.ok()?).ok()?;
+            Some((key.clone(), status))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     async fn hob_status(&self, key: &Key) -> Option<HobStatus> {

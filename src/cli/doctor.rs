@@ -1,10 +1,11 @@
 //! `gobs doctor`
 
 use crate::doctor::{Finding, Level, examine};
+use crate::live;
 
 use super::arguments::Variables;
 use super::view::text::printable_line;
-use super::{Context, Outcome, exit, remembered, runtime, status, view};
+use super::{Context, Outcome, exit, remembered, runtime, view};
 
 /// Looks for what is wrong and says how to mend it; exits with 3 while a person is needed
 ///
@@ -27,7 +28,7 @@ impl Doctor {
         let mut found = runtime.block_on(examine(&project));
         // What cannot be read has been said.
         if let Ok((project, snapshot)) = remembered(context)
-            && let Ok(report) = runtime.block_on(status::report(&project, &snapshot))
+            && let Ok(report) = runtime.block_on(live::report(&project, &snapshot))
         {
             let now = std::time::UNIX_EPOCH.elapsed();
             let now_s = now.map_or(0, |since| since.as_secs());

@@ -2,13 +2,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use gobs_model::Diagnostic;
 use gobs_state::{Row, RowKind, Snapshot};
 
-use crate::boss::{Boss, BossError, StatusReport, ask_status};
-use crate::project::{Project, boss_error};
+use crate::boss::StatusReport;
+use crate::live::report;
 
-use super::{Context, Failure, Outcome, exit, remembered, runtime, view};
+use super::{Context, Outcome, exit, remembered, runtime, view};
 
 /// Shows what is live: hobs, bindings, alerts; exits with 3 while something needs a person
 #[derive(Debug, clap::Args)]
@@ -55,34 +54,4 @@ fn unclaimed(report: &StatusReport, snapshot: &Snapshot) -> Vec<String> {
     };
     let rows = snapshot.rows.values().filter(|row| is_it(row));
     rows.map(|row| row.address.to_string()).collect()
-}
-
-/// Asks the boss that a running apply hosts; where none runs, hosts one for the moment.
-pub(super) async fn report(
-    project: &Project,
-    snapshot: &Snapshot,
-) -> Result<StatusReport, Failure> {
-    let socket = project.paths().boss_socket();
-    let asked = || async {
-        ask_status(&socket).await.map_err(|error| {
-            let detail = format!("The boss at {} did not answer: {error}.", socket.display());
-            Failure::from(Diagnostic::error("No answer", detail))
-        })
-    };
-    if let Some(report) = asked().await? {
-        return Ok(report);
-    }
-    if snapshot.rows.is_empty() {
-        return Ok(StatusReport::default());
-    }
-    match Boss::start(project.boss_store()?, project.boss_options(snapshot)).await {
-        Ok(boss) => {
-            let report = boss.status().await;
-            boss.shutdown().await;
-            report.map_err(|error| boss_error(&error).into())
-        }
-        // One began in between.
-        Err(BossError::Running(_)) => Ok(asked().await?.unwrap_or_default()),
-        Err(error) => Err(boss_error(&error).into()),
-    }
 }

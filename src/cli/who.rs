@@ -5,9 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use gobs_model::{Address, Diagnostic};
 use gobs_state::Snapshot;
 
+use crate::live;
 use crate::project::store_error;
 
-use super::{Context, Failure, Outcome, exit, remembered, runtime, status, view};
+use super::{Context, Failure, Outcome, exit, remembered, runtime, view};
 
 /// Shows who holds a service: with which rights, since when
 ///
@@ -27,7 +28,7 @@ impl Who {
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
         let (project, snapshot) = remembered(context)?;
         let service = offered(&self.service, &snapshot)?;
-        let report = runtime()?.block_on(status::report(&project, &snapshot))?;
+        let report = runtime()?.block_on(live::report(&project, &snapshot))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_s = now.map_or(0, |since| since.as_secs());
         let holders = view::who::holders(&service, &report, &snapshot);

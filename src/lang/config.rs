@@ -410,20 +410,22 @@ impl Config {
         Some(self.sources.place(unit.name.span))
     }
 
+    /// Returns of which kind a declared service is.
+    pub(crate) fn kind_of(&self, service: &gobs_model::Address) -> Option<ServiceKind> {
+        let gobs_model::Address::Service { machine, service } = service else {
+            return None;
+        };
+        let machine = self.machines.get(&machine.name)?;
+        Some(machine.services.get(service)?.kind)
+    }
+
     /// Returns the limits that a binding asks for and a service cannot enforce, as mistakes.
     pub(crate) fn unenforceable(
         &self,
         binding: &Name,
         service: &gobs_model::Address,
     ) -> Vec<Diagnostic> {
-        let gobs_model::Address::Service { machine, service } = service else {
-            return Vec::new();
-        };
-        let machine = self.machines.get(&machine.name);
-        let Some(kind) = machine
-            .and_then(|it| it.services.get(service))
-            .map(|it| it.kind)
-        else {
+        let Some(kind) = self.kind_of(service) else {
             return Vec::new();
         };
         let limits = self

@@ -1,7 +1,7 @@
 //! What services are to be, and how bindings narrow them.
 
 use gobs_model::{Type, Value};
-use hob::protocol::{Access, Attenuate, check_limit, enforced_by};
+use hob::protocol::{Access, Attenuate, check_limit, check_together, enforced_by};
 use ocapn::Sturdyref;
 
 use super::config::{Service, ServiceKind, ServiceValues};
@@ -155,6 +155,7 @@ pub(super) fn attenuate(
     kind: Option<ServiceKind>,
 ) -> Value {
     let mut limits = Vec::new();
+    let before = eval.errors.len();
     for attribute in arguments {
         let name = &*attribute.name.text;
         if let Some(why) = kind.and_then(|kind| unenforceable(kind.as_str(), name)) {
@@ -171,7 +172,16 @@ pub(super) fn attenuate(
             limits.push((attribute.name.text.clone(), value));
         }
     }
-    Value::object(limits)
+    let limits = Value::object(limits);
+    if eval.errors.len() == before
+        && let (Some(kind), Some(rights)) = (kind, rights(&limits))
+        && let Err((limit, why)) = check_together(kind.as_str(), &rights)
+        && let Some(of) = arguments.iter().find(|it| *it.name.text == *limit)
+    {
+        let detail = format!("\"{limit}\" {why}.");
+        eval.fail(&of.expr, of.expr.span, "Invalid value", detail);
+    }
+    limits
 }
 
 /// Returns why services of this kind cannot be held to a limit, if they cannot.

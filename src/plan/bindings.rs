@@ -146,6 +146,13 @@ fn is_lost(because: &[Because]) -> bool {
     because.iter().any(|it| matches!(it, Because::Lost { .. }))
 }
 
+/// Returns whether a binding differs only in how programs see it, which the exporter has no part
+/// in.
+fn is_exposure(because: &[Because]) -> bool {
+    let expose = Path::attribute("expose");
+    matches!(because, [Because::Changed { path, .. }] if *path == expose)
+}
+
 impl Grant {
     /// Returns what the binding's row keeps as asked.
     pub fn wanted(&self) -> Value {
@@ -223,7 +230,7 @@ impl Planner<'_> {
                 let parent = via.clone().map(Address::Binding);
                 let mut because = differences(existing, &values, parent.as_ref(), ends);
                 let moved = self.service(&values.from).is_some_and(|it| it.moved);
-                if moved && because.is_empty() {
+                if moved && (because.is_empty() || is_exposure(&because)) {
                     let service = values.from.clone();
                     because.push(Because::ServiceChanged { service });
                 }
@@ -314,10 +321,16 @@ impl Planner<'_> {
             .holdings
             .get(&Address::Binding(instance.clone()));
         let heard_of = holding.map(|it| it.generation);
+        let via = via.as_ref();
+        // The grant stays where only programs there see it otherwise.
+        let stays = existing.filter(|_| !self.is_granted_again(binding));
         let grant = Grant {
-            generation: self.fresh(existing.map(|it| it.generation).max(heard_of)),
+            generation: match stays {
+                Some(existing) => existing.generation,
+                None => self.fresh(existing.map(|it| it.generation).max(heard_of)),
+            },
             from: values.from.clone(),
-            via: via.as_ref().map(|parent| self.via(parent)),
+            via: via.map(|parent| self.via(parent)),
             to: values.to.clone(),
             name: values.name.clone(),
             attenuate: values.attenuate.clone(),
@@ -341,6 +354,7 @@ impl Planner<'_> {
         let held = existing.filter(|_| unbind.is_none());
         let moved = held.filter(|it| *it.from != grant.from);
         let action = match (moved, held.map(|it| (it, self.held(it)))) {
+            _ if stays.is_some() => Action::Expose { grant, simulated },
             (Some(_), Some((_, revokes))) => Action::Move {
                 grant,
                 revokes,
@@ -374,7 +388,7 @@ impl Planner<'_> {
             }
         }
         let offer = self.service(&values.from).and_then(|it| it.offer);
-        let parent = via.as_ref().and_then(|parent| {
+        let parent = via.and_then(|parent| {
             let found = self.bind_steps.iter().find(|(it, _)| it == parent);
             found.map(|(_, node)| *node)
         });
@@ -396,6 +410,19 @@ impl Planner<'_> {
         }
         let name = (values.to.clone(), values.name.clone());
         self.taken.push((name, instance.clone(), node));
+    }
+
+    /// Returns whether a binding that is not as it was granted gets another grant; one that is made
+    /// from a grant that ends does, whatever else is the matter with it.
+    pub(super) fn is_granted_again(&self, binding: &ToGrant) -> bool {
+        let Some(parent) = &binding.via else {
+            return !is_exposure(&binding.because);
+        };
+        let mut waiting = self.to_grant.iter();
+        let waiting = waiting.find(|it| it.instance == *parent);
+        !is_exposure(&binding.because)
+            || waiting.is_some_and(|parent| self.is_granted_again(parent))
+            || self.parent_of(&binding.instance) != Some(self.via(parent).generation)
     }
 
     /// Lets a name on a machine be given up by one binding before another one takes it.

@@ -415,7 +415,10 @@ mod tests {
             observed: Known::empty(),
             depends_on: Vec::new(),
             version,
-            kind: RowKind::Service { incarnation: 1 },
+            kind: RowKind::Service {
+                incarnation: 1,
+                unsettled: false,
+            },
         };
         Snapshot {
             lineage: "here".into(),

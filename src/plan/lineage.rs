@@ -3,7 +3,7 @@
 
 use gobs_model::{Address, Diagnostic, Instance};
 use gobs_state::RowKind;
-use hob::protocol::{Attenuate, Wider};
+use hob::protocol::{Attenuate, Wider, check_together};
 
 use crate::lang::{BindingValues, BlockId, rights};
 
@@ -88,6 +88,22 @@ impl Planner<'_> {
             errors.push(error.hint(hint));
         }
         errors.extend(self.config.unenforceable(&instance.name, &root));
+        if let (Ok(Some(narrowed)), Some(kind)) = (&narrowed, self.config.kind_of(&root))
+            && let Err((limit, why)) = check_together(kind.as_str(), narrowed)
+        {
+            let error = Diagnostic::error(
+                "Binding of what it cannot have",
+                format!(
+                    "With what it has from binding.{parent}, \"{limit}\" of binding.{instance} \
+                     {why}."
+                ),
+            );
+            let place = self.config.limit_at(&instance.name, &limit);
+            errors.push(match place {
+                Some(place) => error.at(place),
+                None => error,
+            });
+        }
         let failed = !errors.is_empty();
         self.report(&block, errors);
         values.from = root.clone();
@@ -149,22 +165,11 @@ impl Planner<'_> {
             else {
                 continue;
             };
-            let again = self.to_grant.iter().any(|it| *it.instance() == parent);
-            let generation = |instance: &Instance| {
-                let row = self
-                    .snapshot
-                    .rows
-                    .get(&Address::Binding(instance.clone()))?;
-                match row.kind {
-                    RowKind::Binding {
-                        generation, parent, ..
-                    } => Some((generation, parent)),
-                    _ => None,
-                }
-            };
-            let is = generation(&parent).map(|(generation, _)| generation);
-            let was = generation(binding.instance()).and_then(|(_, parent)| parent);
-            if again || is != was {
+            let mut waiting = self.to_grant.iter();
+            let again = waiting.find(|it| *it.instance() == parent);
+            let again = again.is_some_and(|it| self.is_granted_again(it));
+            let is = self.granted(&parent).map(|(generation, _)| generation);
+            if again || is != self.parent_of(binding.instance()) {
                 let parent = Address::Binding(parent);
                 binding.because(Because::ParentGranted { parent });
                 self.to_grant.push(binding);
@@ -172,14 +177,26 @@ impl Planner<'_> {
         }
     }
 
+    /// Returns the generation that a binding has, and that of the one that it was made from.
+    fn granted(&self, instance: &Instance) -> Option<(u64, Option<u64>)> {
+        let address = Address::Binding(instance.clone());
+        match self.snapshot.rows.get(&address)?.kind {
+            RowKind::Binding {
+                generation, parent, ..
+            } => Some((generation, parent)),
+            _ => None,
+        }
+    }
+
+    /// Returns the generation that a binding was made from.
+    pub(super) fn parent_of(&self, instance: &Instance) -> Option<u64> {
+        self.granted(instance)?.1
+    }
+
     /// Returns the grant of a binding that another one is made from.
     pub(super) fn via(&self, parent: &Instance) -> Via {
         let binding = Address::Binding(parent.clone());
-        let row = self.snapshot.rows.get(&binding).map(|row| &row.kind);
-        let stays = match row {
-            Some(RowKind::Binding { generation, .. }) => *generation,
-            _ => 0,
-        };
+        let stays = self.granted(parent).map_or(0, |(generation, _)| generation);
         let generation = self.generations.get(parent).copied().unwrap_or(stays);
         Via {
             binding,

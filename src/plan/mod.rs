@@ -277,6 +277,7 @@ impl Planner<'_> {
             reads.entry(step.address.clone()).or_insert(0);
         }
         Ok(Plan {
+            streams: BTreeMap::new(),
             blocks: shapes(self.schemas, &steps),
             destroy: self.options.destroy,
             serial: self.snapshot.serial,

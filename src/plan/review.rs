@@ -97,7 +97,7 @@ impl<'a> Left<'a> {
                 enrolled: enrolled.is_some(),
                 wanted: row.wanted.value(),
             },
-            RowKind::Service { incarnation } => Self::Service {
+            RowKind::Service { incarnation, .. } => Self::Service {
                 incarnation: *incarnation,
             },
             RowKind::Binding {
@@ -191,9 +191,10 @@ impl<'a> Review<'a> {
             Action::Offer { .. } | Action::Withdraw { .. } => {
                 matches!(address, Address::Service { .. })
             }
-            Action::Bind { .. } | Action::Move { .. } | Action::Unbind { .. } => {
-                matches!(address, Address::Binding(_))
-            }
+            Action::Bind { .. }
+            | Action::Move { .. }
+            | Action::Expose { .. }
+            | Action::Unbind { .. } => matches!(address, Address::Binding(_)),
         };
         if !suits {
             return self.find(step, "is not for an address of that kind");
@@ -277,6 +278,7 @@ impl<'a> Review<'a> {
                 }
             }
             Action::Bind { grant, .. } | Action::Move { grant, .. } => self.grant(step, grant),
+            Action::Expose { grant, .. } => self.expose(step, grant),
             Action::Unbind { held, .. } => {
                 let had = self.rows.remove(address);
                 self.held(step, had, held);
@@ -442,6 +444,23 @@ impl<'a> Review<'a> {
             granted: true,
         };
         self.rows.insert(&step.address, left);
+    }
+
+    fn expose(&mut self, step: &'a Step, grant: &'a Grant) {
+        self.serves(step, Some(&grant.to), grant.to_incarnation);
+        let is = self.rows.get(&step.address);
+        let stays = matches!(
+            is,
+            Some(Left::Binding { generation, from, parent, to, ends, granted: true })
+                if *generation == grant.generation
+                    && **from == grant.from
+                    && **to == grant.to
+                    && *parent == grant.via.as_ref().map(|via| (&via.binding, via.generation))
+                    && *ends == [grant.from_incarnation, grant.to_incarnation]
+        );
+        if !stays {
+            self.find(step, "keeps a grant that is not there");
+        }
     }
 
     fn held(&mut self, step: &Step, had: Option<Left<'_>>, held: &Held) {

@@ -65,12 +65,16 @@ impl Planner<'_> {
             let offer = match row.map(|row| (&row.kind, row.wanted.value())) {
                 _ if !plan.hob => None,
                 None => Some(Because::Declared),
-                Some((RowKind::Service { incarnation }, _)) if *incarnation != plan.incarnation => {
+                Some((RowKind::Service { incarnation, .. }, _))
+                    if *incarnation != plan.incarnation =>
+                {
                     Some(Because::NewIncarnation {
                         machine: Address::Machine(machine.clone()),
                     })
                 }
-                Some((_, was)) if was.same(&service.spec) => None,
+                Some((RowKind::Service { unsettled, .. }, was)) if was.same(&service.spec) => {
+                    unsettled.then_some(Because::OfferUnsettled)
+                }
                 Some(_) => Some(Because::Changed {
                     path: Path::default(),
                     change: Change::InPlace,
@@ -120,7 +124,7 @@ impl Planner<'_> {
     pub(crate) fn services_not_declared(&mut self) {
         let snapshot = self.snapshot;
         for row in snapshot.rows.values() {
-            let (Address::Service { machine, service }, RowKind::Service { incarnation }) =
+            let (Address::Service { machine, service }, RowKind::Service { incarnation, .. }) =
                 (&row.address, &row.kind)
             else {
                 continue;

@@ -24,6 +24,10 @@ pub struct Plan {
     pub drift: Vec<Drift>,
     /// The outputs that change, by name.
     pub outputs: Vec<OutputChange>,
+    /// How many streams went through each grant that ends, when it was planned; nothing where
+    /// nobody could tell. For the reader.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub streams: BTreeMap<Address, Option<u64>>,
     /// The nested blocks of the machines of each provider, for the reader.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub blocks: BTreeMap<String, BTreeMap<String, BlockShape>>,
@@ -202,6 +206,13 @@ pub enum Action {
         /// Whether this writes the row only.
         simulated: bool,
     },
+    /// Lets programs see a binding in another way. The grant stays, and so do its streams.
+    Expose {
+        /// What is granted already, with the new `expose`.
+        grant: Grant,
+        /// Whether this writes the row only.
+        simulated: bool,
+    },
     /// Revokes a grant.
     Unbind {
         /// What is revoked.
@@ -331,6 +342,8 @@ pub enum Because {
         /// The machine.
         machine: Address,
     },
+    /// An earlier offer of it did not end well: what its hob has now may be anything.
+    OfferUnsettled,
     /// The binding leads to another service.
     FromChanged {
         /// The service it led to.
@@ -448,6 +461,9 @@ pub struct Counts {
     /// Bindings that lead to another service.
     #[serde(rename = "move")]
     pub moved: usize,
+    /// Bindings that programs see in another way.
+    #[serde(default)]
+    pub expose: usize,
     /// Bindings revoked.
     pub revoke: usize,
 }
@@ -490,6 +506,7 @@ impl Action {
             Self::Withdraw { .. } => "withdraw",
             Self::Bind { .. } => "bind",
             Self::Move { .. } => "move",
+            Self::Expose { .. } => "expose",
             Self::Unbind { .. } => "unbind",
         }
     }
@@ -506,6 +523,7 @@ impl Action {
             | Self::Withdraw { simulated, .. }
             | Self::Bind { simulated, .. }
             | Self::Move { simulated, .. }
+            | Self::Expose { simulated, .. }
             | Self::Unbind { simulated, .. } => *simulated,
             Self::Import { .. } => false,
         }
@@ -531,6 +549,7 @@ impl Counts {
             Action::Delete { .. } => self.destroy += 1,
             Action::Bind { .. } => self.grant += 1,
             Action::Move { .. } => self.moved += 1,
+            Action::Expose { .. } => self.expose += 1,
             Action::Unbind { .. } => self.revoke += 1,
             // It goes with the bindings that need it.
             Action::Admit { .. } => {}
@@ -558,7 +577,7 @@ impl Counts {
 
     /// Returns `Bindings: 2 to grant, 1 to move, 1 to revoke.` with what is not zero, or nothing.
     pub fn bindings_planned(&self) -> Option<String> {
-        self.bindings(["to grant", "to move", "to revoke"])
+        self.bindings(["to grant", "to move", "to update", "to revoke"])
     }
 
     /// Returns `Resources: 3 added, 1 changed, 0 destroyed.`, with what was imported before that.
@@ -574,11 +593,11 @@ impl Counts {
 
     /// Returns `Bindings: 2 granted, 1 moved, 1 revoked.` with what is not zero, or nothing.
     pub fn bindings_done(&self) -> Option<String> {
-        self.bindings(["granted", "moved", "revoked"])
+        self.bindings(["granted", "moved", "updated", "revoked"])
     }
 
-    fn bindings(&self, words: [&str; 3]) -> Option<String> {
-        let parts: Vec<String> = [self.grant, self.moved, self.revoke]
+    fn bindings(&self, words: [&str; 4]) -> Option<String> {
+        let parts: Vec<String> = [self.grant, self.moved, self.expose, self.revoke]
             .iter()
             .zip(words)
             .filter(|(count, _)| **count > 0)

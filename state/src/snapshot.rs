@@ -53,6 +53,10 @@ pub enum RowKind {
     Service {
         /// The incarnation of the machine that it was offered to.
         incarnation: u64,
+        /// Whether it was to be offered otherwise since, and that did not end well: what the
+        /// machine's hob has now may be anything.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unsettled: bool,
     },
     /// A binding that was granted.
     Binding {

@@ -139,6 +139,7 @@ fn step(out: &mut String, step: &Step) {
         } => {
             format!(" {}; revokes {}", grant(it), held(revokes))
         }
+        Action::Expose { grant: it, .. } => format!(" {}", grant(it)),
         Action::Unbind { held: it, .. } => format!(" {}", held(it)),
     };
     let simulated = if step.action.is_simulated() {
@@ -230,6 +231,7 @@ fn because(because: &Because) -> String {
         Because::ProviderChanged { was } => format!("it was at {was}"),
         Because::NotEnrolled => "not enrolled".into(),
         Because::Unclaimed => "unclaimed".into(),
+        Because::OfferUnsettled => "an earlier offer did not end well".into(),
         Because::NewIncarnation { machine } => format!("{machine} is new"),
         Because::FromChanged { was } => format!("it was from {was}"),
         Because::ToChanged { was } => format!("it was to {was}"),

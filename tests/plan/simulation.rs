@@ -189,10 +189,13 @@ impl Apply<'_> {
                 agree(spec, &real);
                 let kind = RowKind::Service {
                     incarnation: *incarnation,
+                    unsettled: false,
                 };
                 self.put(step, real, Known::empty(), kind);
             }
-            Action::Bind { grant, .. } | Action::Move { grant, .. } => self.grant(step, grant),
+            Action::Bind { grant, .. }
+            | Action::Move { grant, .. }
+            | Action::Expose { grant, .. } => self.grant(step, grant),
             Action::Delete { .. } | Action::Withdraw { .. } | Action::Unbind { .. } => {
                 self.snapshot.serial += 1;
                 self.snapshot

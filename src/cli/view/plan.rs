@@ -144,7 +144,7 @@ fn items(plan: &Plan) -> Vec<Item> {
         .map(|(it, steps)| machine(it, steps, shapes(steps)));
     let bindings = bindings
         .iter()
-        .flat_map(|(it, steps)| steps.iter().map(|step| binding(it, step)));
+        .flat_map(|(it, steps)| steps.iter().map(|step| binding(it, step, &plan.streams)));
     machines.chain(bindings).collect()
 }
 
@@ -362,7 +362,12 @@ fn service(step: &Step) -> String {
         Action::Withdraw { .. } => (Mark::Remove, None),
         _ => return String::new(),
     };
-    let opening = line(mark, 8, &format!("service \"{service}\" {{"));
+    let unsettled = matches!(step.because[..], [Because::OfferUnsettled]);
+    let why = match unsettled {
+        true => "        # (offered again: an earlier offer did not end well)\n",
+        false => "",
+    };
+    let opening = why.to_owned() + &line(mark, 8, &format!("service \"{service}\" {{"));
     let layout = Layout {
         indent: 8,
         always: &[],
@@ -376,7 +381,33 @@ fn service(step: &Step) -> String {
     )
 }
 
-fn binding(instance: &Instance, step: &Step) -> Item {
+/// Returns what becomes of the streams that go through a grant which ends, or does not.
+fn live_streams(step: &Step, streams: &BTreeMap<Address, Option<u64>>) -> String {
+    let drain_s = match &step.action {
+        Action::Move { grant, .. } => grant.drain_s,
+        _ => 0,
+    };
+    let live = match (streams.get(&step.address), &step.action) {
+        (_, Action::Expose { .. }) => "live streams go on".into(),
+        (None, _) => return String::new(),
+        (Some(None), _) => "live streams: unknown, its hob cannot be reached".into(),
+        (Some(Some(0)), _) => "no live streams".into(),
+        (Some(Some(count)), _) => {
+            let (streams, end) = match count {
+                1 => ("live stream", "ends"),
+                _ => ("live streams", "end"),
+            };
+            match (drain_s, count) {
+                (0, _) => format!("{count} {streams} {end}"),
+                (_, 1) => format!("{count} {streams} drains for {drain_s}s"),
+                _ => format!("{count} {streams} drain for {drain_s}s"),
+            }
+        }
+    };
+    format!("  # ({live})\n")
+}
+
+fn binding(instance: &Instance, step: &Step, streams: &BTreeMap<Address, Option<u64>>) -> Item {
     let entries = |value: &Value| value.as_entries().cloned().unwrap_or_default();
     let (symbol, what, before, after) = match &step.action {
         Action::Bind {
@@ -406,6 +437,12 @@ fn binding(instance: &Instance, step: &Step) -> Item {
             let after = granted(grant, &step.planned);
             (Symbol::Update, "will be moved", Some(before), Some(after))
         }
+        Action::Expose { grant, .. } => {
+            let before = entries(&step.before);
+            let after = granted(grant, &step.planned);
+            let what = "will be updated in-place";
+            (Symbol::Update, what, Some(before), Some(after))
+        }
         Action::Unbind { held, .. } => {
             let mut before = entries(&step.before);
             let from = declared_from(&before, held);
@@ -417,6 +454,7 @@ fn binding(instance: &Instance, step: &Step) -> Item {
     let mut text = header(&format!("binding.{instance}"), what);
     let because: Vec<&Because> = step.because.iter().collect();
     text += &reasons_of(&because, instance);
+    text += &live_streams(step, streams);
     if step.action.is_simulated() {
         text += "  # (simulated: a row only, no grant)\n";
     }
@@ -560,6 +598,7 @@ fn reason(because: &Because, instance: &Instance) -> Option<String> {
         Because::ProviderChanged { was } => format!("because its provider was {was}"),
         Because::NotEnrolled => "because its hob has not registered yet".into(),
         Because::Unclaimed => "because its hob never called home".into(),
+        Because::OfferUnsettled => "because an earlier offer of it did not end well".into(),
         Because::NewIncarnation { machine } => format!("because {machine} begins anew"),
         Because::ServiceChanged { service } => {
             format!("because {service} is another one, where nothing of it is yet")

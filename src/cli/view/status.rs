@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gobs_model::{Address, Value};
 use gobs_state::{Phase, Row, RowKind, Snapshot};
-use hob::protocol::HobStatus;
+use hob::protocol::{HobStatus, UnitStatus};
 
 use crate::boss::{AlertReport, HobReport, StatusReport};
 
@@ -135,7 +135,13 @@ fn machine(row: &Row, enrollment: Enrollment, hob: Option<&HobReport>, now_s: u6
         Some(HobReport {
             status: Some(status),
             ..
-        }) => (Health::Well, "connected", of_hob(status)),
+        }) => {
+            let health = match status.units.is_empty() {
+                true => Health::Well,
+                false => Health::Ill,
+            };
+            (health, "connected", of_hob(status))
+        }
         Some(hob) => {
             let ago = ago(hob.last_seen_s, now_s);
             let mut more = vec![format!("last registered {ago} ago")];
@@ -192,6 +198,10 @@ fn of_hob(status: &HobStatus) -> Vec<String> {
             counted(programs, "program")
         ));
     }
+    more.extend(status.units.iter().map(|UnitStatus { unit, error }| {
+        let (unit, error) = (printable_line(unit), printable_line(error));
+        format!("{unit} was not restarted: {error} (the hob tries again)")
+    }));
     more
 }
 
@@ -420,6 +430,10 @@ Bindings
         let app = HobStatus {
             version: "0.1.0".into(),
             bindings: vec![held("binding.old", 1)],
+            units: vec![UnitStatus {
+                unit: "app.service".into(),
+                error: "no bus".into(),
+            }],
             ..HobStatus::default()
         };
         let alert = AlertReport {
@@ -461,7 +475,8 @@ Bindings
             ]),
             true,
             "Machines
-  machine.app       connected     hob 0.1.0
+  machine.app       connected     hob 0.1.0, app.service was not restarted: no bus (the hob tries \
+             again)
   machine.away      not reached   last registered 5 minutes ago, gobs hob --dir /m starts it \
              again
   machine.never     unclaimed     its hob did not call home in time; the next apply offers to \

@@ -1,0 +1,253 @@
+//! Grants: made, moved, and seen in another way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gobs_model::{Address, Diagnostic, Known, Name, Path, Value};
+use gobs_state::{Phase, Row, RowChange, RowKind};
+use tokio::sync::watch;
+
+use crate::boss::{BindRequest, Boss, BossError, UnbindRequest, Unbound};
+use crate::lang::rights;
+use crate::plan::{Action, Grant, Held, Step};
+
+use super::Walk;
+use super::act::{Ended, Work, asked_to_stop, not_ready, pending, refusal};
+use super::prepare::{Detail, Prepared, bug, first, keeps_promise, known, service_of, with_bound};
+use super::teller::Teller;
+
+/// A grant, and what it takes the place of.
+pub(super) struct BindWork {
+    pub(super) boss: Boss,
+    pub(super) request: BindRequest,
+    /// Whether the grant is there already, and only how programs see it changes.
+    pub(super) is_held: bool,
+    pub(super) revokes: Option<UnbindRequest>,
+    /// How long live streams may go on before that.
+    pub(super) drain: Duration,
+    /// The row that the binding has until now.
+    pub(super) old: Option<Arc<Row>>,
+    pub(super) name: Name,
+    pub(super) row: Row,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) teller: Teller,
+}
+
+impl Walk<'_> {
+    pub(super) fn bind_work(
+        &self,
+        step: &Step,
+        grant: &Grant,
+        revokes: Option<&Held>,
+        simulated: bool,
+    ) -> Prepared<Work> {
+        let mut grant = grant.clone();
+        if grant.attenuate.contains_unknown() || grant.expose.contains_unknown() {
+            let Address::Binding(instance) = &step.address else {
+                return Err(bug(step));
+            };
+            let values = self.apply.evaluator.binding(instance).map_err(first)?;
+            keeps_promise(step, &grant.attenuate, &values.attenuate)?;
+            keeps_promise(step, &grant.expose, &values.expose)?;
+            (grant.attenuate, grant.expose) = (values.attenuate, values.expose);
+        }
+        let row = Row {
+            address: step.address.clone(),
+            wanted: known(step, grant.wanted())?,
+            observed: Known::empty(),
+            depends_on: step.depends_on.clone(),
+            version: 0,
+            kind: RowKind::Binding {
+                generation: grant.generation,
+                from_incarnation: grant.from_incarnation,
+                to_incarnation: grant.to_incarnation,
+                parent: grant.via.as_ref().map(|via| via.generation),
+                phase: Phase::Granted,
+            },
+        };
+        if simulated {
+            let row = with_bound(row, grant.name.as_str(), "simulated", "simulated");
+            return Ok(Work::Rows(vec![RowChange::PutRow(Box::new(row))]));
+        }
+        let (Some((exporter, service)), Address::Machine(importer)) =
+            (service_of(&grant.from), grant.to.clone())
+        else {
+            return Err(bug(step));
+        };
+        let request = BindRequest {
+            binding: step.address.clone(),
+            generation: grant.generation,
+            exporter: (exporter, grant.from_incarnation),
+            service,
+            parent: grant.via.clone().map(|via| (via.binding, via.generation)),
+            importer: (importer, grant.to_incarnation),
+            name: grant.name.clone(),
+            attenuate: rights(&grant.attenuate).ok_or_else(|| bug(step))?,
+            expose: grant.expose.clone(),
+            ready: Duration::from_secs(grant.ready_s),
+        };
+        Ok(Work::Bind(Box::new(BindWork {
+            boss: self.boss(step)?,
+            request,
+            old: self.rows.get(&step.address).cloned(),
+            is_held: matches!(step.action, Action::Expose { .. }),
+            revokes: revokes.map(|held| {
+                let mut request = self.unbind_request(&step.address, held);
+                // The receiver has switched to the new grant by then.
+                if held.to == grant.to && held.name == grant.name {
+                    request.importer = None;
+                }
+                request
+            }),
+            // Rights that are narrowed end at once; it is another service that takes over.
+            drain: match &step.action {
+                Action::Move { .. } => Duration::from_secs(grant.drain_s),
+                _ => Duration::ZERO,
+            },
+            name: grant.name,
+            row,
+            stop: self.apply.stop.clone(),
+            teller: self.teller(step),
+        })))
+    }
+
+    pub(super) fn unbind_request(&self, binding: &Address, held: &Held) -> UnbindRequest {
+        let kind = self.rows.get(binding).map(|row| row.kind.clone());
+        let (from_incarnation, to_incarnation) = match kind {
+            Some(RowKind::Binding {
+                from_incarnation,
+                to_incarnation,
+                ..
+            }) => (from_incarnation, to_incarnation),
+            _ => (0, 0),
+        };
+        let machine = |address: &Address, incarnation, gone: bool| {
+            address
+                .as_machine()
+                .filter(|_| !gone)
+                .map(|it| (it.clone(), incarnation))
+        };
+        UnbindRequest {
+            binding: binding.clone(),
+            generation: held.generation,
+            exporter: machine(&held.from, from_incarnation, held.settled_by_delete),
+            importer: machine(&held.to, to_incarnation, held.importer_gone),
+        }
+    }
+}
+
+pub(super) fn bind_detail(grant: &Grant) -> Detail {
+    Detail::Bind {
+        generation: grant.generation,
+        from: grant.from.clone(),
+        from_incarnation: grant.from_incarnation,
+        to: grant.to.clone(),
+        to_incarnation: grant.to_incarnation,
+    }
+}
+
+impl BindWork {
+    pub(super) async fn run(self) -> Ended {
+        if self.is_held {
+            return self.expose().await;
+        }
+        self.teller.waiting("the service");
+        let binding = self.request.binding.clone();
+        let mut stop = self.stop.clone();
+        let bound = tokio::select! {
+            bound = self.boss.bind(self.request.clone()) => bound,
+            () = asked_to_stop(&mut stop) => {
+                let detail = format!("{binding} was not in use yet; what was granted is taken back.");
+                let diagnostic = Diagnostic::error("Stopped waiting", detail);
+                return self.abandon(Box::new(diagnostic)).await;
+            }
+        };
+        let bound = match bound {
+            Ok(bound) => bound,
+            Err(error @ BossError::NotReady { .. }) => {
+                let diagnostic = not_ready(&binding, &error);
+                return self.abandon(Box::new(diagnostic)).await;
+            }
+            Err(error) => {
+                let diagnostic = refusal("Binding failed", &binding, &error);
+                return self.abandon(diagnostic).await;
+            }
+        };
+        if let Some(revokes) = self.revokes {
+            if !self.drain.is_zero() {
+                self.teller.waiting("live streams to end");
+                tokio::select! {
+                    () = self.boss.drain(&revokes, self.drain) => {}
+                    // The rest of the time is not given then.
+                    () = asked_to_stop(&mut stop) => {}
+                }
+            }
+            let detail = match self.boss.unbind(revokes).await {
+                // The access is cut; the hob takes away the rest, whoever asks it.
+                Ok(Unbound::Done | Unbound::Left(_)) => None,
+                Ok(Unbound::Pending(detail)) => Some(detail),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(detail) = detail {
+                let detail = format!(
+                    "The new grant of {binding} is in use, but the old one could not be revoked: \
+                     {detail}. The next apply takes both back and grants it afresh."
+                );
+                let diagnostic = Diagnostic::error("Old grant not revoked", detail)
+                    .about(binding, Path::default());
+                return Ended::InDoubt(Box::new(diagnostic));
+            }
+        }
+        let row = with_bound(
+            self.row,
+            self.name.as_str(),
+            &bound.address,
+            &bound.directory,
+        );
+        Ended::Done(vec![RowChange::PutRow(Box::new(row))])
+    }
+
+    async fn expose(self) -> Ended {
+        match self.boss.expose(self.request).await {
+            Ok(bound) => {
+                let (address, directory) = (&bound.address, &bound.directory);
+                let row = with_bound(self.row, self.name.as_str(), address, directory);
+                Ended::Done(vec![RowChange::PutRow(Box::new(row))])
+            }
+            Err(error) => Ended::Failed {
+                diagnostic: refusal("Binding not updated", &self.row.address, &error),
+                changes: unseen(self.old.as_deref()),
+            },
+        }
+    }
+
+    /// Takes back what may have been granted: a binding that failed leaves no capability behind.
+    async fn abandon(self, diagnostic: Box<Diagnostic>) -> Ended {
+        let request = UnbindRequest {
+            binding: self.request.binding,
+            generation: self.request.generation,
+            exporter: Some(self.request.exporter),
+            importer: Some(self.request.importer),
+        };
+        match self.boss.unbind(request).await {
+            Ok(Unbound::Done | Unbound::Left(_)) => Ended::Failed {
+                diagnostic,
+                changes: pending(self.old.as_deref()),
+            },
+            // The intent stays in the journal, and the next run takes it back.
+            Ok(Unbound::Pending(_)) | Err(_) => Ended::InDoubt(diagnostic),
+        }
+    }
+}
+
+/// Returns the row of a binding of which nobody knows how programs see it.
+pub(super) fn unseen(row: Option<&Row>) -> Vec<RowChange> {
+    let Some(mut row) = row.cloned() else {
+        return Vec::new();
+    };
+    let mut wanted = row.wanted.value().as_entries().cloned().unwrap_or_default();
+    wanted.insert("expose".into(), Value::NULL);
+    // What is known stays known without a part of it.
+    row.wanted = Known::try_from(Value::object(wanted)).unwrap_or(row.wanted);
+    vec![RowChange::PutRow(Box::new(row))]
+}

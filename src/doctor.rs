@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use gobs_model::Diagnostic;
+use gobs_model::{Address, Diagnostic, Known};
 use gobs_provider::{Observed, Provider, Token};
 use gobs_state::{Reader, RowKind, Snapshot};
 use serde::Serialize;
@@ -71,7 +71,8 @@ pub async fn examine(project: &Project) -> Vec<Finding> {
         Ok(Some(reader)) => reader,
         Ok(None) => {
             found.push(Finding::good("There is no state yet."));
-            providers(project, &Snapshot::default(), &BTreeSet::new(), &mut found).await;
+            let nothing = Doubted::default();
+            providers(project, &Snapshot::default(), &nothing, &mut found).await;
             return found;
         }
         Err(error) => return vec![Finding::of(&error)],
@@ -88,12 +89,15 @@ pub async fn examine(project: &Project) -> Vec<Finding> {
     found
 }
 
-/// Looks at the state file; returns the tokens of steps in doubt.
+/// What steps in doubt are about: their tokens and their addresses.
+type Doubted = (BTreeSet<String>, BTreeSet<Address>);
+
+/// Looks at the state file; returns what steps in doubt are about.
 fn state(
     reader: &Reader,
     snapshot: &Snapshot,
     found: &mut Vec<Finding>,
-) -> Result<BTreeSet<String>, Box<Diagnostic>> {
+) -> Result<Doubted, Box<Diagnostic>> {
     let unusable = |error| store_error(&error);
     let broken = reader.check().map_err(unusable)?;
     for what in &broken {
@@ -135,17 +139,16 @@ fn state(
         }
         _ => found.push(Finding::good("The clock is not behind the last run.")),
     }
-    let tokens = doubts
-        .iter()
-        .filter_map(|it| it.started.intent().token.clone());
-    Ok(tokens.collect())
+    let intents = || doubts.iter().map(|it| it.started.intent());
+    let tokens = intents().filter_map(|it| it.token.clone()).collect();
+    Ok((tokens, intents().map(|it| it.address.clone()).collect()))
 }
 
 /// Asks every provider for what carries a token, and for what the state has.
 async fn providers(
     project: &Project,
     snapshot: &Snapshot,
-    doubted: &BTreeSet<String>,
+    (doubted, in_doubt): &Doubted,
     found: &mut Vec<Finding>,
 ) {
     let providers = match project.providers(snapshot).await {
@@ -163,6 +166,7 @@ async fn providers(
                 missing(name, &**provider, snapshot, &listed, found).await;
                 let known = (snapshot, doubted, mark.as_str());
                 strays(name, known, &listed, found);
+                oddities(name, &**provider, (snapshot, in_doubt), found).await;
             }
             Err(error) => found.push(Finding::problem(
                 format!("The provider {name} cannot be asked: {error}."),
@@ -222,6 +226,50 @@ async fn missing(
     found.push(Finding::good(format!(
         "{name} has {there} machines of the state."
     )));
+}
+
+/// Finds what belongs to machines and is not as the state has it; of machines of which a step is in
+/// doubt, that is not known.
+async fn oddities(
+    name: &str,
+    provider: &dyn Provider,
+    (snapshot, in_doubt): (&Snapshot, &BTreeSet<Address>),
+    found: &mut Vec<Finding>,
+) {
+    let rows = snapshot.rows.values().filter(|row| match &row.kind {
+        RowKind::Machine { provider, .. } => provider == name,
+        _ => false,
+    });
+    let mut known: BTreeMap<Address, Observed> = rows
+        .map(|row| (row.address.clone(), observed_of(row)))
+        .collect();
+    for address in in_doubt {
+        known.entry(address.clone()).or_insert_with(|| Observed {
+            id: String::new(),
+            attributes: Known::empty(),
+        });
+    }
+    let known: Vec<_> = known.into_iter().collect();
+    match provider.oddities(&known).await {
+        Ok(odd) => {
+            for it in odd.iter().take(NAMED_MAX) {
+                let level = match it.is_problem {
+                    true => Level::Problem,
+                    false => Level::Note,
+                };
+                let what = format!("{name}: {}", it.what);
+                found.push(Finding::new(level, what, Some(&it.mend)));
+            }
+            if odd.len() > NAMED_MAX {
+                let what = format!("{name} has {} more of these.", odd.len() - NAMED_MAX);
+                found.push(Finding::new(Level::Note, what, None));
+            }
+        }
+        Err(error) => found.push(Finding::problem(
+            format!("What belongs to the machines of {name} cannot be asked: {error}."),
+            "Look at its token, its address and the network.",
+        )),
+    }
 }
 
 /// Finds what carries a token and is not in the state.

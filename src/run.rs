@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gobs_model::{Address, Diagnostic, Path, Value};
+use gobs_provider::{Objection, Proposal};
 use gobs_state::{
     BossStore, Finished, Intent, Outcome, Row, RowChange, RowKind, Snapshot, Started, Store,
 };
@@ -92,7 +93,7 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     let more = (unclaimed, imports);
     let mut planned = make_plan(project, &providers, refreshed, choices, more)?;
     planned.plan.warnings.extend(warnings);
-    refuse_impossible(project, &providers, &planned.plan).await?;
+    refuse_impossible(project, &providers, &planned).await?;
     if choices.refresh {
         count_streams(&mut planned.plan, project, &planned.snapshot, None).await;
     }
@@ -112,10 +113,10 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
 async fn refuse_impossible(
     project: &Project,
     providers: &Providers,
-    plan: &Plan,
+    planned: &Planned,
 ) -> Result<(), Vec<Diagnostic>> {
     let mut refused = Vec::new();
-    for step in &plan.steps {
+    for step in &planned.plan.steps {
         let (name, wanted, is_new) = match &step.action {
             Action::Create {
                 provider,
@@ -135,22 +136,36 @@ async fn refuse_impossible(
         let Some(provider) = providers.get(name) else {
             continue;
         };
+        let row = planned.snapshot.rows.get(&step.address);
+        let is_of = |row: &&Arc<Row>| matches!(&row.kind, RowKind::Machine { provider: of, .. } if of == name);
+        let proposal = Proposal {
+            address: step.address.clone(),
+            wanted: wanted.clone(),
+            is_new,
+            before: row.filter(is_of).map(|row| apply::observed_of(row)),
+        };
         // What cannot be asked now is refused when it is done.
-        let objections = provider.objections(wanted, is_new).await;
+        let objections = provider.objections(&proposal).await;
         let objections = objections.unwrap_or_else(|error| {
             tracing::debug!(provider = name, %error, "what it objects to is not known");
             Vec::new()
         });
         for objection in objections {
-            let detail = format!("{} cannot be so: {}.", step.address, objection.message);
-            let error = Diagnostic::error("Impossible machine", detail);
-            let error = error.hint(sentence(&objection.hint));
+            let Objection {
+                attribute,
+                label,
+                message,
+                hint,
+            } = objection;
+            let detail = format!("{} cannot be so: {message}.", step.address);
+            let error = Diagnostic::error("Impossible machine", detail).hint(sentence(&hint));
             let machine = step.address.as_machine();
+            let config = &project.config;
             let said =
-                machine.and_then(|it| project.config.said_at(&it.name, &objection.attribute));
+                machine.and_then(|it| config.said_at(&it.name, &attribute, label.as_deref()));
             refused.push(match said {
                 Some(span) => error.at(span),
-                None => error.about(step.address.clone(), Path::attribute(&objection.attribute)),
+                None => error.about(step.address.clone(), Path::attribute(&attribute)),
             });
         }
     }
@@ -266,7 +281,7 @@ impl<'a> Run<'a> {
         let imports = imports(project, providers, &refreshed.snapshot, choices).await?;
         let more = (unclaimed, imports);
         let mut planned = make_plan(project, providers, refreshed, choices, more)?;
-        refuse_impossible(self.project, &self.providers, &planned.plan).await?;
+        refuse_impossible(self.project, &self.providers, &planned).await?;
         if let Some(boss) = self.boss.as_ref().filter(|_| choices.refresh) {
             let (plan, snapshot) = (&mut planned.plan, &planned.snapshot);
             count_streams(plan, self.project, snapshot, Some(boss)).await;

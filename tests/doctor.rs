@@ -97,6 +97,140 @@ fn by_hand(account: &Account, tags: &[&str]) -> String {
     made["id"].to_string()
 }
 
+/// A machine with all that can belong to it.
+const WHOLE: &str = r#"
+  firewall {}
+  dns {
+    domain = "example.net"
+    name   = "one"
+  }
+  volume "data" { size = 20 }
+  hob { enabled = false }
+"#;
+
+#[test]
+fn a8_doctor_finds_what_belongs_to_machines_both_ways() {
+    let whole = MACHINE.replace("  hob { enabled = false }\n", WHOLE);
+    let account = Account::start(Project::new(&whole), 7);
+    let (project, double) = (&account.project, &account.double);
+    let ask = |method: &str, path: &str, body: serde_json::Value| {
+        double.ask(method, path, &body).expect("done")
+    };
+    let id = |path: &str| ask("GET", path, json!(null))["data"][0]["id"].to_string();
+    ask("POST", "/domains", json!({"domain": "example.net"}));
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    check(project.gobs(&["doctor"]), 0, &["ok linode has 1 machines"]);
+
+    // Forgotten, all but the machine's address is told by its marks.
+    let (wall, volume) = (id("/networking/firewalls"), id("/volumes"));
+    project.gobs(&["state", "rm", "machine.one"]).ok();
+    let strays = [
+        &format!("PROBLEM linode: {wall} (gobs-one-"),
+        &*format!("note linode: {volume} (gobs-one-data-"),
+        "carries this project's mark, and no row has it",
+    ];
+    check(project.gobs(&["doctor"]), 3, &strays);
+    let machine = double.instances()[0]["id"].to_string();
+    project.gobs(&["import", "machine.one", &machine]).ok();
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    check(project.gobs(&["doctor"]), 0, &["ok linode has 1 machines"]);
+    let stats = double.stats();
+    let made = [
+        stats.firewalls_created,
+        stats.volumes_created,
+        stats.records_created,
+    ];
+    assert_eq!(made, [1, 1, 1], "what was there is what it has");
+
+    let records = format!("/domains/{}/records", id("/domains"));
+    ask("DELETE", &format!("{records}/{}", id(&records)), json!({}));
+    ask(
+        "DELETE",
+        &format!("/networking/firewalls/{wall}"),
+        json!({}),
+    );
+    let gone = [
+        "PROBLEM linode: the firewall of machine.one",
+        "PROBLEM linode: the record \"one\" in \"example.net\" of machine.one",
+    ];
+    check(project.gobs(&["doctor"]), 3, &gone);
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    check(project.gobs(&["doctor"]), 0, &["ok linode has 1 machines"]);
+}
+
+#[test]
+fn what_no_volume_can_do_is_refused_by_the_plan_at_its_place() {
+    let with = |region: &str, size: u32, delete: bool, swap: u32| {
+        let volume = format!(
+            "  volume \"data\" {{\n    size   = {size}\n    delete = {delete}\n  }}\n  \
+             swap_size = {swap}\n  hob {{ enabled = false }}\n"
+        );
+        MACHINE
+            .replace("  hob { enabled = false }\n", &volume)
+            .replace("eu-central", region)
+    };
+    let account = Account::start(Project::new(&with("eu-central", 20, true, 512)), 7);
+    let (project, double) = (&account.project, &account.double);
+    let volumes = || {
+        let found = double.ask("GET", "/volumes", &json!(null)).expect("listed");
+        found["data"].as_array().expect("a list").clone()
+    };
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    let id = volumes()[0]["id"].clone();
+    for (region, size, says) in [
+        (
+            "eu-central",
+            10,
+            "volume data has 20 GB, and volumes never shrink.",
+        ),
+        (
+            "us-ord",
+            20,
+            "volume data is in eu-central, and volumes do not move",
+        ),
+    ] {
+        project.write("main.gobs.hcl", &with(region, size, true, 512));
+        for command in [&["plan"][..], &["apply", "--auto-approve"]] {
+            let at = ["Impossible machine", says, "main.gobs.hcl line 9"];
+            check(project.gobs(command), 1, &at);
+        }
+    }
+    // What is declared now says what becomes of the data, in the same plan.
+    project.write("main.gobs.hcl", &with("eu-central", 20, false, 1_024));
+    check(
+        project.gobs(&["plan"]),
+        0,
+        &["is kept, for the new machine"],
+    );
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    assert_eq!((volumes().len(), &volumes()[0]["id"]), (1, &id));
+    project.write("main.gobs.hcl", &with("eu-central", 20, true, 512));
+    check(project.gobs(&["plan"]), 0, &["data will be lost"]);
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    assert_eq!(volumes().len(), 1);
+    assert_ne!(volumes()[0]["id"], id);
+    // One that is gone is not replaced by an empty one unasked.
+    project.write("main.gobs.hcl", &with("eu-central", 20, false, 512));
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    let path = format!("/volumes/{}", volumes()[0]["id"]);
+    double.ask("DELETE", &path, &json!({})).expect("deleted");
+    let gone = [
+        "Impossible machine",
+        "is gone, with its data",
+        "take the block out",
+    ];
+    check(project.gobs(&["plan"]), 1, &gone);
+    project.write(
+        "main.gobs.hcl",
+        &MACHINE.replace("  hob", "  swap_size = 512\n  hob"),
+    );
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    project.write("main.gobs.hcl", &with("eu-central", 20, false, 512));
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    assert_eq!(volumes().len(), 1);
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
 #[test]
 fn a_machine_made_by_hand_is_imported_marked_and_then_changed_like_any() {
     // Nothing is journalled before what nobody asked gobs for.

@@ -21,6 +21,7 @@ mod linode_blocks;
 mod linode_crash;
 mod linode_faults;
 mod linode_network;
+mod linode_strays;
 mod linode_token;
 mod plan;
 mod plugins;

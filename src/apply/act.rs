@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use gobs_model::{Address, Diagnostic, Instance, Known, Name, Path};
+use gobs_model::{Address, Block, Diagnostic, Instance, Known, Name, Path};
 use gobs_provider::{CreateRequest, Error, Observed, Provider, Token, UpdateRequest};
 use gobs_state::{Phase, Row, RowChange, RowKind, Started};
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use crate::plan::without_additions;
 
 use super::bind::BindWork;
 use super::home::{Awaited, Invited};
+use super::left::{after_lost, look_for, only_made, perhaps};
 use super::prepare::{set_enrolled, with_observed};
 use super::retire::{Retirement, take_back};
 use super::teller::Teller;
@@ -23,16 +24,11 @@ use super::teller::Teller;
 const BUSY_TRIES_MAX: u32 = 60;
 
 /// The longest wait that a provider may ask for; a longer one is cut to this.
-const BUSY_WAIT_MAX: Duration = Duration::from_secs(120);
+pub(super) const BUSY_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// How often a change whose answer was lost, and of which nothing is to be seen, is asked for
 /// again before the step is left in doubt.
 const LOST_TRIES_MAX: u32 = 3;
-
-/// How long a machine whose creation is in doubt is looked for beyond the provider's list lag,
-/// and how often.
-const LOOK_MARGIN: Duration = Duration::from_secs(1);
-const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a step does.
 pub(super) enum Work {
@@ -49,10 +45,11 @@ pub(super) enum Work {
         row: Row,
         mark: String,
     },
-    /// `ended` is the incarnation whose hob a rebuild ends.
+    /// `old` is the row until then, `ended` the incarnation whose hob a rebuild ends.
     Update {
         work: MachineWork,
         request: UpdateRequest,
+        old: Arc<Row>,
         row: Row,
         ended: Option<u64>,
     },
@@ -131,9 +128,10 @@ impl Work {
             Self::Update {
                 work,
                 request,
+                old,
                 row,
                 ended,
-            } => work.update(request, row, ended).await,
+            } => work.update(request, (&old, row), ended).await,
             Self::Delete {
                 work,
                 before,
@@ -266,9 +264,13 @@ impl Work {
 }
 
 impl MachineWork {
-    async fn create(self, request: CreateRequest, mut row: Row) -> Ended {
+    fn schema(&self) -> &Block {
+        &self.provider.schema().machine
+    }
+
+    async fn create(self, request: CreateRequest, row: Row) -> Ended {
         let mut lost = 0;
-        let bare = only_made(&*self.provider, row.wanted.clone());
+        let bare = without_additions(self.schema(), row.wanted.value());
         loop {
             let answer = self
                 .unless_busy(|| {
@@ -284,12 +286,21 @@ impl MachineWork {
                 Err(error) => after_lost(lost, error),
             };
             let Error::InDoubt(_) = &error else {
+                // A refusal changes nothing, and of a plain machine there is nothing beside it.
+                if !matches!(error, Error::Busy { .. }) || bare == *row.wanted.value() {
+                    return self.failed("Creation failed", &error);
+                }
+                // What was made for the machine that is not goes too; else the next run does that.
+                let error = match self.provider.abandon(&self.teller.address).await {
+                    Ok(()) => error,
+                    Err(left) => Error::InDoubt(format!("{error}, and then: {left}")),
+                };
                 return self.failed("Creation failed", &error);
             };
             lost += 1;
             // Never repeated blindly: it may exist.
             match self.look_for(&request.token).await {
-                Ok(Some(observed)) if bare == row.wanted => {
+                Ok(Some(observed)) if bare == *row.wanted.value() => {
                     self.accepted(&observed);
                     return created(row, observed);
                 }
@@ -297,8 +308,9 @@ impl MachineWork {
                 Ok(Some(_)) if lost < LOST_TRIES_MAX => {}
                 Ok(Some(observed)) => {
                     self.accepted(&observed);
-                    row.wanted = bare;
-                    return self.incomplete(&error, with_observed(row, observed));
+                    let asked = row.wanted.clone();
+                    let row = only_made(self.schema(), with_observed(row, observed), &asked);
+                    return self.incomplete(&error, row);
                 }
                 Ok(None) if lost < LOST_TRIES_MAX => {}
                 Ok(None) | Err(_) => return self.failed("Creation in doubt", &error),
@@ -319,7 +331,12 @@ impl MachineWork {
         }
     }
 
-    async fn update(self, request: UpdateRequest, row: Row, ended: Option<u64>) -> Ended {
+    async fn update(
+        self,
+        request: UpdateRequest,
+        (old, row): (&Row, Row),
+        ended: Option<u64>,
+    ) -> Ended {
         let mut lost = 0;
         if ended.is_some() {
             self.retire().await;
@@ -341,7 +358,12 @@ impl MachineWork {
                 // The request carries its token, so that a repeat is no second change.
                 Err(Error::InDoubt(_)) if lost < LOST_TRIES_MAX => lost += 1,
                 Err(error) => {
-                    let failed = self.failed("Change failed", &after_lost(lost, error));
+                    let mut failed = self.failed("Change failed", &after_lost(lost, error));
+                    if let Ended::Failed { changes, .. } = &mut failed {
+                        // It failed in its midst, perhaps: what it was to add may be there.
+                        let left = perhaps(self.schema(), old, &row.wanted);
+                        changes.extend(left.map(|it| RowChange::PutRow(Box::new(it))));
+                    }
                     return if ended.is_some() {
                         self.stays(failed)
                     } else {
@@ -465,48 +487,6 @@ impl MachineWork {
                 changes: Vec::new(),
             },
         }
-    }
-}
-
-/// Returns an error as what it is after answers that were lost: a later refusal says nothing about
-/// what an earlier try has done.
-fn after_lost(lost: u32, error: Error) -> Error {
-    match error {
-        Error::InDoubt(_) => error,
-        _ if lost == 0 => error,
-        _ => Error::InDoubt(format!("an answer was lost, and then: {error}")),
-    }
-}
-
-/// Returns what was asked of a machine of which only is known that it was made.
-pub(super) fn only_made(provider: &dyn Provider, wanted: Known) -> Known {
-    let bare = without_additions(&provider.schema().machine, wanted.value());
-    // A part of what is known is known.
-    Known::try_from(bare).unwrap_or(wanted)
-}
-
-/// Looks for a machine by its token until its absence means something.
-pub(super) async fn look_for(
-    provider: &dyn Provider,
-    token: &Token,
-) -> Result<Option<Observed>, Error> {
-    if provider.is_simulated() {
-        // A row only: there is nothing that a list could show late.
-        return provider.find(token).await;
-    }
-    let until = Instant::now() + provider.schema().list_lag + LOOK_MARGIN;
-    loop {
-        match provider.find(token).await {
-            Ok(Some(observed)) => return Ok(Some(observed)),
-            Ok(None) if Instant::now() >= until => return Ok(None),
-            Err(Error::Busy { after, .. }) if Instant::now() < until + BUSY_WAIT_MAX => {
-                tokio::time::sleep(after.min(BUSY_WAIT_MAX)).await;
-            }
-            Err(Error::InDoubt(_)) | Ok(None) if Instant::now() < until => {}
-            Ok(None) => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 

@@ -53,6 +53,7 @@ impl Walk<'_> {
             Work::Update {
                 work,
                 request,
+                old: row,
                 row: next,
                 ended: None,
             }

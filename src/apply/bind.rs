@@ -13,7 +13,8 @@ use crate::plan::{Action, Grant, Held, Step};
 
 use super::Walk;
 use super::act::{Ended, Work, asked_to_stop, not_ready, pending, refusal};
-use super::prepare::{Detail, Prepared, bug, first, keeps_promise, known, service_of, with_bound};
+use super::prepare::{Detail, Prepared, bug, first, known, service_of, with_bound};
+use super::promise::keeps_promise;
 use super::teller::Teller;
 
 /// A grant, and what it takes the place of.

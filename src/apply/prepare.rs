@@ -15,6 +15,8 @@ use crate::plan::{Action, HOB, Step, wanted_of};
 use super::act::{MachineWork, Work};
 use super::bind::bind_detail;
 use super::home::{self, Awaited, Invited};
+use super::left::ended_as;
+use super::promise::keeps_promise;
 use super::teller::Teller;
 use super::{Walk, mark_of};
 
@@ -117,6 +119,7 @@ impl Walk<'_> {
                     address: step.address.clone(),
                     wanted: provider_wanted(&wanted),
                     user_data,
+                    before: self.predecessor(step, provider)?,
                 };
                 let row = Row {
                     address: step.address.clone(),
@@ -195,6 +198,7 @@ impl Walk<'_> {
                         |work| Work::Update {
                             work,
                             request,
+                            old: row,
                             row: next,
                             ended,
                         },
@@ -209,7 +213,7 @@ impl Walk<'_> {
                 let services = self.services_of(&step.address);
                 changes.extend(services.map(|row| RowChange::RemoveRow(row.address.clone())));
                 let ended = incarnation_of(&row).unwrap_or_default();
-                let before = observed_of(&row);
+                let before = self.ending(step, provider, &row)?;
                 self.machine_work(step, provider, &intent, HobValues::default(), |work| {
                     Work::Delete {
                         work,
@@ -353,6 +357,26 @@ impl Walk<'_> {
             }
         };
         Ok((intent, work))
+    }
+
+    /// Returns the machine whose place a new one takes, as it was when this was planned.
+    fn predecessor(&self, step: &Step, provider: &str) -> Prepared<Option<Observed>> {
+        let row = self.apply.snapshot.rows.get(&step.address);
+        let is_same = |row: &&Arc<Row>| matches!(&row.kind, RowKind::Machine { provider: of, .. } if of == provider);
+        let row = row.filter(is_same);
+        row.map(|row| self.ending(step, provider, row)).transpose()
+    }
+
+    /// Returns a machine that ends, as it was last seen; where another one takes its place, what
+    /// is declared now says what becomes of its data.
+    fn ending(&self, step: &Step, provider: &str, row: &Row) -> Prepared<Observed> {
+        let schema = &self.provider(step, provider)?.schema().machine;
+        let mut steps = self.apply.plan.steps.iter();
+        let next = steps.find_map(|it| match &it.action {
+            Action::Create { wanted, .. } if it.address == step.address => Some(wanted),
+            _ => None,
+        });
+        Ok(ended_as(schema, row, next))
     }
 
     /// Returns what a machine is to be: as planned, with what was not known then.
@@ -521,50 +545,6 @@ pub(super) fn known(step: &Step, value: Value) -> Prepared<Known> {
         );
         Box::new(about(step, "Value not known", detail))
     })
-}
-
-/// Refuses a value that differs from what the plan showed where the plan knew it.
-pub(super) fn keeps_promise(step: &Step, planned: &Value, real: &Value) -> Prepared<()> {
-    match broken_promise(planned, real, &Path::default()) {
-        None => Ok(()),
-        Some(path) => {
-            let detail = format!(
-                "The plan showed another value for {path} of {}: what it was made from has \
-                 changed since. Nothing was done to it.",
-                step.address
-            );
-            Err(Box::new(
-                about(step, "Plan not kept", detail).hint("Plan again."),
-            ))
-        }
-    }
-}
-
-fn broken_promise(planned: &Value, real: &Value, at: &Path) -> Option<Path> {
-    if planned.is_unknown() {
-        return None;
-    }
-    if let (Some(planned), Some(real)) = (planned.as_entries(), real.as_entries()) {
-        if planned.len() != real.len() {
-            return Some(at.clone());
-        }
-        return planned
-            .iter()
-            .find_map(|(name, planned)| match real.get(name) {
-                None => Some(at.join(name)),
-                Some(real) => broken_promise(planned, real, &at.join(name)),
-            });
-    }
-    if let (Some(planned), Some(real)) = (planned.as_elements(), real.as_elements()) {
-        if planned.len() != real.len() {
-            // A set whose elements were unknown may shrink when two turn out to be the same.
-            let may_shrink = planned.iter().any(Value::contains_unknown);
-            return (!may_shrink).then(|| at.clone());
-        }
-        let mut pairs = planned.iter().zip(real).enumerate();
-        return pairs.find_map(|(i, (planned, real))| broken_promise(planned, real, &at.index(i)));
-    }
-    (!planned.same(real)).then(|| at.clone())
 }
 
 pub(super) fn first(diagnostics: Vec<Diagnostic>) -> Box<Diagnostic> {

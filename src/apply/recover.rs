@@ -5,15 +5,17 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream;
 use gobs_model::{Address, Diagnostic, Kind, Known, Value};
-use gobs_provider::{Provider, Token};
+use gobs_provider::{Observed, Provider, Token};
 use gobs_state::{
     Doubt, Finished, Outcome, Phase, Row, RowChange, RowKind, Snapshot, Store, StoreError,
 };
 
 use crate::boss::{Boss, UnbindRequest, Unbound};
+use crate::plan::without_additions;
 
-use super::act::{look_for, only_made, unsettled};
+use super::act::unsettled;
 use super::bind::unseen;
+use super::left::{ended_as, look_for, only_made, perhaps};
 use super::prepare::{Detail, observed_of, provider_wanted, with_observed};
 use super::{Event, Events, Providers, home};
 
@@ -46,7 +48,7 @@ pub async fn recover(
     }
     let snapshot = store.snapshot()?;
     let (mut finished, mut told) = (Vec::new(), Vec::new());
-    for (doubt, verdict) in settle_all(doubts, &snapshot, providers, boss).await {
+    for (doubt, verdict) in settle_all(doubts, &snapshot, providers, (boss, true)).await {
         match verdict {
             Ok(Verdict {
                 outcome,
@@ -102,7 +104,7 @@ pub async fn recover_in_memory(
     // Only an apply can ask the hobs; until then the rows say what is known.
     doubts.retain(|doubt| !matches!(doubt.started.intent().action.as_str(), "bind" | "move"));
     let mut errors = Vec::new();
-    for (_, verdict) in settle_all(doubts, &snapshot.clone(), providers, None).await {
+    for (_, verdict) in settle_all(doubts, &snapshot.clone(), providers, (None, false)).await {
         let changes = match verdict {
             Ok(verdict) => verdict.changes,
             Err(diagnostic) => {
@@ -129,15 +131,16 @@ pub async fn recover_in_memory(
     }
 }
 
-/// Settles many at once: each may have to wait until a provider's list shows what is new.
+/// Settles many at once: each may have to wait until a provider's list shows what is new. Whoever
+/// only looks takes nothing away that an apply would.
 async fn settle_all(
     doubts: Vec<Doubt>,
     snapshot: &Snapshot,
     providers: &Providers,
-    boss: Option<&Boss>,
+    (boss, acts): (Option<&Boss>, bool),
 ) -> Vec<(Doubt, Result<Verdict, Box<Diagnostic>>)> {
     let settling = doubts.into_iter().map(|doubt| async move {
-        let verdict = settle(&doubt, snapshot, providers, boss).await;
+        let verdict = settle(&doubt, snapshot, providers, (boss, acts)).await;
         (doubt, verdict)
     });
     stream::iter(settling)
@@ -177,7 +180,7 @@ async fn settle(
     doubt: &Doubt,
     snapshot: &Snapshot,
     providers: &Providers,
-    boss: Option<&Boss>,
+    (boss, acts): (Option<&Boss>, bool),
 ) -> Result<Verdict, Box<Diagnostic>> {
     let intent = doubt.started.intent();
     let address = &intent.address;
@@ -208,7 +211,15 @@ async fn settle(
             let token = Token(intent.token.clone().unwrap_or_default());
             let found = look_for(provider, &token).await;
             match found.map_err(|error| cannot(format!("{error}.")))? {
-                None => Ok(Verdict::again("not created")),
+                None => {
+                    let bare = without_additions(&provider.schema().machine, wanted.value());
+                    if acts && bare != *wanted.value() {
+                        // Something may have been made for it, which comes before it.
+                        let gone = provider.abandon(address).await;
+                        gone.map_err(|error| cannot(format!("{error}.")))?;
+                    }
+                    Ok(Verdict::again("not created"))
+                }
                 Some(observed) => {
                     if let (Some(boss), Some(claim)) = (boss, &intent.claim)
                         && let Err(error) =
@@ -216,11 +227,9 @@ async fn settle(
                     {
                         tracing::warn!(%error, machine = %address, "an acceptance was not noted");
                     }
-                    // What comes after the machine may be missing: the next plan asks for it.
-                    let wanted = only_made(provider, wanted);
                     let row = Row {
                         address: address.clone(),
-                        wanted,
+                        wanted: Known::empty(),
                         observed: Known::empty(),
                         depends_on,
                         version: 0,
@@ -232,8 +241,13 @@ async fn settle(
                             enrolled: None,
                         },
                     };
-                    let row = RowChange::PutRow(Box::new(with_observed(row, observed)));
-                    Ok(Verdict::done("adopted", vec![row]))
+                    // What comes after the machine may be missing: the next plan asks for it.
+                    let row = with_observed(row, observed);
+                    let row = only_made(&provider.schema().machine, row, &wanted);
+                    Ok(Verdict::done(
+                        "adopted",
+                        vec![RowChange::PutRow(Box::new(row))],
+                    ))
                 }
             }
         }
@@ -241,10 +255,17 @@ async fn settle(
             let Some((row, name)) = row.and_then(with_provider) else {
                 return Ok(Verdict::done("deleted", Vec::new()));
             };
-            let seen = find_provider(name)?.read(&observed_of(row)).await;
+            let (provider, last) = (find_provider(name)?, observed_of(row));
+            let seen = provider.read(&last).await;
             match seen.map_err(|error| cannot(format!("{error}.")))? {
                 Some(_) => Ok(Verdict::again("still there")),
                 None => {
+                    if acts {
+                        // What belonged to it may not have gone with it.
+                        let last = ended_as(&provider.schema().machine, row, None);
+                        let gone = provider.delete(&last, Arc::new(drop)).await;
+                        gone.map_err(|error| cannot(format!("{error}.")))?;
+                    }
                     forget(boss, row);
                     let services = services_of(snapshot, address).map(RowChange::RemoveRow);
                     let gone = RowChange::RemoveRow(address.clone());
@@ -263,10 +284,19 @@ async fn settle(
             let Some((row, name)) = row.and_then(with_provider) else {
                 return Ok(Verdict::again("gone"));
             };
-            let seen = find_provider(name)?.read(&observed_of(row)).await;
+            let provider = find_provider(name)?;
+            let left = perhaps(&provider.schema().machine, row, &wanted);
+            let last = left.as_ref().unwrap_or(row);
+            let seen = provider.read(&observed_of(last)).await;
             let seen = seen.map_err(|error| cannot(format!("{error}.")))?;
-            let Some(observed) = seen.filter(|seen| shows(seen.attributes.value(), &wanted)) else {
-                return Ok(Verdict::again("to be changed again"));
+            let is_done =
+                |seen: &Observed| left.is_none() && shows(seen.attributes.value(), &wanted);
+            let Some(observed) = seen.filter(is_done) else {
+                let left = left.map(|it| RowChange::PutRow(Box::new(it)));
+                return Ok(Verdict {
+                    changes: left.into_iter().collect(),
+                    ..Verdict::again("to be changed again")
+                });
             };
             if rebuilt {
                 forget(boss, row);

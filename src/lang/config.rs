@@ -377,15 +377,20 @@ impl Config {
         [import.span, import.id.span].map(|it| self.sources.place(it))
     }
 
-    /// Returns where a machine says an attribute, or first has a nested block of that name; where
-    /// it is declared if it says nothing of it.
-    pub fn said_at(&self, machine: &Name, attribute: &str) -> Option<SourceSpan> {
+    /// Returns where a machine says an attribute, or has a nested block of that name: of labelled
+    /// ones that one, where it is named. Where it says nothing of it, it is where it is declared.
+    pub fn said_at(&self, machine: &Name, name: &str, label: Option<&str>) -> Option<SourceSpan> {
         let machine = self.machines.get(machine)?;
-        let (attributes, blocks) = (&machine.body.attributes, &machine.body.blocks);
-        let names = attributes.iter().map(|it| &it.name);
-        let mut names = names.chain(blocks.iter().map(|it| &it.keyword));
-        let said = names.find(|it| &*it.text == attribute);
-        Some(self.sources.place(said.map_or(machine.span, |it| it.span)))
+        let mut attributes = machine.body.attributes.iter();
+        let attribute = attributes.find(|it| &*it.name.text == name);
+        let is_it = |it: &&Block| {
+            let mut labels = it.labels.iter();
+            let is_labelled = label.is_none_or(|label| labels.any(|of| &*of.text == label));
+            &*it.keyword.text == name && is_labelled
+        };
+        let block = || machine.body.blocks.iter().find(is_it).map(Block::header);
+        let span = attribute.map(|it| it.name.span).or_else(block);
+        Some(self.sources.place(span.unwrap_or(machine.span)))
     }
 }
 

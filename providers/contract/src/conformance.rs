@@ -404,6 +404,7 @@ impl<'a> Case<'a> {
             address: self.address.clone(),
             wanted: wanted.clone(),
             user_data: self.fixture.user_data.clone(),
+            before: None,
         }
     }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use gobs_model::{Known, ProviderSchema, Value};
+use gobs_model::{Address, Known, ProviderSchema};
 
 use crate::{
-    CreateRequest, Error, Intended, Objection, Observed, Progress, Provider, Token, UpdateRequest,
+    CreateRequest, Error, Intended, Objection, Observed, Oddity, Progress, Proposal, Provider,
+    Token, UpdateRequest,
 };
 
 /// How long each verb of a provider may take. What lasts longer is abandoned, and in doubt.
@@ -83,8 +84,8 @@ impl Provider for Bounded {
         within(self.deadlines().look, "lacking", self.0.lacking(plan)).await
     }
 
-    async fn objections(&self, wanted: &Value, is_new: bool) -> Result<Vec<Objection>, Error> {
-        let objections = self.0.objections(wanted, is_new);
+    async fn objections(&self, proposal: &Proposal) -> Result<Vec<Objection>, Error> {
+        let objections = self.0.objections(proposal);
         within(self.deadlines().look, "objections", objections).await
     }
 
@@ -95,6 +96,10 @@ impl Provider for Bounded {
 
     async fn find(&self, token: &Token) -> Result<Option<Observed>, Error> {
         within(self.deadlines().look, "find", self.0.find(token)).await
+    }
+
+    async fn abandon(&self, address: &Address) -> Result<(), Error> {
+        within(self.deadlines().look, "abandon", self.0.abandon(address)).await
     }
 
     async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error> {
@@ -121,5 +126,9 @@ impl Provider for Bounded {
 
     async fn list(&self) -> Result<Vec<(Token, Observed)>, Error> {
         within(self.deadlines().look, "list", self.0.list()).await
+    }
+
+    async fn oddities(&self, known: &[(Address, Observed)]) -> Result<Vec<Oddity>, Error> {
+        within(self.deadlines().look, "oddities", self.0.oddities(known)).await
     }
 }

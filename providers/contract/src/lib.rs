@@ -75,6 +75,8 @@ pub struct Observed {
 pub struct Objection {
     /// The attribute or block that it is about.
     pub attribute: String,
+    /// Of labelled blocks, which one.
+    pub label: Option<String>,
     /// What is wrong, as a fragment.
     pub message: String,
     /// What to do, as a fragment.
@@ -86,9 +88,17 @@ impl Objection {
     pub fn new(attribute: &str, message: String, hint: &str) -> Self {
         Self {
             attribute: attribute.into(),
+            label: None,
             message,
             hint: hint.into(),
         }
+    }
+
+    /// Returns this objection to one of labelled blocks.
+    #[must_use]
+    pub fn labelled(mut self, label: &str) -> Self {
+        self.label = Some(label.into());
+        self
     }
 }
 
@@ -109,6 +119,33 @@ pub struct CreateRequest {
     pub wanted: Known,
     /// For the machine's agent, where it has one.
     pub user_data: Option<UserData>,
+    /// The machine whose place it takes, as it was last seen: what outlived that is found by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Observed>,
+}
+
+/// What a plan makes of one machine.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// The declaration.
+    pub address: Address,
+    /// What it is to be; what is not known yet is unknown.
+    pub wanted: Value,
+    /// Whether it is yet to be made.
+    pub is_new: bool,
+    /// As it was last seen, or as that was whose place it takes.
+    pub before: Option<Observed>,
+}
+
+/// Something beside a machine that belongs to one, and is not as the machine's row has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oddity {
+    /// What it is, as a sentence that begins after the provider's name.
+    pub what: String,
+    /// What to do about it.
+    pub mend: String,
+    /// Whether a person has to look.
+    pub is_problem: bool,
 }
 
 /// What to change.
@@ -174,9 +211,9 @@ pub trait Provider: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Returns why a machine cannot become like this, as far as its provider and the account can
-    /// say before anything is done; what is not known yet is no reason.
-    async fn objections(&self, _wanted: &Value, _is_new: bool) -> Result<Vec<Objection>, Error> {
+    /// Returns why a machine cannot become what is proposed, as far as its provider and the account
+    /// can say before anything is done; what is not known yet is no reason.
+    async fn objections(&self, _proposal: &Proposal) -> Result<Vec<Objection>, Error> {
         Ok(Vec::new())
     }
 
@@ -187,6 +224,12 @@ pub trait Provider: Send + Sync {
     ///
     /// Absence means something only after the schema's `list_lag`.
     async fn find(&self, token: &Token) -> Result<Option<Observed>, Error>;
+
+    /// Takes away what was made for a machine of this declaration that was not made itself: where
+    /// its create ended without one. What belongs to a machine that is there stays.
+    async fn abandon(&self, _address: &Address) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Returns the machine as it is now; nothing when it is gone for good.
     async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error>;
@@ -222,6 +265,12 @@ pub trait Provider: Send + Sync {
 
     /// Returns every machine that carries a gobs token, with it; for `doctor` and for strays.
     async fn list(&self) -> Result<Vec<(Token, Observed)>, Error>;
+
+    /// Returns what belongs to machines of the project and is not as these, all that it has, were
+    /// last seen; for `doctor`.
+    async fn oddities(&self, _known: &[(Address, Observed)]) -> Result<Vec<Oddity>, Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// Takes over a machine that has a token already, of a provider that takes over no other.

@@ -62,6 +62,7 @@ async fn create(client: &Client, progress: Progress) -> Result<Observed, Error> 
         address: Address::machine(Name::new("db").expect("a name"), None),
         wanted: Known::empty(),
         user_data: Some(UserData("hunter2".into())),
+        before: None,
     };
     client.create(request, progress).await
 }

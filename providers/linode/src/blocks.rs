@@ -2,34 +2,32 @@
 //!
 //! Each carries a mark of whose it is: of the project, the machine's address and its own name.
 //! By that it is found again, whatever became of the run that made it, and of the machine. So
-//! each step here looks before it acts, and may be repeated.
+//! each step here looks before it acts, and may be repeated. What was asked for by a run that was
+//! cut off is *doubted*: it was seen without an identifier, and its absence counts only once a
+//! list would show it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use data_encoding::BASE32_NOPAD;
 use gobs_model::{Address, Known, Value};
 use gobs_provider::{Error, Progress};
 use serde_json::{Value as Json, json};
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::api::{Api, Fail};
-use crate::machine::Machines;
-use crate::observe::json_of;
+use crate::machine::{LOOK_EVERY, Machines};
+use crate::marks::Mark;
+use crate::observe::{json_of, tags};
 use crate::pace::Class;
 use crate::schema::LIST_LAG;
-
-/// How much of a mark's hash is kept: 100 bits, and what a tag has room for.
-const MARK_CHARS: usize = 20;
 
 /// How often something is made, each time after a look that found nothing.
 const MAKES_MAX: u32 = 4;
 
 /// The machine that something belongs to, as it is asked for.
 pub(crate) struct Owner<'a> {
-    pub(crate) project: &'a str,
     pub(crate) address: &'a Address,
+    pub(crate) mark: Mark,
     /// The machine's identifier.
     pub(crate) id: &'a str,
     /// The machine as the API shows it.
@@ -37,24 +35,22 @@ pub(crate) struct Owner<'a> {
     pub(crate) wanted: &'a Known,
     /// What was asked last; empty where the machine is new.
     pub(crate) was: &'a Known,
-    /// What was seen last.
+    /// What was seen last; where the machine is new, of the one whose place it takes.
     pub(crate) seen: &'a Known,
+    /// Whether the machine was made by a try that nobody saw the end of.
+    pub(crate) adopted: bool,
 }
 
 impl Owner<'_> {
-    /// Returns what marks a thing as this machine's.
-    pub(crate) fn mark(&self, prefix: &str, name: &str) -> String {
-        mark(self.project, self.address, prefix, name)
+    /// Returns whether a thing that was last seen so may be there though nobody saw it.
+    pub(crate) fn doubts(&self, seen: Option<&Value>) -> bool {
+        self.adopted || seen.is_some_and(is_doubted)
     }
 }
 
-/// Returns what marks a thing as that of a machine of a project, for good.
-pub(crate) fn mark(project: &str, address: &Address, prefix: &str, name: &str) -> String {
-    let text = format!("gobs mark 1\0{project}\0{address}\0{prefix}\0{name}");
-    let hash = BASE32_NOPAD
-        .encode(&Sha256::digest(text))
-        .to_ascii_lowercase();
-    format!("{prefix}{hash:.MARK_CHARS$}")
+/// Returns whether a thing was asked for by a run that did not see it made.
+pub(crate) fn is_doubted(seen: &Value) -> bool {
+    !seen.is_null() && text(seen, "id").is_none()
 }
 
 /// Returns a label for a thing of a machine that no other has: the mark's hash makes it so.
@@ -139,6 +135,7 @@ impl Machines {
         Ok(vec![
             ("firewall", self.observe_firewall(instance, set).await?),
             ("volume", self.observe_volumes(&id, set).await?),
+            ("volume_ids", volume_ids(set)),
             ("dns", self.observe_records(set).await?),
         ])
     }
@@ -177,10 +174,10 @@ impl Api {
         &self,
         path: &str,
         class: Class,
-        mark: &str,
+        (mark, doubted): (&str, bool),
         body: &Json,
     ) -> Result<Json, Error> {
-        let mut doubt = match self.marked(path, mark).await? {
+        let mut doubt = match self.sought(path, mark, doubted).await? {
             Some(found) => return Ok(found),
             None => String::new(),
         };
@@ -196,15 +193,8 @@ impl Api {
                 Err(fail) => return Err(fail.into()),
             }
             // Never made twice: a list may only lag.
-            let until = Instant::now() + self.time.here(LIST_LAG);
-            loop {
-                if let Some(found) = self.marked(path, mark).await? {
-                    return Ok(found);
-                }
-                if Instant::now() >= until {
-                    break;
-                }
-                self.time.sleep(crate::machine::LOOK_EVERY).await;
+            if let Some(found) = self.sought(path, mark, true).await? {
+                return Ok(found);
             }
             if doubt.ends_with("is taken") {
                 return Err(Error::Rejected {
@@ -216,14 +206,29 @@ impl Api {
         Err(Error::InDoubt(doubt))
     }
 
-    /// Returns what carries a mark among its tags.
-    pub(crate) async fn marked(&self, path: &str, mark: &str) -> Result<Option<Json>, Fail> {
-        let found = self.list(path, Some(&json!({"tags": mark}))).await?;
-        let mut ours = found.into_iter().filter(|it| {
-            let tags = it["tags"].as_array().into_iter().flatten();
-            tags.filter_map(Json::as_str).any(|tag| tag == mark)
-        });
-        Ok(ours.next())
+    /// Returns what carries a mark among its tags; where that is doubted, for as long as a list may
+    /// lag.
+    pub(crate) async fn sought(
+        &self,
+        path: &str,
+        mark: &str,
+        doubted: bool,
+    ) -> Result<Option<Json>, Fail> {
+        let filter = json!({"tags": mark});
+        let until = Instant::now() + self.time.here(LIST_LAG);
+        loop {
+            // Only a look that began after the lag tells that there is nothing.
+            let tells = !doubted || Instant::now() >= until;
+            let found = self.list(path, Some(&filter)).await?;
+            let mut ours = found
+                .into_iter()
+                .filter(|it| tags(it).any(|tag| tag == mark));
+            let first = ours.next();
+            if first.is_some() || tells {
+                return Ok(first);
+            }
+            self.time.sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Returns what is at a path; nothing where it is gone.
@@ -255,6 +260,19 @@ pub(crate) fn about(attribute: &str, fail: Fail) -> Error {
     }
 }
 
+/// Returns the identifiers of a machine's volumes, also of those that are not attached any more:
+/// by them what is lost is told from what never was.
+fn volume_ids(set: &Known) -> Value {
+    let known = entries(set, "volume_ids").iter();
+    let seen = entries(set, "volume").iter();
+    let seen = seen.filter_map(|(name, it)| Some((name.clone(), text(it, "id")?.into())));
+    Value::map(
+        known
+            .map(|(name, id)| (name.clone(), id.clone()))
+            .chain(seen),
+    )
+}
+
 /// Returns a labelled block's entries.
 pub(crate) fn entries<'a>(of: &'a Known, name: &str) -> &'a BTreeMap<Arc<str>, Value> {
     static NONE: BTreeMap<Arc<str>, Value> = BTreeMap::new();
@@ -266,6 +284,11 @@ pub(crate) fn elements<'a>(of: &'a Known, name: &str) -> &'a [Value] {
     of.get(name)
         .and_then(Value::as_elements)
         .unwrap_or_default()
+}
+
+/// Returns whether an identifier of the API's is the one that a row has as text.
+pub(crate) fn is_id(of: &Json, id: &str) -> bool {
+    of.as_u64().is_some_and(|number| id.parse() == Ok(number))
 }
 
 /// Returns a text of a block.
@@ -287,20 +310,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_of_one_project_machine_and_name() {
+    fn a_label_says_whose_a_thing_is() {
         let db = Address::machine(Name::new("db").expect("a name"), None);
-        let web = Address::machine(Name::new("web").expect("a name"), None);
-        let ours = mark("p", &db, "gobs-volume:", "data");
-        assert_eq!(ours.len(), "gobs-volume:".len() + MARK_CHARS);
-        assert_eq!(ours, mark("p", &db, "gobs-volume:", "data"));
-        for other in [
-            mark("q", &db, "gobs-volume:", "data"),
-            mark("p", &web, "gobs-volume:", "data"),
-            mark("p", &db, "gobs-firewall:", "data"),
-            mark("p", &db, "gobs-volume:", "logs"),
-        ] {
-            assert_ne!(ours, other);
-        }
+        let ours = Mark::of("p", &db).thing("gobs-volume:", "data");
         let label = label_of(&db, "data", &ours, 32);
         assert!(
             label.starts_with("gobs-db-data-") && label.len() <= 32,

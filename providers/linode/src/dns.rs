@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use tokio::time::Instant;
 
 use crate::api::Fail;
-use crate::blocks::{Owner, about, elements, text, with};
+use crate::blocks::{Owner, about, elements, is_doubted, text, with};
 use crate::machine::{LOOK_EVERY, Machines};
 use crate::observe::public_addresses;
 use crate::pace::Class;
@@ -49,7 +49,8 @@ impl Machines {
         let wanted: Vec<Key<'_>> = elements(owner.wanted, "dns").iter().map(key).collect();
         for seen in elements(owner.seen, "dns") {
             if !wanted.contains(&key(seen)) {
-                self.remove_record(seen).await?;
+                let addresses = public_addresses(owner.instance);
+                self.remove_record(seen, &addresses).await?;
             }
         }
         Ok(Value::list(records))
@@ -65,68 +66,92 @@ impl Machines {
                 "this machine has no address for a record of type {kind}"
             ))
         })?;
-        let filter = json!({"domain": domain});
-        let domains = self.api.list("/domains", Some(&filter)).await?;
-        let found = domains.iter().find(|it| it["domain"] == domain);
-        let Some(found) = found else {
+        let mut seen = elements(owner.seen, "dns").iter();
+        let last = seen.find(|it| key(it) == key(asked));
+        let known = self.known_record(last).await?;
+        let path = match &known {
+            Some((path, _)) => Some(path.clone()),
+            None => self.records_of(domain).await?,
+        };
+        let Some(path) = path else {
             return Err(rejected(format!("the account has no domain {domain}")));
         };
-        let path = format!("/domains/{}/records", found["id"]);
         let mut body = json!({"type": kind, "name": name, "target": target});
         if let Some(ttl_s) = asked.get("ttl").and_then(Value::as_i64) {
             body["ttl_sec"] = ttl_s.into();
         }
-        let shown = |record: &Json| (format!("{}/{}", found["id"], record["id"]), target.clone());
-        let last = elements(owner.seen, "dns")
-            .iter()
-            .find(|it| key(it) == key(asked));
+        let shown = |record: &Json| (id_of(&path, record), target.clone());
+        // Nothing makes records unique, so what may have been asked for is looked for until it
+        // would show.
+        let mut found = match known {
+            Some((_, record)) => Some(record),
+            None => {
+                let doubted = owner.doubts(last);
+                self.sought_record(&path, &body, doubted).await?
+            }
+        };
         let mut doubt = String::new();
-        for tries in 0..MAKES_MAX {
-            // Nothing makes records unique, so what was asked for is looked for until it would
-            // show.
-            let until = Instant::now() + self.api.time.here(LIST_LAG);
-            loop {
-                let ours = self.find_record(&path, &body, last).await?;
-                if let Some(record) = ours {
-                    return self
-                        .set_record(&path, &record, &body)
-                        .await
-                        .map(|()| shown(&record));
-                }
-                if tries == 0 || Instant::now() >= until {
-                    break;
-                }
-                self.api.time.sleep(LOOK_EVERY).await;
+        for _ in 0..MAKES_MAX {
+            if found.is_some() {
+                break;
             }
             match self.api.post(&path, Class::Other, &body).await {
                 Ok(record) => return Ok(shown(&record)),
                 Err(Fail::Lost(why)) => doubt = why,
                 Err(fail) => return Err(about("dns", fail)),
             }
+            found = self.sought_record(&path, &body, true).await?;
         }
-        Err(Error::InDoubt(doubt))
+        match found {
+            None => Err(Error::InDoubt(doubt)),
+            Some(record) => {
+                self.set_record(&path, &record, &body).await?;
+                Ok(shown(&record))
+            }
+        }
     }
 
-    /// Finds the record that was made last, or one that leads where this one is to lead.
-    async fn find_record(
+    /// Returns the path of a domain's records.
+    async fn records_of(&self, domain: &str) -> Result<Option<String>, Fail> {
+        let filter = json!({"domain": domain});
+        let domains = self.api.list("/domains", Some(&filter)).await?;
+        let found = domains.iter().find(|it| it["domain"] == domain);
+        Ok(found.map(|it| format!("/domains/{}/records", it["id"])))
+    }
+
+    /// Returns a record that was seen, where it is still that one, with the path of its domain's.
+    async fn known_record(&self, last: Option<&Value>) -> Result<Option<(String, Json)>, Fail> {
+        let Some(last) = last else { return Ok(None) };
+        let Some((domain, id)) = text(last, "id").and_then(|it| it.split_once('/')) else {
+            return Ok(None);
+        };
+        let path = format!("/domains/{domain}/records");
+        let found = self.api.look(&format!("{path}/{id}")).await?;
+        let Key { name, kind, .. } = key(last);
+        let found = found.filter(|it| it["name"] == name && it["type"] == kind);
+        Ok(found.map(|it| (path, it)))
+    }
+
+    /// Finds a record that leads where it is to lead; where that is doubted, for as long as a list
+    /// may lag.
+    async fn sought_record(
         &self,
         path: &str,
         body: &Json,
-        last: Option<&Value>,
-    ) -> Result<Option<Json>, Error> {
+        doubted: bool,
+    ) -> Result<Option<Json>, Fail> {
         let filter = json!({"name": body["name"], "type": body["type"]});
-        let records = self.api.list(path, Some(&filter)).await?;
-        let id = last
-            .and_then(|it| text(it, "id"))
-            .and_then(|it| it.split_once('/'));
-        let is_last =
-            |record: &&Json| id.is_some_and(|it| record["id"].as_u64() == it.1.parse().ok());
-        let leads = |record: &&Json| record["target"] == body["target"];
-        let found = records
-            .iter()
-            .find(is_last)
-            .or_else(|| records.iter().find(leads));
-        Ok(found.cloned())
+        let until = Instant::now() + self.api.time.here(LIST_LAG);
+        loop {
+            let tells = !doubted || Instant::now() >= until;
+            let records = self.api.list(path, Some(&filter)).await?;
+            let mut leading = records.into_iter();
+            let found = leading.find(|it| it["target"] == body["target"]);
+            if found.is_some() || tells {
+                return Ok(found);
+            }
+            self.api.time.sleep(LOOK_EVERY).await;
+        }
     }
 
     async fn set_record(&self, path: &str, record: &Json, body: &Json) -> Result<(), Error> {
@@ -143,22 +168,37 @@ impl Machines {
         done.map(drop).map_err(|fail| about("dns", fail))
     }
 
-    async fn remove_record(&self, seen: &Value) -> Result<(), Error> {
-        let id = text(seen, "id").and_then(|it| it.split_once('/'));
-        let Some((domain, record)) = id else {
-            return Ok(());
+    /// Takes a record away; one that nobody saw made is the one that leads to these addresses.
+    async fn remove_record(
+        &self,
+        seen: &Value,
+        addresses: &[Option<String>; 2],
+    ) -> Result<(), Error> {
+        let Key { domain, name, kind } = key(seen);
+        let path = match text(seen, "id").and_then(|it| it.split_once('/')) {
+            Some((domain, record)) => format!("/domains/{domain}/records/{record}"),
+            None if domain.is_empty() => return Ok(()),
+            None => {
+                let Some(path) = self.records_of(domain).await? else {
+                    return Ok(());
+                };
+                let target = &addresses[usize::from(kind == "AAAA")];
+                let body = json!({"type": kind, "name": name, "target": target});
+                match self.sought_record(&path, &body, true).await? {
+                    Some(record) => format!("{path}/{}", record["id"]),
+                    None => return Ok(()),
+                }
+            }
         };
-        let path = format!("/domains/{domain}/records/{record}");
-        self.api
-            .remove(&path)
-            .await
-            .map_err(|fail| about("dns", fail))
+        let done = self.api.remove(&path).await;
+        done.map_err(|fail| about("dns", fail))
     }
 
     /// Takes every record of a machine away: none may lead to an address that is given up.
     pub(crate) async fn remove_records(&self, last: &Known) -> Result<(), Error> {
+        let addresses = seen_addresses(last);
         for seen in elements(last, "dns") {
-            self.remove_record(seen).await?;
+            self.remove_record(seen, &addresses).await?;
         }
         Ok(())
     }
@@ -169,7 +209,9 @@ impl Machines {
         for last in elements(set, "dns") {
             let id = text(last, "id").and_then(|it| it.split_once('/'));
             let Some((domain, record)) = id else {
-                seen.push(Value::NULL);
+                // It may be there, and is looked for by whoever changes it.
+                let is_known = is_doubted(last) && text(last, "domain").is_some();
+                seen.push(if is_known { last.clone() } else { Value::NULL });
                 continue;
             };
             let path = format!("/domains/{domain}/records/{record}");
@@ -190,6 +232,20 @@ impl Machines {
         }
         Ok(Value::list(seen))
     }
+}
+
+/// Returns a record's identifier, as its block has it: with that of its domain.
+fn id_of(path: &str, record: &Json) -> String {
+    let domain = path.split('/').nth(2).unwrap_or_default();
+    format!("{domain}/{}", record["id"])
+}
+
+/// Returns the first public address of each family that a machine was seen with.
+pub(crate) fn seen_addresses(last: &Known) -> [Option<String>; 2] {
+    let v6 = last.get("ipv6").and_then(Value::as_str);
+    let v6 = v6.and_then(|it| it.split('/').next());
+    let v4 = last.get("address").and_then(Value::as_str);
+    [v4, v6].map(|it| it.map(str::to_owned))
 }
 
 /// Returns a time to live as it was asked for where the API has only rounded it up.

@@ -8,14 +8,15 @@ use gobs_provider::{Error, Progress};
 use serde_json::{Value as Json, json};
 
 use crate::api::Fail;
-use crate::blocks::{Owner, about, label_of, text, with};
+use crate::blocks::{Owner, about, is_doubted, label_of, text, with};
 use crate::interfaces::has_linode_interfaces;
 use crate::machine::Machines;
+use crate::marks::Mark;
 use crate::observe::json_of;
 use crate::pace::Class;
 
 /// What marks a firewall as a machine's.
-const MARK: &str = "gobs-firewall:";
+pub(crate) const MARK: &str = "gobs-firewall:";
 
 /// How long a label of a firewall may be.
 const LABEL_CHARS_MAX: usize = 32;
@@ -42,12 +43,14 @@ impl Machines {
             ));
         }
         let rules = rules(asked)?;
-        let mark = owner.mark(MARK, "");
+        let mark = owner.mark.thing(MARK, "");
+        let doubted = owner.doubts(owner.seen.get("firewall"));
         let label = label_of(owner.address, "", &mark, LABEL_CHARS_MAX);
         let label = text(asked, "label").map_or(label, str::to_owned);
         let body = json!({"label": label, "rules": rules, "tags": [mark]});
         let path = "/networking/firewalls";
-        let found = self.api.ensure(path, Class::Other, &mark, &body).await;
+        let sought = (&*mark, doubted);
+        let found = self.api.ensure(path, Class::Other, sought, &body).await;
         let found = found.map_err(|error| match error {
             Error::Rejected { message, .. } => rejected(message),
             other => other,
@@ -123,29 +126,53 @@ impl Machines {
 
     /// Takes a machine's own firewall away.
     pub(crate) async fn remove_firewall(&self, owner: &Owner<'_>) -> Result<(), Error> {
-        let mark = owner.mark(MARK, "");
-        let found = self.api.marked("/networking/firewalls", &mark).await?;
-        if let Some(found) = found {
-            let path = format!("/networking/firewalls/{}", found["id"]);
-            self.api
-                .remove(&path)
-                .await
-                .map_err(|fail| about("firewall", fail))?;
+        match self.doomed_firewall(owner.seen, Some(&owner.mark)).await? {
+            Some(path) => self.remove_at(&path).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Takes away the firewall that a machine was seen to have.
-    pub(crate) async fn remove_seen_firewall(&self, last: &Known) -> Result<(), Error> {
-        let id = last.get("firewall").and_then(|it| text(it, "id"));
-        let Some(id) = id.and_then(|it| it.parse::<u64>().ok()) else {
+    /// Takes away the firewall at a path.
+    pub(crate) async fn remove_at(&self, path: &str) -> Result<(), Error> {
+        let done = self.api.remove(path).await;
+        done.map_err(|fail| about("firewall", fail))
+    }
+
+    async fn firewall_of(&self, mark: &Mark, doubted: bool) -> Result<Option<String>, Fail> {
+        let (path, mark) = ("/networking/firewalls", mark.thing(MARK, ""));
+        let found = self.api.sought(path, &mark, doubted).await?;
+        Ok(found.map(|it| format!("{path}/{}", it["id"])))
+    }
+
+    /// Returns the path of the firewall that goes with a machine: the one that it was seen to
+    /// have, or the one with its mark.
+    pub(crate) async fn doomed_firewall(
+        &self,
+        last: &Known,
+        mark: Option<&Mark>,
+    ) -> Result<Option<String>, Error> {
+        let seen = last.get("firewall");
+        let id = seen.and_then(|it| text(it, "id"));
+        match (id.and_then(|it| it.parse::<u64>().ok()), mark) {
+            (Some(id), _) => Ok(Some(format!("/networking/firewalls/{id}"))),
+            (None, Some(mark)) => Ok(self.firewall_of(mark, seen.is_some_and(is_doubted)).await?),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Takes away the firewall that was made for a machine which was not.
+    pub(crate) async fn abandon_firewall(&self, mark: &Mark) -> Result<(), Error> {
+        let Some(path) = self.firewall_of(mark, true).await? else {
             return Ok(());
         };
-        let path = format!("/networking/firewalls/{id}");
-        self.api
-            .remove(&path)
-            .await
-            .map_err(|fail| about("firewall", fail))
+        let devices = self.api.list(&format!("{path}/devices"), None).await;
+        match devices {
+            // Something else is under it by now.
+            Ok(devices) if !devices.is_empty() => Ok(()),
+            Ok(_) => self.remove_at(&path).await,
+            Err(Fail::Gone) => Ok(()),
+            Err(fail) => Err(fail.into()),
+        }
     }
 
     /// Returns the machine's own firewall, where it had one and all of it is under that.
@@ -175,7 +202,12 @@ impl Machines {
         let own = under.iter().map(|all| all.iter().find(|it| is_own(it)));
         let own: Option<Vec<&Json>> = own.collect();
         let own = own.as_deref().and_then(<[&Json]>::first);
-        Ok(own.map_or(Value::NULL, |it| shown(it, last)))
+        Ok(match own {
+            Some(own) => shown(own, last),
+            // It may be there, and the machine not yet under it.
+            None if is_doubted(last) => last.clone(),
+            None => Value::NULL,
+        })
     }
 
     /// Returns the firewalls of a machine, or of one of its interfaces; none where it is gone.

@@ -9,26 +9,30 @@ mod adopt;
 mod api;
 mod blocks;
 mod dns;
+mod ends;
 mod firewall;
 mod interfaces;
 mod jobs;
 mod limits;
 mod machine;
+mod marks;
 mod moves;
 mod observe;
 mod pace;
 mod power;
 mod schema;
 mod scopes;
+mod strays;
 mod token;
 mod volume;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use gobs_model::{Known, ProviderSchema, Value};
+use gobs_model::{Address, Known, ProviderSchema, Value};
 use gobs_provider::{
-    CreateRequest, Error, Intended, Objection, Observed, Progress, Provider, Token, UpdateRequest,
+    CreateRequest, Error, Intended, Objection, Observed, Oddity, Progress, Proposal, Provider,
+    Token, UpdateRequest,
 };
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
@@ -161,8 +165,8 @@ impl Provider for Linode {
         self.machines()?.lacking(plan).await
     }
 
-    async fn objections(&self, wanted: &Value, is_new: bool) -> Result<Vec<Objection>, Error> {
-        self.machines()?.objections(wanted, is_new).await
+    async fn objections(&self, proposal: &Proposal) -> Result<Vec<Objection>, Error> {
+        self.machines()?.objections(proposal).await
     }
 
     async fn create(&self, request: CreateRequest, progress: Progress) -> Result<Observed, Error> {
@@ -171,6 +175,14 @@ impl Provider for Linode {
 
     async fn find(&self, token: &Token) -> Result<Option<Observed>, Error> {
         self.machines()?.find(token).await
+    }
+
+    async fn abandon(&self, address: &Address) -> Result<(), Error> {
+        self.machines()?.abandon(address).await
+    }
+
+    async fn oddities(&self, known: &[(Address, Observed)]) -> Result<Vec<Oddity>, Error> {
+        self.machines()?.oddities(known).await
     }
 
     async fn read(&self, last: &Observed) -> Result<Option<Observed>, Error> {

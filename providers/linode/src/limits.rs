@@ -2,7 +2,7 @@
 //! machine is planned.
 
 use gobs_model::Value;
-use gobs_provider::{Error, Objection};
+use gobs_provider::{Error, Objection, Proposal};
 
 use crate::blocks::text;
 use crate::interfaces::{LEGACY, LINODE, generation_by};
@@ -17,7 +17,14 @@ const BY_SETTING: &str = "take interface_generation out, or let the account make
 
 impl Machines {
     /// Returns why a machine cannot be as it is wanted; what is not known yet is no reason.
-    pub(crate) async fn objections(
+    pub(crate) async fn objections(&self, proposal: &Proposal) -> Result<Vec<Objection>, Error> {
+        let mut found = self.objections_to_volumes(proposal).await?;
+        let of_network = self.objections_to_network(&proposal.wanted, proposal.is_new);
+        found.extend(of_network.await?);
+        Ok(found)
+    }
+
+    async fn objections_to_network(
         &self,
         wanted: &Value,
         is_new: bool,

@@ -13,6 +13,7 @@ use crate::api::{Api, Fail};
 use crate::blocks::{Owner, Turns, elements, entries, with};
 use crate::interfaces::Defaults;
 use crate::jobs::Job;
+use crate::marks::Mark;
 use crate::observe::{
     OWNER, REBUILT, disk, is_own, json_of, observed, owner_tag, put, runs, tags, token_of,
 };
@@ -53,19 +54,24 @@ impl Machines {
         request: &CreateRequest,
         progress: &Progress,
     ) -> Result<Observed, Error> {
-        let mut body = create_body(request)?;
+        let mark = Mark::of(&self.project, &request.address);
+        let mut body = create_body(request, &mark)?;
         let _turn = self.turns.at(&request.address).await;
         let wanted = &request.wanted;
         let region = json!({"region": json_of(wanted, "region")});
+        // What belonged to a machine that is gone belongs to this one, or goes.
+        let before = request.before.as_ref().map(|it| &it.attributes);
         let nothing = Known::empty();
+        let was = before.map_or_else(Known::empty, belongings_of);
         let mut owner = Owner {
-            project: &self.project,
             address: &request.address,
+            mark,
             id: "",
             instance: &region,
             wanted,
-            was: &nothing,
-            seen: &nothing,
+            was: &was,
+            seen: before.unwrap_or(&nothing),
+            adopted: false,
         };
         self.check_volumes(&owner).await?;
         let generation = self.generation(wanted).await?;
@@ -73,7 +79,8 @@ impl Machines {
         let own = self.ensure_firewall(&owner).await?;
         self.put_network(&mut body, wanted, generation.as_deref(), own)
             .await?;
-        let instance = match self.made(request, &Json::Object(body), progress).await {
+        let made = self.made(request, &Json::Object(body), progress).await;
+        let (instance, adopted) = match made {
             Err(error @ (Error::Rejected { .. } | Error::Denied(_))) => {
                 if own.is_some() {
                     self.remove_firewall(&owner).await?;
@@ -82,11 +89,11 @@ impl Machines {
             }
             made => made?,
         };
-        if !has_belongings(wanted) {
+        if !has_belongings(wanted) && !has_belongings(&was) {
             return observed(&instance, wanted);
         }
         let id = instance["id"].to_string();
-        (owner.id, owner.instance) = (&id, &instance);
+        (owner.id, owner.instance, owner.adopted) = (&id, &instance, adopted);
         let finished = async {
             let set = self.belongings(&owner, progress).await?;
             self.observe(&self.there(&id).await?, &set).await
@@ -98,13 +105,14 @@ impl Machines {
         })
     }
 
-    /// Makes the machine itself, and returns it as the API shows it.
+    /// Makes the machine itself, and returns it as the API shows it; and whether an earlier try,
+    /// whose end nobody saw, had made it.
     async fn made(
         &self,
         request: &CreateRequest,
         body: &Json,
         progress: &Progress,
-    ) -> Result<Json, Error> {
+    ) -> Result<(Json, bool), Error> {
         let label = body["label"].as_str().unwrap_or_default().to_owned();
         let mut doubt = String::new();
         for _ in 0..CREATES_MAX {
@@ -113,7 +121,7 @@ impl Machines {
                 .post("/linode/instances", Class::Create, body)
                 .await
             {
-                Ok(instance) => return Ok(instance),
+                Ok(instance) => return Ok((instance, false)),
                 Err(Fail::Refused(reasons)) if is_taken(&reasons) => {
                     doubt = format!("the label {label} is taken, and nothing shows by whom");
                 }
@@ -124,7 +132,7 @@ impl Machines {
             }
             progress(format!("looks whether {label} was made: {doubt}"));
             match self.look_for(&label, &request.token).await? {
-                Look::Ours(instance) => return Ok(instance),
+                Look::Ours(instance) => return Ok((instance, true)),
                 Look::Foreign(id) => {
                     return Err(Error::Rejected {
                         message: format!("the label {label} is that of Linode {id}, not of gobs"),
@@ -143,6 +151,7 @@ impl Machines {
         let until = Instant::now() + self.api.time.here(LIST_LAG);
         let filter = json!({"label": label});
         loop {
+            let tells = Instant::now() >= until;
             let found = self.api.list("/linode/instances", Some(&filter)).await;
             // Reading failed, so what was asked before is as doubtful as it was.
             let found = found.map_err(|fail| Error::InDoubt(fail.into_error().to_string()))?;
@@ -152,7 +161,7 @@ impl Machines {
                     _ => Look::Foreign(instance["id"].to_string()),
                 });
             }
-            if Instant::now() >= until {
+            if tells {
                 return Ok(Look::Nothing);
             }
             self.api.time.sleep(LOOK_EVERY).await;
@@ -192,47 +201,6 @@ impl Machines {
             .collect()
     }
 
-    pub(crate) async fn delete(&self, last: &Observed, progress: &Progress) -> Result<(), Error> {
-        let path = path_of(&last.id)?;
-        // What goes with the machine goes before it, while the machine tells that it is to go.
-        self.remove_records(&last.attributes).await?;
-        let has_firewall = last
-            .attributes
-            .get("firewall")
-            .is_some_and(|it| !it.is_null());
-        if has_firewall || Self::has_doomed_volumes(&last.attributes) {
-            let instance = self.get(&last.id).await?;
-            if instance.is_some_and(|it| it["status"] != "deleting") {
-                // Nobody reaches it without its firewall, and it writes to no volume.
-                self.power(&last.id, false, progress).await?;
-            }
-            self.remove_seen_firewall(&last.attributes).await?;
-            self.delete_doomed_volumes(&last.attributes).await?;
-        }
-        let until = Instant::now() + self.api.time.limit(DELETE_WITHIN);
-        loop {
-            let Some(instance) = self.get(&last.id).await? else {
-                return Ok(());
-            };
-            let status = instance["status"].as_str().unwrap_or_default();
-            if Instant::now() >= until {
-                let why = format!("Linode {} is still there: it is {status}", last.id);
-                return Err(Error::InDoubt(why));
-            }
-            if status == "deleting" {
-                progress("Linode is deleting it".into());
-            } else {
-                match self.api.delete(&path).await {
-                    // What was lost is seen by the next look.
-                    Ok(_) | Err(Fail::Busy | Fail::Lost(_)) => {}
-                    Err(Fail::Gone) => return Ok(()),
-                    Err(fail) => return Err(fail.into()),
-                }
-            }
-            self.api.time.sleep(LOOK_EVERY).await;
-        }
-    }
-
     pub(crate) async fn update(
         &self,
         request: &UpdateRequest,
@@ -249,16 +217,17 @@ impl Machines {
         let instance = self.there(id).await?;
         check_tags(wanted)?;
         let mut owner = Owner {
-            project: &self.project,
             address: &request.address,
+            mark: Mark::of(&self.project, &request.address),
             id,
             instance: &instance,
             wanted,
             was,
             seen: &request.before.attributes,
+            adopted: false,
         };
         self.check_volumes(&owner).await?;
-        self.set(id, &instance, wanted, was).await?;
+        self.set(&owner).await?;
         self.place_in_group(&owner).await?;
         if request.change >= Change::Resize {
             self.resize(id, wanted, progress).await?;
@@ -291,13 +260,8 @@ impl Machines {
     }
 
     /// Sets what can be set at once; each of these may be sent twice.
-    async fn set(
-        &self,
-        id: &str,
-        instance: &Json,
-        wanted: &Known,
-        was: &Known,
-    ) -> Result<(), Error> {
+    async fn set(&self, owner: &Owner<'_>) -> Result<(), Error> {
+        let (id, instance, wanted) = (owner.id, owner.instance, owner.wanted);
         let path = path_of(id)?;
         let mut body = Map::new();
         for name in ["label", "maintenance_policy"] {
@@ -305,8 +269,13 @@ impl Machines {
                 put(&mut body, wanted, name, name);
             }
         }
-        let was_set = was.get("tags").is_some_and(|it| !it.is_null());
+        let was_set = owner.was.get("tags").is_some_and(|it| !it.is_null());
         let asked = json_of(wanted, "tags").or_else(|| was_set.then(|| json!([])));
+        // What is about to belong to it is found by its mark, so that comes first.
+        let mark = owner.mark.tag();
+        let unmarked = has_belongings(wanted) && tags(instance).all(|it| it != mark);
+        let as_is = || tags(instance).filter(|it| !is_own(it)).collect();
+        let asked = asked.or_else(|| unmarked.then(as_is));
         if let Some(asked) = asked {
             let mut all: Vec<&str> = asked
                 .as_array()
@@ -315,6 +284,7 @@ impl Machines {
                 .filter_map(Json::as_str)
                 .collect();
             all.extend(tags(instance).filter(|it| is_own(it)));
+            all.extend(unmarked.then_some(&*mark));
             if !is_same_set(&all, &tags(instance).collect::<Vec<_>>()) {
                 body.insert("tags".into(), json!(all));
             }
@@ -449,7 +419,7 @@ impl Machines {
         self.power(id, on, progress).await
     }
 
-    async fn get(&self, id: &str) -> Result<Option<Json>, Error> {
+    pub(crate) async fn get(&self, id: &str) -> Result<Option<Json>, Error> {
         match self.api.get(&path_of(id)?).await {
             Ok(instance) => Ok(Some(instance)),
             Err(Fail::Gone) => Ok(None),
@@ -463,8 +433,18 @@ impl Machines {
     }
 }
 
+/// Returns a machine's attributes that are of what belongs to it, and nothing else.
+fn belongings_of(seen: &Known) -> Known {
+    let entries = ["firewall", "dns", "volume"].map(|name| {
+        let value = seen.get(name).cloned();
+        (name, value.unwrap_or(Value::NULL))
+    });
+    // A part of what is known is known.
+    Known::try_from(Value::object(entries)).unwrap_or_else(|_| Known::empty())
+}
+
 /// Returns whether a machine has something beside itself that is looked after.
-fn has_belongings(wanted: &Known) -> bool {
+pub(crate) fn has_belongings(wanted: &Known) -> bool {
     wanted.get("firewall").is_some_and(|it| !it.is_null())
         || !elements(wanted, "dns").is_empty()
         || !entries(wanted, "volume").is_empty()
@@ -489,7 +469,7 @@ fn is_taken(reasons: &[crate::api::Reason]) -> bool {
     matches!(reasons, [only] if only.text.starts_with("Label must be unique"))
 }
 
-fn create_body(request: &CreateRequest) -> Result<Map<String, Json>, Error> {
+fn create_body(request: &CreateRequest, mark: &Mark) -> Result<Map<String, Json>, Error> {
     let wanted = &request.wanted;
     check_tags(wanted)?;
     let user_data = encoded(request.user_data.as_ref())?;
@@ -525,6 +505,9 @@ fn create_body(request: &CreateRequest) -> Result<Map<String, Json>, Error> {
         _ => Vec::new(),
     };
     tags.push(owner_tag(&request.token).into());
+    if has_belongings(wanted) {
+        tags.push(mark.tag().into());
+    }
     body.insert("tags".into(), Json::Array(tags));
     Ok(body)
 }

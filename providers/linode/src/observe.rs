@@ -4,6 +4,8 @@ use gobs_model::{Known, Number, Value};
 use gobs_provider::{Error, Observed, Token};
 use serde_json::{Map, Value as Json, json};
 
+use crate::marks::{self, MARKED, Mark};
+
 /// What marks a machine as made under a token.
 pub(crate) const OWNER: &str = "gobs:";
 
@@ -39,7 +41,8 @@ pub(crate) fn tags(instance: &Json) -> impl Iterator<Item = &str> {
 
 /// Returns whether a tag is one of ours rather than the user's.
 pub(crate) fn is_own(tag: &str) -> bool {
-    tag.starts_with(OWNER) || tag.starts_with(REBUILT) || tag == OFF
+    let own = [OWNER, REBUILT, MARKED];
+    own.iter().any(|it| tag.starts_with(it)) || tag == OFF
 }
 
 /// Returns the token that an instance carries.
@@ -139,6 +142,12 @@ pub(crate) fn observed(instance: &Json, set: &Known) -> Result<Observed, Error> 
         ("disk", number(&specs["disk"])),
         ("vcpus", number(&specs["vcpus"])),
         ("transfer", number(&specs["transfer"])),
+        (
+            marks::ATTRIBUTE,
+            Mark::on(instance)
+                .or_else(|| Mark::seen(set))
+                .map_or(Value::NULL, |it| it.value()),
+        ),
     ];
     for name in UNSEEN {
         if let Some(value) = set.get(name) {

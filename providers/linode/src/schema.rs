@@ -406,5 +406,19 @@ fn attributes() -> Block {
             "transfer",
             seen(Type::Number, "Its monthly transfer in GB."),
         ),
+        (
+            "mark",
+            seen(
+                Type::String,
+                "By which its firewall and its volumes are found.",
+            ),
+        ),
+        (
+            "volume_ids",
+            seen(
+                Type::map(Type::String),
+                "The identifiers of its volumes by name, attached or not.",
+            ),
+        ),
     ])
 }

@@ -3,18 +3,20 @@
 use std::time::Duration;
 
 use gobs_model::{Known, Number, Value};
-use gobs_provider::{Error, Progress};
+use gobs_provider::{Error, Objection, Progress};
 use serde_json::{Value as Json, json};
 use tokio::time::Instant;
 
 use crate::api::Fail;
-use crate::blocks::{Owner, about, entries, label_of, text, with};
+use crate::blocks::{Owner, about, entries, is_doubted, is_id, label_of, text, with};
 use crate::machine::{LOOK_EVERY, Machines};
-use crate::observe::is_same_region;
+use crate::marks::Mark;
+use crate::observe::{is_same_region, tags};
 use crate::pace::Class;
+use crate::schema::LIST_LAG;
 
 /// What marks a volume as a machine's.
-const MARK: &str = "gobs-volume:";
+pub(crate) const MARK: &str = "gobs-volume:";
 
 /// How long a label of a volume may be.
 const LABEL_CHARS_MAX: usize = 32;
@@ -38,11 +40,13 @@ impl Machines {
         let wanted = entries(owner.wanted, "volume");
         for (name, was) in entries(owner.was, "volume") {
             if !wanted.contains_key(name) {
-                let seen = entries(owner.seen, "volume").get(name);
-                let found = self.find_volume(owner, name, seen).await?;
+                let found = self.find_volume(owner, name).await?;
                 if let Some(volume) = found {
                     progress(format!("takes volume {name} away"));
-                    self.release_volume(&volume, is_deleted(was)).await?;
+                    // Of a volume that nobody saw made, only what was seen last says it.
+                    let seen = entries(owner.seen, "volume").get(name);
+                    let deletes = is_deleted(was) || is_unsaid(was) && seen.is_some_and(is_deleted);
+                    self.release_volume(&volume, owner.id, deletes).await?;
                 }
             }
         }
@@ -51,42 +55,34 @@ impl Machines {
 
     /// Refuses what no volume can do, before anything is done.
     pub(crate) async fn check_volumes(&self, owner: &Owner<'_>) -> Result<(), Error> {
-        let region = owner.wanted.get("region").and_then(Value::as_str);
+        match self.unfit_volumes(owner).await?.into_iter().next() {
+            None => Ok(()),
+            Some(Objection { message, hint, .. }) => Err(rejected(format!("{message}: {hint}"))),
+        }
+    }
+
+    /// Returns what no volume can do, of what is asked for.
+    pub(crate) async fn unfit_volumes(&self, owner: &Owner<'_>) -> Result<Vec<Objection>, Error> {
+        let mut unfit = Vec::new();
         for (name, asked) in entries(owner.wanted, "volume") {
-            let seen = entries(owner.seen, "volume").get(name);
-            let Some(volume) = self.find_volume(owner, name, seen).await? else {
-                continue;
-            };
-            let size = asked
-                .get("size")
-                .and_then(Value::as_i64)
-                .unwrap_or_default();
-            let has = volume["size"].as_i64().unwrap_or_default();
-            if size < has {
-                return Err(rejected(format!(
-                    "volume {name} has {has} GB, and volumes never shrink"
-                )));
-            }
-            let at = volume["region"].as_str().unwrap_or_default();
-            if region.is_some_and(|it| !is_same_region(it, at)) {
-                return Err(rejected(format!(
-                    "volume {name} is in {at}, and volumes do not move to another region"
-                )));
+            let found = self.find_volume(owner, name).await?;
+            if let Some((message, hint)) = unfit_volume(owner, name, asked, found.as_ref()) {
+                unfit.push(Objection::new("volume", message, hint).labelled(name));
             }
         }
-        Ok(())
+        Ok(unfit)
     }
 
     /// Returns the identifier of a volume that is as asked, attached to its machine.
     async fn volume(&self, owner: &Owner<'_>, name: &str, asked: &Value) -> Result<String, Error> {
-        let seen = entries(owner.seen, "volume").get(name);
-        let volume = match self.find_volume(owner, name, seen).await? {
+        let volume = match self.find_volume(owner, name).await? {
             Some(volume) => volume,
             None => {
-                let mark = owner.mark(MARK, name);
+                let mark = owner.mark.thing(MARK, name);
                 let body = body(owner, name, asked, &mark);
+                let sought = (&*mark, false);
                 self.api
-                    .ensure("/volumes", Class::Volume, &mark, &body)
+                    .ensure("/volumes", Class::Volume, sought, &body)
                     .await?
             }
         };
@@ -102,18 +98,32 @@ impl Machines {
         Ok(id)
     }
 
-    async fn find_volume(
-        &self,
-        owner: &Owner<'_>,
-        name: &str,
-        seen: Option<&Value>,
-    ) -> Result<Option<Json>, Error> {
-        if let Some(id) = seen.and_then(|it| text(it, "id"))
+    /// Finds a volume by its identifier, by its mark, or by the label that only it would have.
+    async fn find_volume(&self, owner: &Owner<'_>, name: &str) -> Result<Option<Json>, Error> {
+        if let Some(id) = known_id(owner, name)
             && let Some(found) = self.api.look(&format!("/volumes/{id}")).await?
         {
             return Ok(Some(found));
         }
-        Ok(self.api.marked("/volumes", &owner.mark(MARK, name)).await?)
+        let mark = owner.mark.thing(MARK, name);
+        let label = label_of(owner.address, name, &mark, LABEL_CHARS_MAX);
+        let filter = json!({"+or": [{"tags": mark}, {"label": label}]});
+        let doubted = owner.doubts(entries(owner.seen, "volume").get(name));
+        let until = Instant::now() + self.api.time.here(LIST_LAG);
+        loop {
+            let tells = !doubted || Instant::now() >= until;
+            let found = self.api.list("/volumes", Some(&filter)).await?;
+            let marked = found.iter().find(|it| tags(it).any(|tag| tag == mark));
+            // Somebody may have taken its mark off; the label has a hash of it.
+            let named = || found.iter().find(|it| it["label"] == *label);
+            if let Some(found) = marked.or_else(named) {
+                return Ok(Some(found.clone()));
+            }
+            if tells {
+                return Ok(None);
+            }
+            self.api.time.sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Sets what is set at once: label and tags.
@@ -124,7 +134,7 @@ impl Machines {
         asked: &Value,
         volume: &Json,
     ) -> Result<(), Error> {
-        let asked = body(owner, name, asked, &owner.mark(MARK, name));
+        let asked = body(owner, name, asked, &owner.mark.thing(MARK, name));
         let sorted = |tags: &Json| {
             let tags = tags
                 .as_array()
@@ -233,16 +243,31 @@ impl Machines {
         found.ok_or_else(|| rejected(format!("volume {name} is gone")))
     }
 
-    /// Detaches a volume, and destroys it where that is asked for.
-    async fn release_volume(&self, volume: &Json, deletes: bool) -> Result<(), Error> {
+    /// Detaches a volume from its machine, and destroys it where that is asked for. Where another
+    /// machine has it by now, it is that one's.
+    async fn release_volume(
+        &self,
+        volume: &Json,
+        machine: &str,
+        deletes: bool,
+    ) -> Result<(), Error> {
         let path = format!("/volumes/{}", volume["id"]);
         let until = Instant::now() + self.api.time.limit(READY_WITHIN);
         loop {
             let Some(volume) = self.api.look(&path).await? else {
                 return Ok(());
             };
-            if volume["linode_id"].is_null() {
+            let on = &volume["linode_id"];
+            if on.is_null() {
                 break;
+            }
+            if !is_id(on, machine) {
+                let why = format!(
+                    "volume {} is attached to Linode {on}, which is not this machine: it is not \
+                     destroyed",
+                    volume["label"]
+                );
+                return if deletes { Err(rejected(why)) } else { Ok(()) };
             }
             if Instant::now() >= until {
                 let why = format!("volume {} is still attached", volume["label"]);
@@ -277,13 +302,62 @@ impl Machines {
     }
 
     /// Destroys the volumes that are to go with their machine.
-    pub(crate) async fn delete_doomed_volumes(&self, last: &Known) -> Result<(), Error> {
-        for volume in entries(last, "volume").values().filter(|it| is_deleted(it)) {
-            if let Some(id) = text(volume, "id")
-                && let Some(found) = self.api.look(&format!("/volumes/{id}")).await?
-            {
-                self.release_volume(&found, true).await?;
+    pub(crate) async fn delete_doomed_volumes(
+        &self,
+        machine: &str,
+        last: &Known,
+        mark: Option<&Mark>,
+    ) -> Result<(), Error> {
+        let volumes = entries(last, "volume").iter();
+        for (name, volume) in volumes.filter(|(_, it)| is_deleted(it)) {
+            let known = entries(last, "volume_ids").get(name);
+            let id = text(volume, "id").or_else(|| known?.as_str());
+            let found = match (id, mark) {
+                (Some(id), _) => self.api.look(&format!("/volumes/{id}")).await?,
+                (None, Some(mark)) => {
+                    let mark = mark.thing(MARK, name);
+                    self.api.sought("/volumes", &mark, true).await?
+                }
+                (None, None) => None,
+            };
+            if let Some(found) = found {
+                self.release_volume(&found, machine, true).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Gives the volumes that outlive their machine their marks back, where somebody took them:
+    /// by nothing else does the next machine find them.
+    pub(crate) async fn mark_kept_volumes(
+        &self,
+        machine: &str,
+        last: &Known,
+        mark: &Mark,
+    ) -> Result<(), Error> {
+        let kept = entries(last, "volume").iter();
+        let kept: Vec<_> = kept
+            .filter(|(_, it)| !is_deleted(it))
+            .filter_map(|(name, it)| Some((text(it, "id")?, mark.thing(MARK, name))))
+            .collect();
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let path = format!("/linode/instances/{machine}/volumes");
+        let attached = match self.api.list(&path, None).await {
+            Err(Fail::Gone) => Vec::new(),
+            other => other?,
+        };
+        for (id, mark) in kept {
+            let volume = attached.iter().find(|it| is_id(&it["id"], id));
+            let Some(volume) = volume.filter(|it| tags(it).all(|tag| tag != mark)) else {
+                continue;
+            };
+            let others = tags(volume).map(str::to_owned);
+            let all: Vec<String> = others.chain([mark]).collect();
+            let change = json!({"tags": all});
+            let done = self.api.put(&format!("/volumes/{id}"), &change).await;
+            done.map_err(|fail| about("volume", fail))?;
         }
         Ok(())
     }
@@ -300,6 +374,10 @@ impl Machines {
             other => other?,
         };
         let seen = last.iter().filter_map(|(name, was)| {
+            if is_doubted(was) && was.get("size").is_some() {
+                // It may be there, and is looked for by whoever changes it.
+                return Some((name.clone(), was.clone()));
+            }
             let id = text(was, "id")?;
             let volume = attached
                 .iter()
@@ -346,6 +424,51 @@ fn body(owner: &Owner<'_>, name: &str, asked: &Value, mark: &str) -> Json {
         body["encryption"] = encryption.into();
     }
     body
+}
+
+/// Returns why a volume cannot be what is asked for, and what to do.
+fn unfit_volume(
+    owner: &Owner<'_>,
+    name: &str,
+    asked: &Value,
+    found: Option<&Json>,
+) -> Option<(String, &'static str)> {
+    let Some(volume) = found else {
+        let seen = entries(owner.seen, "volume").get(name);
+        // What goes with its machine may be gone with it.
+        let id = known_id(owner, name).filter(|_| !seen.is_some_and(is_deleted))?;
+        let message = format!("volume {name} (Linode's volume {id}) is gone, with its data");
+        let hint = "no empty one is put in its place unasked: to have that, take the block out \
+                    and apply, then declare it again";
+        return Some((message, hint));
+    };
+    let size = asked.get("size").and_then(Value::as_i64);
+    let has = volume["size"].as_i64().unwrap_or_default();
+    if size.is_some_and(|size| size < has) {
+        let message = format!("volume {name} has {has} GB, and volumes never shrink");
+        return Some((message, "declare at least the size that it has"));
+    }
+    let region = owner.wanted.get("region").and_then(Value::as_str);
+    let at = volume["region"].as_str().unwrap_or_default();
+    if region.is_some_and(|it| !is_same_region(it, at)) {
+        let message =
+            format!("volume {name} is in {at}, and volumes do not move to another region");
+        let hint = "keep the machine where its volume is, or take the volume's block out";
+        return Some((message, hint));
+    }
+    None
+}
+
+/// Returns the identifier that a volume was seen with, attached or not.
+fn known_id<'a>(owner: &Owner<'a>, name: &str) -> Option<&'a str> {
+    let seen = entries(owner.seen, "volume").get(name);
+    let seen = seen.and_then(|it| text(it, "id"));
+    seen.or_else(|| entries(owner.seen, "volume_ids").get(name)?.as_str())
+}
+
+/// Returns whether nobody said what is to become of a volume.
+fn is_unsaid(volume: &Value) -> bool {
+    volume.get("delete").is_none_or(Value::is_null)
 }
 
 fn is_deleted(volume: &Value) -> bool {

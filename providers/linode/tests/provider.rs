@@ -12,5 +12,7 @@ mod host;
 mod network;
 #[path = "provider/pace.rs"]
 mod pace;
+#[path = "provider/strays.rs"]
+mod strays;
 #[path = "provider/verbs.rs"]
 mod verbs;

@@ -191,7 +191,9 @@ pub(super) fn data(before: &Value, after: &Value, shapes: &Shapes, end: End) -> 
             let called = text("label").or(text("id")).unwrap_or("unnamed");
             let label = pair.label.map_or(String::new(), |it| format!(" {it:?}"));
             let what = printable_line(&format!("{name}{label}, {called}")).into_owned();
-            let is_deleted = it.get("delete").and_then(Value::as_bool) == Some(true);
+            // Another machine has what is declared now.
+            let says = pair.after.filter(|_| end == End::Replaced).unwrap_or(it);
+            let is_deleted = says.get("delete").and_then(Value::as_bool) == Some(true);
             let told = match (end, pair.after) {
                 (End::None, Some(_)) => continue,
                 _ if is_deleted => styled(RED.bold(), "data will be lost"),

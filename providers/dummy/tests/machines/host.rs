@@ -155,6 +155,7 @@ pub(crate) fn create<const N: usize>(token: &Token, set: [(&str, Value); N]) -> 
         address: address(),
         wanted: wanted(set),
         user_data: Some(UserData("first secret".into())),
+        before: None,
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) fn create(name: &str, wanted: Known) -> CreateRequest {
         address: address(name),
         wanted,
         user_data: Some(UserData("the way home".into())),
+        before: None,
     }
 }
 

@@ -2,13 +2,13 @@
 
 use gobs_linode_double::{Double, Fault};
 use gobs_model::{Change, Known, Value};
-use gobs_provider::{Error, Observed, Provider};
+use gobs_provider::{Error, Observed, Proposal, Provider};
 use gobs_provider_linode::Linode;
 use serde_json::{Value as Json, json};
 
 use crate::blocks::{all, firewall, made, object};
 use crate::faults::kinds;
-use crate::host::{create, provider, quiet, start, text, update, wanted};
+use crate::host::{address, create, provider, quiet, start, text, update, wanted};
 
 /// How often a caller asks again, as `apply` does.
 const TRIES_MAX: usize = 5;
@@ -412,7 +412,7 @@ async fn what_the_account_does_not_allow_is_said_before_it_is_done() {
         set(&double, setting);
         // What the account has is asked once.
         let linode = provider(&double, "double").await;
-        let found = linode.objections(machine.value(), is_new).await;
+        let found = linode.objections(&proposal(machine.value(), is_new)).await;
         let found = found.expect("asked").into_iter();
         found.map(|it| it.attribute).collect::<Vec<_>>()
     };
@@ -443,5 +443,15 @@ async fn what_the_account_does_not_allow_is_said_before_it_is_done() {
         ("private_ip", true.into()),
     ]);
     let linode = provider(&double, "double").await;
-    assert_eq!(linode.objections(&unknown, true).await.expect("asked"), []);
+    let found = linode.objections(&proposal(&unknown, true)).await;
+    assert_eq!(found.expect("asked"), []);
+}
+
+fn proposal(wanted: &Value, is_new: bool) -> Proposal {
+    Proposal {
+        address: address("web"),
+        wanted: wanted.clone(),
+        is_new,
+        before: None,
+    }
 }

@@ -137,7 +137,10 @@ async fn refuse_impossible(
             continue;
         };
         let row = planned.snapshot.rows.get(&step.address);
-        let is_of = |row: &&Arc<Row>| matches!(&row.kind, RowKind::Machine { provider: of, .. } if of == name);
+        let is_of = |row: &&Arc<Row>| match &row.kind {
+            RowKind::Machine { provider: of, .. } => of == name,
+            _ => false,
+        };
         let proposal = Proposal {
             address: step.address.clone(),
             wanted: wanted.clone(),

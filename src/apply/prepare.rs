@@ -362,7 +362,10 @@ impl Walk<'_> {
     /// Returns the machine whose place a new one takes, as it was when this was planned.
     fn predecessor(&self, step: &Step, provider: &str) -> Prepared<Option<Observed>> {
         let row = self.apply.snapshot.rows.get(&step.address);
-        let is_same = |row: &&Arc<Row>| matches!(&row.kind, RowKind::Machine { provider: of, .. } if of == provider);
+        let is_same = |row: &&Arc<Row>| match &row.kind {
+            RowKind::Machine { provider: of, .. } => of == provider,
+            _ => false,
+        };
         let row = row.filter(is_same);
         row.map(|row| self.ending(step, provider, row)).transpose()
     }

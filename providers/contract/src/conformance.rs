@@ -295,7 +295,7 @@ impl<'a> Case<'a> {
                 .map_err(|error| format!("again: {error}"))?;
             self.same_machine(&before, Some(&first))?;
             self.same_machine(&first, Some(&second))?;
-            if let Some(name) = self.set_otherwise(&first, &second) {
+            if let Some(name) = self.set_otherwise(wanted, &first, &second) {
                 return Err(format!(
                     "{change:?} gave another {name} when it was repeated"
                 ));
@@ -492,14 +492,17 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Returns an attribute that the configuration sets and that differs; what the provider
-    /// computes may change by itself.
-    fn set_otherwise(&self, first: &Observed, second: &Observed) -> Option<&str> {
+    /// Returns an attribute that the configuration may set and that differs; what the provider
+    /// computes may change by itself, and what it did not know while it made the machine, such as
+    /// whether that runs, it may know later.
+    fn set_otherwise(&self, wanted: &Known, first: &Observed, second: &Observed) -> Option<&str> {
         let attributes = &self.provider.schema().machine.attributes;
+        let is_set = |known: &Known, name| known.get(name).is_some_and(|it| !it.is_null());
         attributes
             .iter()
             .filter(|(_, attribute)| attribute.role != Role::Computed)
             .map(|(name, _)| name.as_str())
+            .filter(|name| is_set(wanted, name) || is_set(&first.attributes, name))
             .find(|name| first.attributes.get(name) != second.attributes.get(name))
     }
 

@@ -1,7 +1,7 @@
 //! The command line as a shell sees it: help, exit codes, flags, colour, streams.
 
 use std::io::{Read, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -123,6 +123,60 @@ fn a_reader_that_leaves_is_no_error_and_a_full_disk_is() {
     let output = command.output().expect("it runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("No space left on device"));
+}
+
+/// On a disk of its own, so that it is the real filesystem which is full, at every step.
+#[test]
+fn a_first_apply_on_a_full_disk_says_so_and_the_next_goes_on() {
+    const OWN_MOUNTS: &[&str] = &["--user", "--map-root-user", "--mount"];
+    const SCRIPT: &str = r#"
+        set -e
+        mount -t tmpfs -o size=$2k none disk
+        cp main.gobs.hcl disk
+        "$1" -C disk apply --auto-approve && echo "applied at once" || true
+        mount -o remount,size=16m disk
+        "$1" -C disk apply --auto-approve
+        exec "$1" -C disk destroy --auto-approve
+    "#;
+    let mount = "mkdir disk && mount -t tmpfs none disk";
+    let project = Project::empty();
+    let may = Command::new("unshare")
+        .args(OWN_MOUNTS)
+        .args(["sh", "-c", mount])
+        .current_dir(project.path())
+        .output();
+    if !may.is_ok_and(|it| it.status.success()) {
+        return; // This host gives nobody a disk of his own.
+    }
+    project.write(
+        "main.gobs.hcl",
+        "provider \"dummy\" { simulated = true }\nmachine \"one\" { provider = dummy }",
+    );
+    let mut full = 0;
+    for size in (20..=400).step_by(20) {
+        let outside = project.command(&[]);
+        let mut command = Command::new("unshare");
+        command
+            .args(OWN_MOUNTS)
+            .args(["sh", "-c", SCRIPT, "sh"])
+            .arg(outside.get_program())
+            .arg(size.to_string())
+            .current_dir(project.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let run = Run::of(command).ok();
+        if !run.stdout.contains("applied at once") {
+            full += 1;
+            let says = ["disk is full", "No space left on device"];
+            assert!(
+                says.iter().any(|it| run.stderr.contains(it)),
+                "{size} KiB: {}",
+                run.stderr
+            );
+        }
+    }
+    assert!(full > 0, "no disk was small enough");
 }
 
 #[test]

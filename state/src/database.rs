@@ -56,10 +56,9 @@ impl Database {
                 // Made whole beside its place: SQLite does not let two processes wait for each
                 // other while they turn one empty file into a WAL database.
                 let fresh = TemporaryFile::create(directory).map_err(create)?;
-                Self::open_existing(&fresh.path, key)?
-                    .connection
-                    .close()
-                    .map_err(|(_, error)| at(path)(error))?;
+                let made = Self::open_existing(&fresh.path, key)?.connection;
+                fold_wal(&made, path)?;
+                made.close().map_err(|(_, error)| at(path)(error))?;
                 fresh.put_in_place(path).map_err(create)?;
             }
             Err(error) => return Err(create(error)),
@@ -190,6 +189,21 @@ impl Database {
             cells,
             lineage,
         })
+    }
+}
+
+/// Brings all that was written into the file itself, which is then whole without its WAL.
+///
+/// Closing does so too, but keeps silent about a disk that has no room for it.
+fn fold_wal(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let is_busy = connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+            row.get::<_, bool>(0)
+        })
+        .map_err(at(path))?;
+    match is_busy {
+        true => Err(Fault::Busy.at(path).into()),
+        false => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use gobs_model::Address;
 use rusqlite::ErrorCode;
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 
 use crate::seal::{KeyError, SealError};
 
@@ -154,6 +155,8 @@ impl From<rusqlite::Error> for Fault {
         };
         match failure.code {
             ErrorCode::DiskFull => Self::DiskFull,
+            // The WAL's index could not be made larger.
+            _ if failure.extended_code == SQLITE_IOERR_SHMSIZE => Self::DiskFull,
             ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Self::ReadOnly,
             ErrorCode::CannotOpen => Self::Unopenable,
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Self::Busy,

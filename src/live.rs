@@ -1,5 +1,5 @@
-//! What reachable hobs say of the grants that a plan ends: how many streams go through each. For
-//! the reader of the plan, who may want to wait; no step depends on it.
+//! What hobs say to the reader of a plan, who may want to wait: how many streams go through the
+//! grants that it ends, and which hobs say nothing. No step depends on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,11 +8,14 @@ use gobs_state::{RowKind, Snapshot};
 use hob::protocol::HobStatus;
 
 use crate::boss::{Boss, BossError, StatusReport, ask_status};
-use crate::plan::{Action, Held, Plan};
+use crate::plan::{Action, Held, Plan, Step};
 use crate::project::{Project, boss_error};
 
 /// A machine of one incarnation.
 type Key = (Address, u64);
+
+/// How many machines a warning names; it is read by people.
+const NAMED_MAX: usize = 5;
 
 /// Counts the streams of the grants that a plan ends. Whoever cannot be reached in a moment is not
 /// waited for: their counts stay unknown.
@@ -22,17 +25,7 @@ pub(crate) async fn count_streams(
     snapshot: &Snapshot,
     boss: Option<&Boss>,
 ) {
-    let ending: Vec<(Address, u64, Key)> = plan
-        .steps
-        .iter()
-        .filter(|step| !step.action.is_simulated())
-        .filter_map(|step| {
-            let held = ended(&step.action)?;
-            let exporter = Address::Machine(held.from.as_machine()?.clone());
-            let key = (exporter, incarnation(snapshot, &step.address)?);
-            Some((step.address.clone(), held.generation, key))
-        })
-        .collect();
+    let ending = ending(plan, snapshot);
     let exporters: BTreeSet<Key> = ending.iter().map(|(.., key)| key.clone()).collect();
     if exporters.is_empty() {
         return;
@@ -41,19 +34,97 @@ pub(crate) async fn count_streams(
         Some(boss) => boss.statuses(&exporters).await,
         None => statuses(project, snapshot, &exporters).await,
     };
-    plan.streams = ending
-        .into_iter()
-        .map(|(binding, generation, key)| {
-            let grants = statuses.get(&key).map(|status| &status.grants);
-            let name = binding.to_string();
-            let count = grants.map(|grants| {
-                let mut grants = grants.iter();
-                let of = grants.find(|it| it.binding == name && it.generation == generation);
-                of.map_or(0, |grant| grant.streams)
-            });
-            (binding, count)
-        })
+    plan.streams = counts(ending, &statuses);
+}
+
+/// As [`count_streams`], of hobs that were asked already.
+pub(crate) fn streams_of(plan: &mut Plan, snapshot: &Snapshot, report: &StatusReport) {
+    let ending = ending(plan, snapshot);
+    let exporters = ending.iter().map(|(.., key)| key.clone()).collect();
+    plan.streams = counts(ending, &told(report, &exporters));
+}
+
+/// Says whose hob did not answer: of bindings that it has lost, the plan knows nothing.
+pub(crate) fn silence(
+    plan: &Plan,
+    snapshot: &Snapshot,
+    report: &StatusReport,
+) -> Option<Diagnostic> {
+    let goes = |step: &&Step| matches!(step.action, Action::Delete { .. });
+    let going: BTreeSet<_> = plan
+        .steps
+        .iter()
+        .filter(goes)
+        .map(|step| &step.address)
         .collect();
+    let unheard = report
+        .hobs
+        .iter()
+        .filter(|hob| hob.status.is_none() && !hob.locked);
+    let silent = unheard.filter(|hob| {
+        let row = hob
+            .machine
+            .parse()
+            .ok()
+            .and_then(|it| snapshot.rows.get(&it));
+        row.is_some_and(|row| {
+            let is_this = matches!(row.kind, RowKind::Machine { incarnation, .. }
+                if incarnation == hob.incarnation);
+            is_this && !going.contains(&row.address)
+        })
+    });
+    let silent: Vec<_> = silent.map(|hob| hob.machine.as_str()).collect();
+    let (named, more) = silent.split_at(silent.len().min(NAMED_MAX));
+    let named = named.join(", ");
+    let of = match more.len() {
+        0 if silent.is_empty() => return None,
+        0 => named,
+        more => format!("{named} and {more} more"),
+    };
+    let detail =
+        format!("No answer from the hob of {of}: if it lost a binding, this plan is blind to it.");
+    let hint = "gobs status shows every hob, and when it was last seen.";
+    Some(Diagnostic::warning("Hobs do not answer", detail).hint(hint))
+}
+
+/// Returns the grants that a plan ends: the binding, the grant's generation, and its exporter.
+fn ending(plan: &Plan, snapshot: &Snapshot) -> Vec<(Address, u64, Key)> {
+    let real = plan.steps.iter().filter(|step| !step.action.is_simulated());
+    real.filter_map(|step| {
+        let held = ended(&step.action)?;
+        let exporter = Address::Machine(held.from.as_machine()?.clone());
+        let key = (exporter, incarnation(snapshot, &step.address)?);
+        Some((step.address.clone(), held.generation, key))
+    })
+    .collect()
+}
+
+fn counts(
+    ending: Vec<(Address, u64, Key)>,
+    statuses: &BTreeMap<Key, HobStatus>,
+) -> BTreeMap<Address, Option<u64>> {
+    let count = |(binding, generation, key): (Address, u64, Key)| {
+        let grants = statuses.get(&key).map(|status| &status.grants);
+        let name = binding.to_string();
+        let count = grants.map(|grants| {
+            let mut grants = grants.iter();
+            let of = grants.find(|it| it.binding == name && it.generation == generation);
+            of.map_or(0, |grant| grant.streams)
+        });
+        (binding, count)
+    };
+    ending.into_iter().map(count).collect()
+}
+
+/// Returns what a report has of these hobs.
+fn told(report: &StatusReport, of: &BTreeSet<Key>) -> BTreeMap<Key, HobStatus> {
+    let told = |(machine, incarnation): &Key| {
+        let name = machine.to_string();
+        let mut hobs = report.hobs.iter();
+        let hob = hobs.find(|it| it.machine == name && it.incarnation == *incarnation)?;
+        Some(((machine.clone(), *incarnation), hob.status.clone()?))
+    };
+    of.iter().filter_map(told).collect()
 }
 
 /// Asks the boss that another process of the project hosts; where none does, hosts one for the
@@ -98,13 +169,7 @@ async fn statuses(
     of: &BTreeSet<Key>,
 ) -> BTreeMap<Key, HobStatus> {
     if let Ok(Some(report)) = asked(project).await {
-        let told = |(machine, incarnation): &Key| {
-            let name = machine.to_string();
-            let mut hobs = report.hobs.iter();
-            let hob = hobs.find(|it| it.machine == name && it.incarnation == *incarnation)?;
-            Some(((machine.clone(), *incarnation), hob.status.clone()?))
-        };
-        return of.iter().filter_map(told).collect();
+        return told(&report, of);
     }
     let started = match project.boss_store() {
         Ok(store) => Boss::start(store, project.boss_options(snapshot)).await,

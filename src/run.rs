@@ -1,6 +1,6 @@
 //! The order of a run: lock, recover, refresh, plan, apply.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,10 +12,10 @@ use gobs_state::{
 use tokio::sync::watch;
 
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
-use crate::boss::{Boss, BossError};
+use crate::boss::{Boss, BossError, StatusReport};
 use crate::import;
-use crate::live::count_streams;
-use crate::plan::{self, Action, Holding, Options, Plan, PlanFile, review};
+use crate::live::{count_streams, silence, streams_of};
+use crate::plan::{self, Action, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
 use crate::refresh::{Refreshed, holdings, refresh};
 use crate::rights::lacking;
@@ -78,8 +78,12 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     let (snapshot, warnings) = apply::recover_in_memory(snapshot, doubts, &providers).await?;
     let mut refreshed = refreshed(&snapshot, &providers, choices).await?;
     let is_real = providers.values().any(|provider| !provider.is_simulated());
-    if is_real && asks_hobs(&snapshot, choices) {
-        refreshed.holdings = ask_hobs(project, &snapshot).await;
+    let report = match is_real && asks_hobs(&snapshot, choices) {
+        true => ask_hobs(project, &snapshot).await,
+        false => None,
+    };
+    if let Some(report) = &report {
+        refreshed.holdings = holdings(report, &snapshot);
     }
     let unclaimed = match has_state {
         true => unclaimed(
@@ -94,8 +98,11 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     let mut planned = make_plan(project, &providers, refreshed, choices, more)?;
     planned.plan.warnings.extend(warnings);
     refuse_impossible(project, &providers, &planned).await?;
-    if choices.refresh {
-        count_streams(&mut planned.plan, project, &planned.snapshot, None).await;
+    let Planned { plan, snapshot } = &mut planned;
+    match &report {
+        Some(report) => look_at(plan, snapshot, report),
+        None if choices.refresh => count_streams(plan, project, snapshot, None).await,
+        None => {}
     }
     // Whoever only plans needs less, and is told what an apply needs.
     let lacking = lacking(&providers, &planned.plan).await;
@@ -254,10 +261,12 @@ impl<'a> Run<'a> {
         let unusable = |error| one(store_error(&error));
         let snapshot = self.store.snapshot().map_err(unusable)?;
         let mut refreshed = refreshed(&snapshot, &self.providers, choices).await?;
-        if let Some(boss) = &self.boss
-            && asks_hobs(&snapshot, choices)
-        {
-            refreshed.holdings = holdings_of(boss, &snapshot).await;
+        let report = match &self.boss {
+            Some(boss) if asks_hobs(&snapshot, choices) => report_of(boss).await,
+            _ => None,
+        };
+        if let Some(report) = &report {
+            refreshed.holdings = holdings(report, &snapshot);
         }
         // What has drifted is written by the step that settles it: were it written now and the
         // plan declined, the next plan would take it for what was there all along.
@@ -285,9 +294,13 @@ impl<'a> Run<'a> {
         let more = (unclaimed, imports);
         let mut planned = make_plan(project, providers, refreshed, choices, more)?;
         refuse_impossible(self.project, &self.providers, &planned).await?;
-        if let Some(boss) = self.boss.as_ref().filter(|_| choices.refresh) {
-            let (plan, snapshot) = (&mut planned.plan, &planned.snapshot);
-            count_streams(plan, self.project, snapshot, Some(boss)).await;
+        let Planned { plan, snapshot } = &mut planned;
+        match (&report, &self.boss) {
+            (Some(report), _) => look_at(plan, snapshot, report),
+            (None, Some(boss)) if choices.refresh => {
+                count_streams(plan, project, snapshot, Some(boss)).await;
+            }
+            _ => {}
         }
         self.refuse_without_rights(&planned.plan).await?;
         Ok(planned)
@@ -472,33 +485,30 @@ fn asks_hobs(snapshot: &Snapshot, choices: Choices) -> bool {
 }
 
 /// Asks the hobs for what they have of the state's bindings. What cannot be asked is not drift.
-async fn holdings_of(boss: &Boss, snapshot: &Snapshot) -> BTreeMap<Address, Holding> {
-    match boss.status().await {
-        Ok(report) => holdings(&report, snapshot),
-        Err(error) => {
-            tracing::debug!(%error, "what the hobs have is not known");
-            BTreeMap::new()
-        }
-    }
+async fn report_of(boss: &Boss) -> Option<StatusReport> {
+    let report = boss.status().await;
+    report
+        .inspect_err(|error| tracing::debug!(%error, "what the hobs have is not known"))
+        .ok()
 }
 
 /// Asks the hobs beside whatever else runs. Where another process hosts the boss, it may be about
 /// to change what they have, and nothing is asked.
-async fn ask_hobs(project: &Project, snapshot: &Snapshot) -> BTreeMap<Address, Holding> {
-    let Ok(store) = project.boss_store() else {
-        return BTreeMap::new();
-    };
-    match Boss::start(store, project.boss_options(snapshot)).await {
-        Ok(boss) => {
-            let holdings = holdings_of(&boss, snapshot).await;
-            boss.shutdown().await;
-            holdings
-        }
-        Err(error) => {
-            tracing::debug!(%error, "the hobs are not asked");
-            BTreeMap::new()
-        }
-    }
+async fn ask_hobs(project: &Project, snapshot: &Snapshot) -> Option<StatusReport> {
+    let store = project.boss_store().ok()?;
+    let started = Boss::start(store, project.boss_options(snapshot)).await;
+    let boss = started
+        .inspect_err(|error| tracing::debug!(%error, "the hobs are not asked"))
+        .ok()?;
+    let report = report_of(&boss).await;
+    boss.shutdown().await;
+    report
+}
+
+/// Adds to a plan what the hobs said that no step depends on.
+fn look_at(plan: &mut Plan, snapshot: &Snapshot, report: &StatusReport) {
+    streams_of(plan, snapshot, report);
+    plan.warnings.extend(silence(plan, snapshot, report));
 }
 
 async fn refreshed(

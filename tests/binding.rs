@@ -155,6 +155,10 @@ fn a_binding_carries_every_byte_through_restarts_and_ends_when_it_is_revoked() {
     exchange(ports.binding);
 
     kill_hobs(&project);
+    let plan = project.gobs(&["plan"]).ok();
+    assert!(plan.stdout.contains(nothing), "{}", plan.stdout);
+    let silent = "No answer from the hob of machine.app, machine.db";
+    assert!(plan.stderr.contains(silent), "{}", plan.stderr);
     let unbound = configuration(project.path(), &ports, false);
     project.write("main.gobs.hcl", &unbound);
     let plan = project.gobs(&["plan"]).ok().stdout;
@@ -162,6 +166,8 @@ fn a_binding_carries_every_byte_through_restarts_and_ends_when_it_is_revoked() {
     assert!(plan.contains(unknown), "{plan}");
     let mut hobs = start_hobs(&project);
     exchange(ports.binding);
+    let plan = project.gobs(&["plan"]).ok();
+    assert!(!plan.stderr.contains("No answer"), "{}", plan.stderr);
 
     let mut live = connect(ports.binding);
     live.write_all(b"still there?").expect("the stream is open");

@@ -8,7 +8,7 @@ use gobs_provider::{CreateRequest, Error, Observed, Provider};
 use gobs_provider_linode::Linode;
 use serde_json::{Value as Json, json};
 
-use crate::faults::kinds;
+use crate::faults::every_fault;
 use crate::host::{create, quiet, start, update, wanted};
 
 /// How often a caller asks again, as `apply` does.
@@ -506,25 +506,7 @@ async fn a3_every_fault_converges_at_what_belongs_to_a_machine() {
         ("PUT", "/domains/*/records/*"),
         ("DELETE", "/domains/*/records/*"),
     ];
-    let cases = requests.iter().flat_map(|(method, path)| {
-        let kinds = kinds().into_iter();
-        kinds.map(move |kind| Fault::once(method, path, kind))
-    });
-    let lives = cases.enumerate().map(|(seed, fault)| async move {
-        let (double, linode) = start(seed as u64).await;
-        let lived = live(&double, &linode, &fault).await;
-        lived
-            .err()
-            .map(|why| format!("{} {fault:?}: {why}", fault.path))
-    });
-    // A few at once: a hang waits, and the others need not.
-    use futures_util::StreamExt as _;
-    let broken: Vec<Option<String>> = futures_util::stream::iter(lives)
-        .buffer_unordered(24)
-        .collect()
-        .await;
-    let broken: Vec<String> = broken.into_iter().flatten().collect();
-    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    every_fault(&requests, 0, 24, live).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

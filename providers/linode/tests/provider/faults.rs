@@ -1,5 +1,6 @@
 //! Every fault × create, read, update, delete: it converges, with one machine and no stray.
 
+use futures_util::StreamExt as _;
 use gobs_linode_double::{Double, Fault, Kind};
 use gobs_model::{Change, Known};
 use gobs_provider::{CreateRequest, Error, Observed, Provider};
@@ -10,7 +11,7 @@ use crate::host::{create, quiet, start, text, update, wanted};
 /// How often a caller asks again, as `apply` does.
 const TRIES_MAX: usize = 4;
 
-pub(crate) fn kinds() -> Vec<Kind> {
+fn kinds() -> Vec<Kind> {
     vec![
         Kind::TooManyRequests {
             retry_after_s: Some(7),
@@ -163,6 +164,31 @@ async fn live(double: &Double, linode: &Linode, fault: &Fault) -> Result<(), Str
     Ok(())
 }
 
+/// Lives one life for each fault at each request, each with a double of its own; `at_once` of them
+/// side by side, since a hang waits and the others need not.
+pub(crate) async fn every_fault(
+    requests: &[(&str, &str)],
+    first_seed: u64,
+    at_once: usize,
+    live: impl AsyncFn(&Double, &Linode, &Fault) -> Result<(), String>,
+) {
+    let cases = requests.iter().flat_map(|(method, path)| {
+        let kinds = kinds().into_iter();
+        kinds.map(move |kind| Fault::once(method, path, kind))
+    });
+    let live = &live;
+    let lives = (first_seed..).zip(cases).map(|(seed, fault)| async move {
+        let (double, linode) = start(seed).await;
+        let lived = live(&double, &linode, &fault).await;
+        lived
+            .err()
+            .map(|why| format!("{} {fault:?}: {why}", fault.path))
+    });
+    let lives = futures_util::stream::iter(lives).buffer_unordered(at_once);
+    let broken: Vec<String> = lives.filter_map(std::future::ready).collect().await;
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a3_every_fault_converges_at_every_verb() {
     let requests = [
@@ -175,26 +201,7 @@ async fn a3_every_fault_converges_at_every_verb() {
         ("GET", "/account/events"),
         ("DELETE", "/linode/instances/*"),
     ];
-    let cases = requests.iter().flat_map(|(method, path)| {
-        kinds()
-            .into_iter()
-            .map(move |kind| Fault::once(method, path, kind))
-    });
-    let lives = cases.enumerate().map(|(seed, fault)| async move {
-        let (double, linode) = start(seed as u64).await;
-        let lived = live(&double, &linode, &fault).await;
-        lived
-            .err()
-            .map(|why| format!("{} {fault:?}: {why}", fault.path))
-    });
-    // A few at once: a hang waits, and the others need not.
-    use futures_util::StreamExt as _;
-    let broken: Vec<Option<String>> = futures_util::stream::iter(lives)
-        .buffer_unordered(6)
-        .collect()
-        .await;
-    let broken: Vec<String> = broken.into_iter().flatten().collect();
-    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    every_fault(&requests, 0, 6, live).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

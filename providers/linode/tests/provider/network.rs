@@ -7,7 +7,7 @@ use gobs_provider_linode::Linode;
 use serde_json::{Value as Json, json};
 
 use crate::blocks::{all, firewall, made, object};
-use crate::faults::kinds;
+use crate::faults::every_fault;
 use crate::host::{address, create, provider, quiet, start, text, update, wanted};
 
 /// How often a caller asks again, as `apply` does.
@@ -304,25 +304,7 @@ async fn a3_every_fault_converges_at_interfaces() {
         ("POST", "/linode/instances/*/shutdown"),
         ("POST", "/linode/instances/*/boot"),
     ];
-    let cases = requests.iter().flat_map(|(method, path)| {
-        let kinds = kinds().into_iter();
-        kinds.map(move |kind| Fault::once(method, path, kind))
-    });
-    let lives = cases.enumerate().map(|(seed, fault)| async move {
-        let (double, linode) = start(700 + seed as u64).await;
-        let lived = live(&double, &linode, &fault).await;
-        lived
-            .err()
-            .map(|why| format!("{} {fault:?}: {why}", fault.path))
-    });
-    // A few at once: a hang waits, and the others need not.
-    use futures_util::StreamExt as _;
-    let broken: Vec<Option<String>> = futures_util::stream::iter(lives)
-        .buffer_unordered(24)
-        .collect()
-        .await;
-    let broken: Vec<String> = broken.into_iter().flatten().collect();
-    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    every_fault(&requests, 700, 24, live).await;
 }
 
 fn set(double: &Double, setting: &str) {

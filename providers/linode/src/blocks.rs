@@ -186,7 +186,9 @@ impl Api {
                 Ok(made) => return Ok(made),
                 Err(Fail::Lost(why)) => doubt = why,
                 Err(Fail::Refused(reasons))
-                    if reasons.iter().any(|it| it.text.contains("must be unique")) =>
+                    if reasons
+                        .iter()
+                        .any(|it| it.text.to_lowercase().contains("must be unique")) =>
                 {
                     doubt = format!("the label {} is taken", body["label"]);
                 }

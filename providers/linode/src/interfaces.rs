@@ -6,7 +6,6 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::api::Fail;
 use crate::blocks::{Owner, about, elements, text};
-use crate::jobs::Job;
 use crate::machine::{Machines, path_of};
 use crate::observe::{OFF, json_of, tags};
 use crate::pace::Class;
@@ -128,8 +127,10 @@ impl Machines {
     async fn current(&self, asked: &Value, firewall: Option<i64>) -> Result<Json, Error> {
         let (mut interface, of) = match text(asked, "purpose") {
             Some("vlan") => {
-                let vlan = json!({"vlan_label": text(asked, "label"),
-                    "ipam_address": text(asked, "ipam_address")});
+                let mut vlan = json!({"vlan_label": text(asked, "label")});
+                if let Some(address) = text(asked, "ipam_address") {
+                    vlan["ipam_address"] = address.into();
+                }
                 return Ok(json!({"vlan": vlan}));
             }
             Some("vpc") => {
@@ -161,58 +162,57 @@ impl Machines {
         Ok(interface)
     }
 
-    /// Makes the interfaces of a machine those that are asked for. It is off meanwhile where they
-    /// are its own; those of its configuration profile come with its next boot.
+    /// Makes the interfaces of a machine those that are asked for. It is off meanwhile: the API
+    /// changes its own ones so, and those of a VPC in its configuration profile.
     pub(crate) async fn set_interfaces(
-        &self,
-        owner: &Owner<'_>,
-        progress: &Progress,
-    ) -> Result<(), Error> {
-        if has_linode_interfaces(owner.instance) {
-            return self.set_own_interfaces(owner, progress).await;
-        }
-        let id = owner.id;
-        let path = format!("{}/configs", path_of(id)?);
-        let configs = self.api.list(&path, None).await?;
-        let Some(config) = configs.iter().min_by_key(|it| it["id"].as_u64()) else {
-            return Err(Error::rejected(format!(
-                "Linode {id} has no configuration profile, so it has no interfaces"
-            )));
-        };
-        let path = format!("{path}/{}", config["id"]);
-        let body = json!({"interfaces": legacy(owner.wanted)});
-        self.api.put(&path, &body).await?;
-        if !self.is_on_when_settled(id).await? {
-            return Ok(());
-        }
-        let (body, event) = (json!({}), "linode_reboot");
-        let job = Job {
-            id,
-            verb: "reboot",
-            body,
-            event,
-        };
-        self.api.run(&job, progress).await
-    }
-
-    async fn set_own_interfaces(
         &self,
         owner: &Owner<'_>,
         progress: &Progress,
     ) -> Result<(), Error> {
         let id = owner.id;
         let asked = asked_of(owner.wanted);
+        let is_own = has_linode_interfaces(owner.instance);
         let is_paused = tags(&self.there(id).await?).any(|tag| tag == OFF);
-        if !is_paused && steps(&asked, &self.interfaces_of(id).await?).is_empty() {
+        let is_so = match is_own {
+            true => steps(&asked, &self.interfaces_of(id).await?).is_empty(),
+            false => is_profile(&asked, &self.profile_of(id).await?.1),
+        };
+        if !is_paused && is_so {
             return Ok(());
         }
-        let firewall = firewall_of(owner.wanted, self.ensure_firewall(owner).await?);
+        let own = match is_own {
+            true => self.ensure_firewall(owner).await?,
+            false => None,
+        };
+        let firewall = firewall_of(owner.wanted, own);
         let ran = self.pause(id, progress).await?;
-        let done = self.change_interfaces(id, &asked, firewall, progress).await;
+        let done = match is_own {
+            true => self.change_interfaces(id, &asked, firewall, progress).await,
+            false => self.put_profile(id, owner.wanted).await,
+        };
         // Whatever came of it, the machine is not left off.
         let on = owner.wanted.get("booted").and_then(Value::as_bool);
         let resumed = self.resume(id, on.unwrap_or(ran), progress).await;
         done.and(resumed)
+    }
+
+    /// Returns the configuration profile that a machine boots with, after its path.
+    pub(crate) async fn profile_of(&self, id: &str) -> Result<(String, Json), Error> {
+        let path = format!("{}/configs", path_of(id)?);
+        let profiles = self.api.list(&path, None).await?;
+        let first = profiles.into_iter().min_by_key(|it| it["id"].as_u64());
+        let first = first.map(|it| (format!("{path}/{}", it["id"]), it));
+        first.ok_or_else(|| {
+            let why = format!("Linode {id} has no configuration profile, so nothing is in one");
+            Error::rejected(why)
+        })
+    }
+
+    async fn put_profile(&self, id: &str, wanted: &Known) -> Result<(), Error> {
+        let (path, _) = self.profile_of(id).await?;
+        let body = json!({"interfaces": legacy(wanted)});
+        let done = self.api.put(&path, &body).await;
+        done.map(drop).map_err(|fail| about("interface", fail))
     }
 
     /// Changes the interfaces of a machine that is off. What is to be done is found anew each
@@ -261,8 +261,13 @@ impl Machines {
             .api
             .look(&format!("{}/interfaces", path_of(id)?))
             .await?;
-        let all = found.unwrap_or_default()["interfaces"].as_array().cloned();
-        Ok(all.unwrap_or_default())
+        let Some(found) = found else {
+            return Ok(Vec::new());
+        };
+        // Clients of Linode's own differ on the name that the list goes by.
+        let all = ["interfaces", "data"].map(|it| found[it].as_array().cloned());
+        let all = all.into_iter().flatten().next();
+        all.ok_or_else(|| Error::InDoubt(format!("Linode {id} was shown without interfaces")))
     }
 
     /// Returns the firewalls of each interface of a machine that can be under one.
@@ -388,8 +393,8 @@ fn steps(asked: &[Value], there: &[Json]) -> Vec<Step> {
 fn is_same(asked: &Value, there: &Json) -> bool {
     match text(asked, "purpose") {
         Some("vlan") => {
-            there["vlan"]["vlan_label"].as_str() == text(asked, "label")
-                && there["vlan"]["ipam_address"].as_str() == text(asked, "ipam_address")
+            said(&there["vlan"]["vlan_label"]) == text(asked, "label")
+                && said(&there["vlan"]["ipam_address"]) == text(asked, "ipam_address")
         }
         Some("vpc") => {
             let subnet = asked.get("subnet_id").and_then(Value::as_i64);
@@ -426,6 +431,34 @@ fn change(asked: &Value, there: &Json) -> Option<Json> {
 
 fn is_primary(asked: &Value) -> bool {
     asked.get("primary").and_then(Value::as_bool) == Some(true)
+}
+
+/// Returns a text that says something: the API writes `""` as well as `null` for nothing.
+fn said(text: &Json) -> Option<&str> {
+    text.as_str().filter(|it| !it.is_empty())
+}
+
+/// Returns whether a configuration profile has the interfaces that are asked for, in this order.
+fn is_profile(asked: &[Value], profile: &Json) -> bool {
+    let public = [json!({"purpose": "public"})];
+    let there = profile["interfaces"].as_array().map(Vec::as_slice);
+    let there = there.filter(|it| !it.is_empty()).unwrap_or(&public);
+    let is_same = |(asked, there): (&Value, &Json)| {
+        let address = &there["ipv4"];
+        let is_at = text(asked, "ipv4").is_none_or(|it| address["vpc"] == it);
+        let is_led_to = match text(asked, "nat_1_1") {
+            Some("any") => said(&address["nat_1_1"]).is_some(),
+            other => said(&address["nat_1_1"]) == other,
+        };
+        ["purpose", "label", "ipam_address"]
+            .iter()
+            .all(|it| said(&there[it]) == text(asked, it))
+            && there["subnet_id"].as_i64() == asked.get("subnet_id").and_then(Value::as_i64)
+            && (!is_primary(asked) || there["primary"] == true)
+            && is_at
+            && is_led_to
+    };
+    asked.len() == there.len() && asked.iter().zip(there).all(is_same)
 }
 
 /// Returns the default routes that can go through an interface.
@@ -482,7 +515,7 @@ mod tests {
         let public = json!({"id": 1, "public": {}, "default_route": {"ipv4": true, "ipv6": true}});
         let vpc = json!({"id": 2, "default_route": {}, "vpc": {"subnet_id": 7, "ipv4":
             {"addresses": [{"address": "10.0.0.2", "primary": true, "nat_1_1_address": null}]}}});
-        let vlan = json!({"id": 3, "vlan": {"vlan_label": "inner", "ipam_address": null}});
+        let vlan = json!({"id": 3, "vlan": {"vlan_label": "inner", "ipam_address": ""}});
         let there = [public, vpc, vlan];
         let own = [
             asked("public", &[]),

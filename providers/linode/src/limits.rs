@@ -4,9 +4,10 @@
 use gobs_model::Value;
 use gobs_provider::{Error, Objection, Proposal};
 
-use crate::blocks::text;
+use crate::blocks::{elements, text};
 use crate::interfaces::{LEGACY, LINODE, generation_by};
 use crate::machine::Machines;
+use crate::observe::is_same_region;
 
 /// How many Linode interfaces a machine has.
 const INTERFACES_MAX: usize = 3;
@@ -21,6 +22,8 @@ impl Machines {
         let mut found = self.objections_to_volumes(proposal).await?;
         let of_network = self.objections_to_network(&proposal.wanted, proposal.is_new);
         found.extend(of_network.await?);
+        found.extend(of_migration(proposal));
+        found.extend(of_rules(&proposal.wanted));
         Ok(found)
     }
 
@@ -56,6 +59,59 @@ impl Machines {
         }
         Ok(found)
     }
+}
+
+/// Returns why a machine cannot move to another region: a VPC is of one.
+fn of_migration(proposal: &Proposal) -> Option<Objection> {
+    let before = proposal.before.as_ref().filter(|_| !proposal.is_new)?;
+    let was = before.attributes.get("region").and_then(Value::as_str)?;
+    let region = text(&proposal.wanted, "region")?;
+    let is_in_vpc = |it: &Value| text(it, "purpose") == Some("vpc");
+    let stays = is_same_region(was, region)
+        || !elements(&before.attributes, "interface")
+            .iter()
+            .any(is_in_vpc);
+    (!stays).then(|| {
+        let why = format!("its interface in a VPC keeps it in {was}");
+        let hint = "take that interface out and apply, then change the region";
+        Objection::new("region", why, hint)
+    })
+}
+
+/// Returns why a firewall cannot have the rules that are declared.
+fn of_rules(wanted: &Value) -> Vec<Objection> {
+    let mut found = Vec::new();
+    let firewall = wanted.get("firewall").unwrap_or(&Value::NULL);
+    let of = |name: &str| {
+        firewall
+            .get(name)
+            .and_then(Value::as_elements)
+            .unwrap_or_default()
+    };
+    for (kind, rules) in ["inbound", "outbound"].map(|it| (it, of(it))) {
+        for (at, rule) in rules.iter().enumerate() {
+            let is_set = |name: &str| {
+                let value = rule.get(name).filter(|it| !it.is_null());
+                value.is_some_and(|it| it.as_elements().is_none_or(|all| !all.is_empty()))
+            };
+            let mut object = |why: String, hint: &str| {
+                let message = format!("{kind} rule {} {why}", at + 1);
+                found.push(Objection::new("firewall", message, hint));
+            };
+            if !is_set("ipv4") && !is_set("ipv6") {
+                let hint = "for everybody: ipv4 = [\"0.0.0.0/0\"] and ipv6 = [\"::/0\"]";
+                object("is about no address".into(), hint);
+            }
+            let protocol = text(rule, "protocol").unwrap_or("TCP");
+            if is_set("ports") && ["ICMP", "IPENCAP"].contains(&protocol) {
+                object(
+                    format!("is about {protocol}, which has no ports"),
+                    "take ports out",
+                );
+            }
+        }
+    }
+    found
 }
 
 /// Returns why a machine with Linode interfaces cannot be as it is wanted.

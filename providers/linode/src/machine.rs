@@ -15,7 +15,8 @@ use crate::interfaces::Defaults;
 use crate::jobs::Job;
 use crate::marks::Mark;
 use crate::observe::{
-    OWNER, REBUILT, disk, is_own, json_of, observed, owner_tag, put, runs, tags, token_of,
+    OWNER, REBUILT, disk, is_own, is_same_region, json_of, observed, owner_tag, put, runs, tags,
+    token_of,
 };
 use crate::pace::Class;
 use crate::schema::{LIST_LAG, USER_DATA_BYTES_MAX};
@@ -228,7 +229,12 @@ impl Machines {
         };
         self.check_volumes(&owner).await?;
         self.set(&owner).await?;
-        self.place_in_group(&owner).await?;
+        let at = instance["region"].as_str().unwrap_or_default();
+        let region = wanted.get("region").and_then(Value::as_str);
+        let stays = region.is_none_or(|it| is_same_region(it, at));
+        if stays {
+            self.place_in_group(&owner).await?;
+        }
         if request.change >= Change::Resize {
             self.resize(id, wanted, progress).await?;
         }
@@ -241,11 +247,20 @@ impl Machines {
         } else if differs(wanted, was, "root_pass") && request.change >= Change::PowerCycle {
             self.set_password(id, wanted, progress).await?;
         }
-        if differs(wanted, was, "interface") {
+        let rebuilt = request.change == Change::Rebuild;
+        let has_interfaces = !elements(wanted, "interface").is_empty();
+        if differs(wanted, was, "interface") || rebuilt && has_interfaces {
             self.set_interfaces(&owner, progress).await?;
         }
         let instance = self.there(id).await?;
         owner.instance = &instance;
+        if !stays {
+            // A migration takes it into the group of its new region; this is to be sure.
+            self.place_in_group(&owner).await?;
+        }
+        if rebuilt {
+            self.release_loose_volumes(&owner).await?;
+        }
         let set = match has_belongings(wanted)
             || has_belongings(was)
             || differs(wanted, was, "firewall_id")
@@ -253,7 +268,8 @@ impl Machines {
             true => self.belongings(&owner, progress).await?,
             false => wanted.clone(),
         };
-        if let Some(on) = wanted.get("booted").and_then(Value::as_bool) {
+        let on = wanted.get("booted").and_then(Value::as_bool);
+        if let Some(on) = on.or((rebuilt && is_profiled(wanted)).then_some(true)) {
             self.power(id, on, progress).await?;
         }
         self.observe(&self.there(id).await?, &set).await
@@ -358,6 +374,10 @@ impl Machines {
     ) -> Result<(), Error> {
         let mut body = disk(&request.wanted, user_data);
         put(&mut body, &request.wanted, "booted", "booted");
+        if is_profiled(&request.wanted) {
+            // It starts once its new profile has what the old one had.
+            body.insert("booted".into(), false.into());
+        }
         if body.get("image").is_none() {
             return Err(no_image());
         }
@@ -448,6 +468,11 @@ pub(crate) fn has_belongings(wanted: &Known) -> bool {
     wanted.get("firewall").is_some_and(|it| !it.is_null())
         || !elements(wanted, "dns").is_empty()
         || !entries(wanted, "volume").is_empty()
+}
+
+/// Returns whether a machine has what its configuration profile holds, which a rebuild deletes.
+fn is_profiled(wanted: &Known) -> bool {
+    !elements(wanted, "interface").is_empty() || !entries(wanted, "volume").is_empty()
 }
 
 /// What a look for a label found.

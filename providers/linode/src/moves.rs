@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use crate::jobs::Job;
 use crate::machine::Machines;
-use crate::observe::is_same_region;
+use crate::observe::{is_same_region, json_of};
 
 impl Machines {
     /// Gives a machine another size.
@@ -44,7 +44,11 @@ impl Machines {
         if is_so(&self.there(id).await?) {
             return Ok(());
         }
-        let body = json!({"region": region, "type": "cold"});
+        let mut body = json!({"region": region, "type": "cold"});
+        // It leaves the group that it is in, which is of its region.
+        if let Some(group) = json_of(wanted, "placement_group") {
+            body["placement_group"] = json!({"id": group});
+        }
         let (verb, event) = ("migrate", "linode_migrate_datacenter");
         let job = Job {
             id,

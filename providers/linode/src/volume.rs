@@ -98,6 +98,30 @@ impl Machines {
         Ok(id)
     }
 
+    /// Detaches the volumes that a machine holds and its configuration profile does not, as after
+    /// a rebuild: it would boot without them. Attached again, they are in it.
+    pub(crate) async fn release_loose_volumes(&self, owner: &Owner<'_>) -> Result<(), Error> {
+        let asked = entries(owner.wanted, "volume").keys();
+        let ids: Vec<&str> = asked.filter_map(|name| known_id(owner, name)).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let (_, profile) = self.profile_of(owner.id).await?;
+        let devices = profile["devices"].as_object().into_iter().flatten();
+        let held: Vec<&Json> = devices.map(|(_, it)| &it["volume_id"]).collect();
+        for id in ids
+            .into_iter()
+            .filter(|id| !held.iter().any(|it| is_id(it, id)))
+        {
+            if let Some(volume) = self.api.look(&format!("/volumes/{id}")).await?
+                && is_id(&volume["linode_id"], owner.id)
+            {
+                self.release_volume(&volume, owner.id, false).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Finds a volume by its identifier, by its mark, or by the label that only it would have.
     async fn find_volume(&self, owner: &Owner<'_>, name: &str) -> Result<Option<Json>, Error> {
         if let Some(id) = known_id(owner, name)

@@ -12,6 +12,8 @@ mod host;
 mod network;
 #[path = "provider/pace.rs"]
 mod pace;
+#[path = "provider/profile.rs"]
+mod profile;
 #[path = "provider/strays.rs"]
 mod strays;
 #[path = "provider/verbs.rs"]

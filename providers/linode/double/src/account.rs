@@ -13,6 +13,7 @@ use crate::grants::Grants;
 use crate::instance::{Instance, Work};
 use crate::interface::{self, NetworkSettings};
 use crate::limit::{Limits, Windows};
+use crate::profile;
 use crate::reply::Refusal;
 use crate::resources::Resources;
 
@@ -270,7 +271,7 @@ impl Account {
             interface_generation: generation.into(),
             interfaces: match generation {
                 interface::LINODE => Vec::new(),
-                _ => body["interfaces"].as_array().cloned().unwrap_or_default(),
+                _ => profile::interfaces(body, id),
             },
             group,
             group_shown,
@@ -375,6 +376,12 @@ impl Account {
                     let why = "Cannot migrate linode to the same region";
                     return Err(Refusal::of(400, Some("region"), why));
                 }
+                if self.instance(id)?.has_vpc() {
+                    // The words are a guess; the API's document says that it is not allowed.
+                    let why = "Linodes with a VPC interface cannot migrate between regions";
+                    return Err(Refusal::of(400, Some("region"), why));
+                }
+                self.check_group(body, region)?;
                 if self
                     .resources
                     .volumes
@@ -385,10 +392,12 @@ impl Account {
                     let why = "Volumes must be detached before a migration between regions";
                     return Err(Refusal::of(400, None, why));
                 }
+                let group = body["placement_group"]["id"].as_u64();
                 self.queue(
                     id,
                     Work::Migrate {
                         region: region.into(),
+                        group: group.map(|id| (id, self.group_of(id))),
                     },
                     job_fails,
                 )?;

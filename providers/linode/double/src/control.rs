@@ -335,8 +335,6 @@ fn scope_of(method: &str, parts: &[&str]) -> Option<&'static str> {
         ("GET", ["account", "events", ..]) => Some("events:read_only"),
         ("GET", ["volumes", ..]) => Some("volumes:read_only"),
         (_, ["volumes", ..]) => Some("volumes:read_write"),
-        ("GET", ["networking", "firewalls", "settings"]) => Some("account:read_only"),
-        (_, ["networking", "firewalls", "settings"]) => Some("account:read_write"),
         ("GET", ["networking", "firewalls", ..]) => Some("firewall:read_only"),
         (_, ["networking", "firewalls", ..]) => Some("firewall:read_write"),
         ("GET", ["domains", ..]) => Some("domains:read_only"),

@@ -24,6 +24,8 @@ pub(crate) enum Work {
     },
     Migrate {
         region: String,
+        /// The placement group that it comes into, and how that is shown.
+        group: Option<(u64, Value)>,
     },
     Delete,
 }
@@ -232,10 +234,19 @@ impl Instance {
             Work::Rebuild { image } => {
                 self.image = Some(image);
                 self.disk += 1;
+                // Its configuration profile is another one, with nothing in it.
+                if !self.has_linode_interfaces() {
+                    self.interfaces.clear();
+                }
             }
             Work::Resize { class } => self.class = class,
-            Work::Migrate { region } => {
+            Work::Migrate { region, group } => {
                 self.region = region;
+                // It leaves the group that it was in.
+                (self.group, self.group_shown) = match group {
+                    Some((id, shown)) => (Some(id), shown),
+                    None => (None, Value::Null),
+                };
                 // Another region has other addresses.
                 let last = self.ipv4.iter_mut().find(|it| it.starts_with("203."));
                 if let Some(address) = last {

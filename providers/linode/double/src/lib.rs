@@ -23,6 +23,7 @@ mod interface;
 mod limit;
 mod metadata;
 mod placement;
+mod profile;
 mod reply;
 mod resources;
 mod server;

@@ -79,7 +79,6 @@ impl Account {
         body: &Value,
     ) -> Result<Found, Refusal> {
         let id = |text: &str| text.parse::<u64>().map_err(|_| Refusal::not_found());
-        let now_ms = self.clock.now_ms();
         let one = |value: Value| Ok(Found::One(value));
         match (method, parts) {
             ("GET", ["volumes"]) => {
@@ -191,33 +190,17 @@ impl Account {
             }
 
             ("GET", ["linode", "instances", it, "configs"]) => {
-                let instance = self.instance(id(it)?)?;
-                let shown = json!({
-                    "id": instance.id + 5_000_000, "label": "My Debian 13 Disk Profile",
-                    "helpers": {"updatedb_disabled": true, "distro": true, "modules_dep": true,
-                        "network": true, "devtmpfs_automount": true},
-                    "kernel": "linode/grub2", "comments": "", "memory_limit": 0,
-                    "created": api_time(instance.created_ms), "updated": api_time(now_ms),
-                    "root_device": "/dev/sda", "initrd": null, "run_level": "default",
-                    "virt_mode": "paravirt", "devices": {"sda": null}, "interfaces":
-                        match instance.has_linode_interfaces() {
-                            true => Vec::new(),
-                            false => instance.interfaces.clone(),
-                        },
-                });
-                Ok(Found::List(vec![shown], &["label"]))
+                Ok(Found::List(vec![self.profile(id(it)?)?], &["label"]))
             }
-            ("PUT", ["linode", "instances", it, "configs", _]) => {
-                let instance = self.instance(id(it)?)?;
-                if let Some(asked) = body["interfaces"].as_array() {
-                    if instance.has_linode_interfaces() {
-                        let why = "Option cannot be set on a Linode that is configured to use \
-                                   Linode Interfaces";
-                        return Err(Refusal::of(400, Some("interfaces"), why));
-                    }
-                    instance.interfaces.clone_from(asked);
-                }
-                one(json!({"interfaces": instance.interfaces.clone()}))
+            ("GET", ["linode", "instances", it, "configs", of]) => {
+                let shown = self.profile(id(it)?)?;
+                one(match shown["id"].as_u64() == Some(id(of)?) {
+                    true => shown,
+                    false => return Err(Refusal::not_found()),
+                })
+            }
+            ("PUT", ["linode", "instances", it, "configs", of]) => {
+                one(self.set_profile(id(it)?, id(of)?, body)?)
             }
             ("GET", ["linode", "instances", it, "interfaces", of, "firewalls"]) => {
                 let shown = self.firewalls_of_interface(id(it)?, id(of)?)?;

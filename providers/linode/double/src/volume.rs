@@ -29,6 +29,8 @@ pub(crate) struct Volume {
     size: u64,
     tags: Vec<String>,
     pub(crate) linode: Option<u64>,
+    /// Which of the profiles that its instance has had has it.
+    pub(crate) profile: u64,
     encryption: String,
     created_ms: u64,
     /// What it is doing, and until when.
@@ -123,6 +125,7 @@ impl Account {
             size,
             tags,
             linode,
+            profile: linode.map_or(0, |id| self.instances.get(&id).map_or(0, |it| it.disk)),
             encryption,
             created_ms: self.clock.now_ms(),
             job: Some(("creating", end_ms)),
@@ -200,8 +203,9 @@ impl Account {
                     let why = "Volume and Linode must be in the same region";
                     return Err(Refusal::of(400, Some("linode_id"), why));
                 }
+                let profile = self.instance(linode)?.disk;
                 let volume = self.volume(id)?;
-                volume.linode = Some(linode);
+                (volume.linode, volume.profile) = (Some(linode), profile);
                 let busy = now.unwrap_or("active");
                 volume.job = Some((busy, end_ms));
                 volume.clone().show(self)

@@ -9,7 +9,7 @@ use gobs_provider_linode::Linode;
 use serde_json::{Value as Json, json};
 
 use crate::faults::every_fault;
-use crate::host::{create, quiet, start, update, wanted};
+use crate::host::{create, quiet, start, text, update, wanted};
 
 /// How often a caller asks again, as `apply` does.
 const TRIES_MAX: usize = 5;
@@ -394,7 +394,7 @@ async fn groups_and_interfaces_are_as_asked() {
     let change = update(&seen, Change::PowerCycle, first, second);
     let seen = linode.update(change, quiet()).await.expect("updated");
     assert_eq!(seen.attributes.get("placement_group"), Some(&two.into()));
-    assert_eq!(double.events("linode_reboot"), 1);
+    assert_eq!(text(&seen, "status"), "running");
     let path = format!("/linode/instances/{}/configs", seen.id);
     let interfaces = all(&double, &path).remove(0)["interfaces"].clone();
     assert_eq!(interfaces[1]["label"], "inner");

@@ -11,10 +11,10 @@ use crate::faults::every_fault;
 use crate::host::{address, create, provider, quiet, start, text, update, wanted};
 
 /// How often a caller asks again, as `apply` does.
-const TRIES_MAX: usize = 5;
+pub(crate) const TRIES_MAX: usize = 5;
 
 /// Returns an `interface` block.
-fn interface(purpose: &str, set: &[(&'static str, Value)]) -> Value {
+pub(crate) fn interface(purpose: &str, set: &[(&'static str, Value)]) -> Value {
     let all = [
         "label",
         "ipam_address",
@@ -28,11 +28,11 @@ fn interface(purpose: &str, set: &[(&'static str, Value)]) -> Value {
     Value::object(unset.chain([("purpose", purpose.into())]).chain(set))
 }
 
-fn vlan(label: &str) -> Value {
+pub(crate) fn vlan(label: &str) -> Value {
     interface("vlan", &[("label", label.into())])
 }
 
-fn vpc(subnet: i64, set: &[(&'static str, Value)]) -> Value {
+pub(crate) fn vpc(subnet: i64, set: &[(&'static str, Value)]) -> Value {
     let more = [("subnet_id", Value::from(subnet))];
     let set: Vec<_> = more.into_iter().chain(set.iter().cloned()).collect();
     interface("vpc", &set)
@@ -73,7 +73,7 @@ fn named_wall(double: &Double, label: &str) -> i64 {
     made.expect("made")["id"].as_i64().expect("an id")
 }
 
-async fn updated(
+pub(crate) async fn updated(
     linode: &Linode,
     before: &Observed,
     change: Change,

@@ -1,12 +1,14 @@
 //! What a binding costs: latency, throughput, opening, and the memory of a hob (promise S8).
 //!
-//! `cargo bench -p hob`. Both hobs, both programs and this one share the host.
+//! `cargo bench -p hob`. Both hobs, both programs and this one share the host, and then all is
+//! measured again between hobs that stay apart as those of two hosts do.
 
 #[expect(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/agents/support.rs"]
 mod support;
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hob::protocol::Expose;
@@ -32,6 +34,13 @@ const IDLE_STREAMS: usize = 1_000;
 /// Bytes written at once.
 const CHUNK: usize = 1 << 20;
 
+/// Whether the hobs that are started stay apart, as those of two hosts do.
+static APART: AtomicBool = AtomicBool::new(false);
+
+fn apart() -> bool {
+    APART.load(Ordering::Relaxed)
+}
+
 fn main() -> std::io::Result<()> {
     // Both ends of each idle stream are this process's.
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
@@ -47,80 +56,89 @@ fn main() -> std::io::Result<()> {
         .build()?
         .block_on(async {
             let mut out = std::io::stdout();
-            let echo = echo().await;
-            let pair = Pair::start(&echo).await;
-            writeln!(out, "idle hob: {} KiB resident", resident(&pair.db))?;
-            let tcp = std::net::TcpListener::bind("127.0.0.1:0")?
-                .local_addr()?
-                .to_string();
-            let unix = Expose::unix(pair.app.runtime.join("bench"));
-            let held = pair.bind(1, &[unix, Expose::tcp(tcp.clone())]).await;
-            assert!(pair.importer.check(&generation(1)).await.answers);
-
-            let direct = round_trip(&echo).await;
-            writeln!(out, "round trip, direct: {direct:?}")?;
-            for address in [&held.address, &tcp] {
-                let bound = round_trip(address).await;
-                let kind = address.split_once("unix:").map_or("tcp", |_| "unix");
-                let added = bound.saturating_sub(direct);
-                writeln!(
-                    out,
-                    "round trip, binding over {kind}: {bound:?}, adds {added:?}"
-                )?;
+            for (how, is_apart) in [("on one host", false), ("apart", true)] {
+                APART.store(is_apart, Ordering::Relaxed);
+                writeln!(out, "hobs {how}:")?;
+                measure(&mut out).await?;
             }
-            let begun = Instant::now();
-            for _ in 0..OPENINGS {
-                ping(&mut connect(&held.address).await).await?;
-            }
-            let each = begun.elapsed() / OPENINGS as u32;
-            writeln!(out, "opening and one round trip: {each:?}")?;
-
-            let mut streams = Vec::new();
-            for _ in 0..IDLE_STREAMS {
-                let mut stream = connect(&held.address).await;
-                ping(&mut stream).await?;
-                streams.push(stream);
-            }
-            for (name, host) in [("exporter", &pair.db), ("importer", &pair.app)] {
-                let kib = resident(host);
-                writeln!(
-                    out,
-                    "{name} with {IDLE_STREAMS} idle streams: {kib} KiB resident"
-                )?;
-            }
-            drop(streams);
-
-            let begun = Instant::now();
-            let storm = (0..IDLE_STREAMS).map(|_| {
-                let address = held.address.clone();
-                tokio::spawn(async move { ping(&mut connect(&address).await).await })
-            });
-            for one in storm.collect::<Vec<_>>() {
-                one.await??;
-            }
-            let all = begun.elapsed();
-            writeln!(
-                out,
-                "{IDLE_STREAMS} connections at once, each answered: {all:?}"
-            )?;
-
-            let sink = sink().await;
-            let pair = Pair::start(&sink).await;
-            let held = pair.bind(1, &[]).await;
-            let bare = {
-                let (near, far) = bare_stream().await?;
-                tokio::spawn(drain(far));
-                throughput(near).await?
-            };
-            writeln!(out, "throughput, bare TLS stream: {bare:.0} MiB/s")?;
-            let bound = throughput(connect(&held.address).await).await?;
-            let share = 100.0 * bound / bare;
-            writeln!(
-                out,
-                "throughput, binding: {bound:.0} MiB/s, {share:.0} % of it"
-            )?;
             Ok(())
         })
+}
+
+async fn measure(out: &mut impl Write) -> io::Result<()> {
+    let echo = echo().await;
+    let pair = Pair::start(&echo).await;
+    writeln!(out, "idle hob: {} KiB resident", resident(&pair.db))?;
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .to_string();
+    let unix = Expose::unix(pair.app.runtime.join("bench"));
+    let held = pair.bind(1, &[unix, Expose::tcp(tcp.clone())]).await;
+    assert!(pair.importer.check(&generation(1)).await.answers);
+
+    let direct = round_trip(&echo).await;
+    writeln!(out, "round trip, direct: {direct:?}")?;
+    for address in [&held.address, &tcp] {
+        let bound = round_trip(address).await;
+        let kind = address.split_once("unix:").map_or("tcp", |_| "unix");
+        let added = bound.saturating_sub(direct);
+        writeln!(
+            out,
+            "round trip, binding over {kind}: {bound:?}, adds {added:?}"
+        )?;
+    }
+    let begun = Instant::now();
+    for _ in 0..OPENINGS {
+        ping(&mut connect(&held.address).await).await?;
+    }
+    let each = begun.elapsed() / OPENINGS as u32;
+    writeln!(out, "opening and one round trip: {each:?}")?;
+
+    let mut streams = Vec::new();
+    for _ in 0..IDLE_STREAMS {
+        let mut stream = connect(&held.address).await;
+        ping(&mut stream).await?;
+        streams.push(stream);
+    }
+    for (name, host) in [("exporter", &pair.db), ("importer", &pair.app)] {
+        let kib = resident(host);
+        writeln!(
+            out,
+            "{name} with {IDLE_STREAMS} idle streams: {kib} KiB resident"
+        )?;
+    }
+    drop(streams);
+
+    let begun = Instant::now();
+    let storm = (0..IDLE_STREAMS).map(|_| {
+        let address = held.address.clone();
+        tokio::spawn(async move { ping(&mut connect(&address).await).await })
+    });
+    for one in storm.collect::<Vec<_>>() {
+        one.await??;
+    }
+    let all = begun.elapsed();
+    writeln!(
+        out,
+        "{IDLE_STREAMS} connections at once, each answered: {all:?}"
+    )?;
+
+    let sink = sink().await;
+    let pair = Pair::start(&sink).await;
+    let held = pair.bind(1, &[]).await;
+    let bare = {
+        let (near, far) = bare_stream().await?;
+        tokio::spawn(drain(far));
+        throughput(near).await?
+    };
+    writeln!(out, "throughput, bare TLS stream: {bare:.0} MiB/s")?;
+    let bound = throughput(connect(&held.address).await).await?;
+    let share = 100.0 * bound / bare;
+    writeln!(
+        out,
+        "throughput, binding: {bound:.0} MiB/s, {share:.0} % of it"
+    )?;
+    Ok(())
 }
 
 /// Returns the resident memory of a machine's hob, in KiB.

@@ -1,7 +1,8 @@
 //! What a binding of a PostgreSQL database costs, with pgbench.
 //!
-//! `cargo bench -p hob --bench postgres`. The server, both hobs and pgbench share the host. Where
-//! it has other work, too, `chrt -r 5` before the command shows nearly what a calm one would.
+//! `cargo bench -p hob --bench postgres`. The server, both hobs and pgbench share the host, so the
+//! importer lends its programs' sockets; what hobs of two hosts do is told as `apart`. Where the
+//! host has other work, too, `chrt -r 5` before the command shows nearly what a calm one would.
 
 #[expect(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/agents/postgres/bound.rs"]
@@ -15,6 +16,7 @@ mod support;
 
 use std::io::{self, Write};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -28,6 +30,9 @@ use support::Host;
 const SECONDS: &str = "5";
 const CLIENTS: &str = "10";
 
+/// How often each way is run, in turn.
+const ROUNDS: usize = 2;
+
 /// Connections that pgbench opens one after the other.
 const OPENINGS: &str = "300";
 
@@ -39,6 +44,13 @@ const PARALLEL: usize = 10;
 
 /// Sessions that are open and silent.
 const IDLE_SESSIONS: usize = 1_000;
+
+/// Whether the hobs that are started stay apart, as those of two hosts do.
+static APART: AtomicBool = AtomicBool::new(false);
+
+fn apart() -> bool {
+    APART.load(Ordering::Relaxed)
+}
 
 fn main() -> io::Result<()> {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
@@ -58,8 +70,6 @@ fn main() -> io::Result<()> {
 async fn run() -> io::Result<()> {
     let mut out = io::stdout();
     let cluster = Cluster::start(&["max_connections=1200", "log_statement=none"]);
-    let bound = Bound::offer_of(cluster.service("orders"), "orders").await;
-    bound.bind(1, Attenuate::default()).await;
     let (socket, port) = cluster.place();
     let direct = |mut pgbench: Command| {
         pgbench
@@ -68,65 +78,66 @@ async fn run() -> io::Result<()> {
             .args(["-p", &port.to_string(), "orders"]);
         pgbench
     };
-    let through = |mut pgbench: Command| {
-        pgbench.arg("-h").arg(&bound.directory).arg("orders");
-        pgbench
-    };
     let superusers = || as_superuser(programs().join("pgbench"));
     let own = || Command::new(programs().join("pgbench"));
     let mut fill = superusers();
     fill.args(["-i", "-q"]);
     report(direct(fill))?;
 
-    for (name, mut pgbench, place) in [
-        (
-            "direct",
-            superusers(),
-            &direct as &dyn Fn(Command) -> Command,
-        ),
-        ("binding", own(), &through),
-        ("direct", superusers(), &direct),
-        ("binding", own(), &through),
-    ] {
-        pgbench.args(["-n", "-S", "-c", CLIENTS, "-j", "2", "-T", SECONDS, "-l"]);
-        let log = tempfile::tempdir()?;
-        std::fs::set_permissions(
-            log.path(),
-            std::os::unix::fs::PermissionsExt::from_mode(0o777),
-        )?;
-        pgbench.current_dir(log.path());
-        let said = report(place(pgbench))?;
-        let (tps, median) = (figure(&said, "tps = "), median(log.path())?);
-        writeln!(
-            out,
-            "select-only, {CLIENTS} clients, {name}: {tps} tps, median {median:?}"
-        )?;
-    }
-    for (name, mut pgbench, place) in [
-        (
-            "direct",
-            superusers(),
-            &direct as &dyn Fn(Command) -> Command,
-        ),
-        ("binding", own(), &through),
-    ] {
-        pgbench.args(["-n", "-S", "-C", "-c", "1", "-t", OPENINGS]);
-        let took = figure(&report(place(pgbench))?, "average connection time = ");
-        writeln!(out, "opening a connection, {name}: {took} ms")?;
-    }
+    let mut last = None;
+    for (way, is_apart) in [("binding", false), ("binding, apart", true)] {
+        APART.store(is_apart, Ordering::Relaxed);
+        let bound = Bound::offer_of(cluster.service("orders"), "orders").await;
+        bound.bind(1, Attenuate::default()).await;
+        let through = |mut pgbench: Command| {
+            pgbench.arg("-h").arg(&bound.directory).arg("orders");
+            pgbench
+        };
+        let place: [(_, &dyn Fn(Command) -> Command); 2] = [("direct", &direct), (way, &through)];
+        let client = |name| {
+            if name == "direct" {
+                superusers()
+            } else {
+                own()
+            }
+        };
+        for (name, place) in place.iter().cycle().take(2 * ROUNDS) {
+            let mut pgbench = client(*name);
+            pgbench.args(["-n", "-S", "-c", CLIENTS, "-j", "2", "-T", SECONDS, "-l"]);
+            let log = tempfile::tempdir()?;
+            std::fs::set_permissions(
+                log.path(),
+                std::os::unix::fs::PermissionsExt::from_mode(0o777),
+            )?;
+            pgbench.current_dir(log.path());
+            let said = report(place(pgbench))?;
+            let (tps, median) = (figure(&said, "tps = "), median(log.path())?);
+            writeln!(
+                out,
+                "select-only, {CLIENTS} clients, {name}: {tps:.0} tps, median {median:?}"
+            )?;
+        }
+        for (name, place) in place {
+            let mut pgbench = client(name);
+            pgbench.args(["-n", "-S", "-C", "-c", "1", "-t", OPENINGS]);
+            let took = figure(&report(place(pgbench))?, "average connection time = ");
+            writeln!(out, "opening a connection, {name}: {took} ms")?;
+        }
 
-    let mut sessions = Vec::new();
-    for _ in 0..IDLE_SESSIONS {
-        sessions.push(bound.connect().await.map_err(io::Error::other)?);
+        let mut sessions = Vec::new();
+        for _ in 0..IDLE_SESSIONS {
+            sessions.push(bound.connect().await.map_err(io::Error::other)?);
+        }
+        for (name, host) in [("exporter", &bound.pair.db), ("importer", &bound.pair.app)] {
+            let kib = resident(host)?;
+            writeln!(
+                out,
+                "{way}: {name} with {IDLE_SESSIONS} idle sessions: {kib} KiB resident"
+            )?;
+        }
+        last = Some(bound);
     }
-    for (name, host) in [("exporter", &bound.pair.db), ("importer", &bound.pair.app)] {
-        let kib = resident(host)?;
-        writeln!(
-            out,
-            "{name} with {IDLE_SESSIONS} idle sessions: {kib} KiB resident"
-        )?;
-    }
-    drop(sessions);
+    let bound = last.ok_or(io::ErrorKind::NotFound)?;
 
     let begun = Instant::now();
     let granted = stream::iter(1..=BINDINGS).map(|number| {

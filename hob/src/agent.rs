@@ -164,6 +164,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
     let programs = Arc::clone(&hob.programs);
     let tasks = [
         tokio::spawn(Arc::clone(&hob.grants).serve(incoming)),
+        tokio::spawn(Arc::clone(&hob.grants).serve_near()),
         tokio::spawn(Arc::clone(&hob.grants).clear()),
         tokio::spawn(Arc::clone(&hob.grants).expire()),
         tokio::spawn(programs.keep(hob.wanted.subscribe())),

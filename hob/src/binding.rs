@@ -4,37 +4,35 @@ mod call;
 pub(crate) mod deliver;
 mod listen;
 mod shown;
+mod stream;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use ocapn::{
-    Broken, DialError, EnlivenError, Passable, Peer, Promise, Reference, StreamDialer, Sturdyref,
-};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use ocapn::{Broken, Passable, Peer, Promise, Reference, StreamDialer, Sturdyref};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::expose::{ExposeError, Socket};
 use crate::files;
 use crate::front;
 use crate::grant::Chain;
 use crate::layout::Layout;
+use crate::near;
 use crate::protocol::{
-    BYTES_ALPN, BYTES_VERSION, Check, Described, Generation, Held, Malformed, Registration,
-    StreamReply, TICKET_SIZE, code, from_passable, method,
+    Check, Described, Generation, HOST_SIZE, Held, Malformed, Registration, code, from_passable,
+    method,
 };
-use crate::service::{self, Local};
+use crate::service::Local;
 use crate::slot::Slot;
-use crate::splice::splice;
 use crate::store::{BindingRow, Store};
 use crate::units::Units;
 
 use deliver::Fetched;
+use stream::OpenError;
 
 /// How long a program's connection waits for its grant to be live.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
@@ -45,24 +43,10 @@ const HANDOFF_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `check-binding` may take; its caller asks again.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// Pauses between tries to reach an exporter: it may be restarting, and on the same host.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
-
-/// How long a program may take to be told why there is no stream for it.
-const DECLINE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Streams of one binding that are open or wait to be; more are closed at once.
-const STREAMS_MAX: usize = 16_384;
-
 /// Streams of one binding that are being opened at one time; others wait. The exporter lets so many
 /// connections from one address be in their handshake, and a few hundred tickets be unused: a
 /// crowd beyond that is refused.
 const OPENINGS_MAX: usize = 64;
-
-/// Bytes of a stream that are sent with its ticket, before it is known to be open. They fit in one
-/// record of TLS with it, and PostgreSQL's start-ups fit.
-const EARLY_BYTES_MAX: usize = 12 << 10;
 
 /// Letters of a name: it becomes a directory.
 const NAME_SIZE_MAX: usize = 64;
@@ -72,6 +56,8 @@ pub(crate) struct Bindings {
     store: Arc<Store>,
     peer: Peer,
     dialer: StreamDialer,
+    /// Whose hobs take programs' sockets, if this one lends any.
+    host: Option<[u8; HOST_SIZE]>,
     root: PathBuf,
     layout: Layout,
     units: Arc<Units>,
@@ -96,33 +82,12 @@ pub(crate) struct Link {
     live: Mutex<Option<Reference>>,
     /// Held by one attempt to make it live, so that a crowd makes one.
     enlivening: tokio::sync::Mutex<()>,
+    /// Whether the exporter was on this host when it last gave a ticket.
+    is_near: AtomicBool,
     /// Places of streams that are being opened.
     openings: Semaphore,
     closed: watch::Sender<bool>,
     streams: watch::Sender<usize>,
-}
-
-/// Why no stream was opened.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
-    #[error("the other machine cannot be reached")]
-    Enliven(#[source] EnlivenError),
-    #[error("the other machine cannot be reached")]
-    Dial(#[source] DialError),
-    #[error("the connection to the other machine failed")]
-    Io(#[from] io::Error),
-    #[error("the grant gave no ticket")]
-    Ticket(#[source] Broken),
-    #[error("the grant's answer cannot be read")]
-    Malformed(#[from] Malformed),
-    #[error("the other machine refused the stream: the grant is revoked")]
-    Refused,
-    #[error("as many connections as the grant allows are open")]
-    Busy,
-    #[error("the service on the other machine does not answer")]
-    Service,
-    #[error("no answer in {} s", .0.as_secs())]
-    TimedOut(Duration),
 }
 
 impl Bindings {
@@ -140,6 +105,7 @@ impl Bindings {
             store,
             peer,
             dialer,
+            host: near::host(),
             root,
             layout,
             units,
@@ -387,7 +353,7 @@ impl Bindings {
             if !front::has_streams(&found.kind) {
                 return self.check_object(&found).await;
             }
-            let mut stream = self.open(&found, &[]).await?;
+            let mut stream = self.open_apart(&found).await?;
             front::check(&found.kind, &mut stream).await?;
             Ok::<_, OpenError>(())
         });
@@ -437,106 +403,6 @@ impl Bindings {
                 self.carry(&link, local).await;
             }
         });
-    }
-
-    /// Carries one connection of a program to its end.
-    async fn carry(&self, link: &Link, mut local: Local) {
-        if *link.streams.borrow() >= STREAMS_MAX {
-            return local.cut();
-        }
-        link.streams.send_modify(|streams| *streams += 1);
-        let mut closed = link.closed.subscribe();
-        let carried = tokio::select! {
-            biased;
-            _ = closed.wait_for(|closed| *closed) => Err(OpenError::Refused),
-            carried = self.join(link, &mut local) => carried,
-        };
-        if let Err(error) = carried {
-            let binding = &link.generation.binding;
-            tracing::debug!(%binding, error = %Chain(&error), "connection ended");
-            local.cut();
-        }
-        drop(local);
-        link.streams.send_modify(|streams| *streams -= 1);
-    }
-
-    async fn join(&self, link: &Link, local: &mut Local) -> Result<(), OpenError> {
-        let Some(first) = front::greet(&link.kind, local).await? else {
-            return Ok(());
-        };
-        // What goes with the ticket saves a round trip.
-        let (early, late) = match first.len() <= EARLY_BYTES_MAX {
-            true => (first.as_slice(), &[][..]),
-            false => (&[][..], first.as_slice()),
-        };
-        let opened = timeout(CONNECT_DEADLINE, self.open(link, early)).await;
-        let mut stream = match opened.unwrap_or(Err(OpenError::TimedOut(CONNECT_DEADLINE))) {
-            Ok(stream) => stream,
-            Err(error) => {
-                let why = Chain(&error).to_string();
-                let told = front::decline(&link.kind, local, &why);
-                return match timeout(DECLINE_TIMEOUT, told).await {
-                    Ok(Ok(true)) => Ok(()),
-                    _ => Err(error),
-                };
-            }
-        };
-        stream.write_all(late).await?;
-        let joined = splice(local, &mut stream).await;
-        if joined.is_err() {
-            service::cut(stream.get_ref().0);
-        }
-        Ok(joined?)
-    }
-
-    /// Opens one stream to the service, and tries again for as long as the exporter is away. The
-    /// stream begins with these bytes, in each try: they must have no effect that lasts.
-    async fn open(&self, link: &Link, early: &[u8]) -> Result<Stream, OpenError> {
-        let mut pause = RETRY_PAUSE_MIN;
-        loop {
-            match self.open_once(link, early).await {
-                Err(error) if error.may_pass() => {
-                    let binding = &link.generation.binding;
-                    tracing::debug!(%binding, error = %Chain(&error), "no stream yet");
-                }
-                opened => return opened,
-            }
-            sleep(pause).await;
-            pause = RETRY_PAUSE_MAX.min(pause * 2);
-        }
-    }
-
-    async fn open_once(&self, link: &Link, early: &[u8]) -> Result<Stream, OpenError> {
-        let grant = self.live(link).await?;
-        // Never closed.
-        let opening = link.openings.acquire().await;
-        // The ticket and the connection are fetched at the same time.
-        let (ticket, dialled) = tokio::join!(
-            link.ask(grant.call(method::OPEN, []), &grant),
-            self.dialer.dial(&link.sturdyref.peer, BYTES_ALPN),
-        );
-        let ticket = ticket.map_err(OpenError::Ticket)?;
-        let ticket = ticket
-            .as_bytes()
-            .filter(|ticket| ticket.len() == TICKET_SIZE);
-        let ticket = ticket.ok_or(Malformed {
-            what: "open's answer",
-            why: "it is no ticket".into(),
-        })?;
-        let mut stream = dialled.map_err(OpenError::Dial)?;
-        drop(opening);
-        service::tune(stream.get_ref().0)?;
-        // At once: the exporter that takes the ticket has all of it then, and one that refuses it
-        // closes a connection on which nothing waits to be read.
-        let hello = [&[BYTES_VERSION][..], ticket, early].concat();
-        stream.write_all(&hello).await?;
-        stream.flush().await?;
-        match StreamReply::from_byte(stream.read_u8().await?) {
-            Some(StreamReply::Open) => Ok(stream),
-            Some(StreamReply::Busy) => Err(OpenError::Busy),
-            Some(StreamReply::Unreachable) => Err(OpenError::Service),
-            Some(StreamReply::Refused) | None => Err(OpenError::Refused),
-        }
     }
 
     /// Returns the live grant, made live by its durable name if it is not.
@@ -589,9 +455,6 @@ impl Bindings {
     }
 }
 
-/// What a stream between hobs is.
-type Stream = tokio_rustls::TlsStream<tokio::net::TcpStream>;
-
 impl Link {
     fn new(row: &BindingRow, live: Option<Reference>) -> Arc<Self> {
         Arc::new(Self {
@@ -602,6 +465,7 @@ impl Link {
             over: Arc::default(),
             live: Mutex::new(live),
             enlivening: tokio::sync::Mutex::default(),
+            is_near: AtomicBool::new(false),
             openings: Semaphore::new(OPENINGS_MAX),
             closed: watch::Sender::new(false),
             streams: watch::Sender::new(0),
@@ -642,24 +506,6 @@ impl Link {
             .subscribe()
             .wait_for(|streams| *streams == 0)
             .await;
-    }
-}
-
-impl OpenError {
-    /// Returns whether it may be otherwise in a moment: the exporter is away.
-    fn may_pass(&self) -> bool {
-        match self {
-            Self::Enliven(EnlivenError::Refused(broken)) | Self::Ticket(broken) => {
-                broken.is_severed()
-            }
-            Self::Enliven(EnlivenError::Connect(_)) | Self::Dial(_) | Self::Io(_) => true,
-            Self::Enliven(_)
-            | Self::Malformed(_)
-            | Self::Refused
-            | Self::Busy
-            | Self::Service
-            | Self::TimedOut(_) => false,
-        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod layout;
 mod local;
 mod logs;
 mod metadata;
+mod near;
 mod owner;
 pub mod person;
 mod process;
@@ -100,6 +101,7 @@ Usage: hob [--dir DIR] [--session] [--metadata URL]...
   --version         the version
 
 Programs of users other than root and the hob's own see the bindings that are exposed to them.
+With GOBS_APART=yes in its environment, an agent passes streams over TLS to those of its host, too.
 ";
 
 /// What the command line asks for.

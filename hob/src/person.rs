@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::front;
 use crate::grant::Chain;
 use crate::protocol::{
-    BYTES_ALPN, BYTES_VERSION, Described, Malformed, StreamReply, TICKET_SIZE, from_passable,
+    self, BYTES_ALPN, BYTES_VERSION, Described, Malformed, StreamReply, TICKET_SIZE, from_passable,
     method,
 };
 use crate::service::{self, Local};
@@ -186,17 +186,13 @@ impl Opened {
             what: "the connection to the other machine failed".into(),
             source,
         };
-        let ticket = self.grant.call(method::OPEN, []).await?;
-        let ticket = ticket.as_bytes().filter(|it| it.len() == TICKET_SIZE);
-        let ticket = ticket.ok_or(Malformed {
-            what: "open's answer",
-            why: "it is no ticket".into(),
-        })?;
+        let opened = self.grant.call(method::OPEN, []).await?;
+        let ticket = protocol::Opened::from_passable(&opened)?.ticket;
         let dialled = self.dialer.dial(&self.locator, BYTES_ALPN).await;
         let mut stream = dialled.map_err(|it| failed(io::Error::other(it.to_string())))?;
         service::tune(stream.get_ref().0).map_err(failed)?;
         let mut hello = [BYTES_VERSION; 1 + TICKET_SIZE];
-        hello[1..].copy_from_slice(ticket);
+        hello[1..].copy_from_slice(&ticket);
         stream.write_all(&hello).await.map_err(failed)?;
         stream.flush().await.map_err(failed)?;
         let why = match StreamReply::from_byte(stream.read_u8().await.map_err(failed)?) {

@@ -25,13 +25,14 @@
 //! | | `get-binding` | name | the grant |
 //! | | `status` | | [`HobStatus`] |
 //! | grant | `describe` | | [`Described`] |
-//! | | `open` | | a one-time ticket of [`TICKET_SIZE`] bytes |
+//! | | `open` | | [`Opened`]: a one-time ticket, and where it may be presented on the same host |
 //! | grant of a secret | `fetch` | the digest held, if one is | `{digest, secret}`; null if it is the same after [`DELIVERY_HOLD`] |
 //! | grant of an object | `capability` | | the object, as long as the grant stands |
 
 mod convert;
 mod expose;
 mod service;
+mod stream;
 mod user_data;
 
 use std::collections::BTreeMap;
@@ -47,6 +48,10 @@ pub(crate) use service::check_limits;
 pub use service::{
     Access, Attenuate, Http, MINTING, Postgres, Redis, Secret, ServiceKind, ServiceSpec,
     Unenforceable, Wider, check_limit, check_together, enforced_by,
+};
+pub use stream::{
+    BYTES_ALPN, BYTES_VERSION, EARLY_BYTES_MAX, HOST_SIZE, NEAR_NAME_SIZE, NEAR_VERSION, Near,
+    Opened, PROOF_SIZE, StreamReply, TICKET_LIFETIME, TICKET_SIZE,
 };
 pub use user_data::{USER_DATA_FORMAT, USER_DATA_HEADER, UserData, host_and_port};
 
@@ -416,59 +421,6 @@ pub const SECRET_BYTES_MAX: u64 = 1 << 20;
 /// that, and a receiver that is gone is not waited for much longer.
 pub const DELIVERY_HOLD: Duration = Duration::from_secs(60);
 
-// ---- byte streams ----------------------------------------------------------------------------
-
-/// The ALPN name of connections that carry one stream of a binding.
-///
-/// The dialler is the importer, the listener the exporter, both with proven keys. The dialler
-/// sends [`BYTES_VERSION`] and the ticket; the listener answers one byte ([`StreamReply`]); after
-/// [`StreamReply::Open`] everything both ways belongs to the stream. The dialler may send what the
-/// stream begins with beside the ticket; it is lost if the answer is another. The end of one
-/// direction is TLS's close-notify; a connection that ends without one was cut.
-pub const BYTES_ALPN: &[u8] = b"gobs-bytes/1";
-
-/// The first byte of a byte connection.
-pub const BYTES_VERSION: u8 = 1;
-
-/// Bytes of a ticket.
-pub const TICKET_SIZE: usize = 32;
-
-/// How long a ticket may be presented: longer than a dial takes, short enough to be worthless to
-/// a later reader of memory.
-pub const TICKET_LIFETIME: Duration = Duration::from_secs(30);
-
-/// What the exporter says to a ticket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamReply {
-    /// The service took the connection.
-    Open,
-    /// Unknown, used, expired or foreign ticket, or a revoked grant: one answer for all.
-    Refused,
-    /// As many streams as `connections_max` are open.
-    Busy,
-    /// The service did not take the connection.
-    Unreachable,
-}
-
-impl StreamReply {
-    /// Returns the byte on the wire.
-    pub fn to_byte(self) -> u8 {
-        match self {
-            Self::Open => 0,
-            Self::Refused => 1,
-            Self::Busy => 2,
-            Self::Unreachable => 3,
-        }
-    }
-
-    /// Reads the byte on the wire.
-    pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Open, Self::Refused, Self::Busy, Self::Unreachable]
-            .into_iter()
-            .find(|reply| reply.to_byte() == byte)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ocapn::{Passable, Struct, Swissnum};
@@ -566,13 +518,5 @@ mod tests {
         }
         let wider = Passable::Struct(Struct::new().with("tables", "orders"));
         assert!(from_passable::<Attenuate>("attenuate", &wider).is_err());
-    }
-
-    #[test]
-    fn stream_replies_are_read_back() {
-        for byte in 0..=u8::MAX {
-            let reply = StreamReply::from_byte(byte);
-            assert_eq!(reply.map(StreamReply::to_byte), (byte < 4).then_some(byte));
-        }
     }
 }

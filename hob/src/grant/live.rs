@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
 use ocapn::{Broken, PeerId};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
 use super::Grants;
 use crate::protocol::{
-    Generation, GrantStatus, ServiceKind, StreamReply, TICKET_LIFETIME, TICKET_SIZE, code,
+    Generation, GrantStatus, Near, Opened, PROOF_SIZE, ServiceKind, StreamReply, TICKET_LIFETIME,
+    TICKET_SIZE, code,
 };
 use crate::service::ServiceError;
 use crate::store::{GrantRow, swissnum_hash};
@@ -20,7 +20,8 @@ use crate::store::{GrantRow, swissnum_hash};
 /// moment of a dial. More are refused as busy.
 pub(super) const TICKETS_MAX: usize = 1_024;
 
-/// Streams that all grants of a machine may have open; the file descriptors are two for each.
+/// Streams that all grants of a machine may have open; the file descriptors are two for each, or
+/// three where the importer is on this host.
 const STREAMS_MAX: usize = 16_384;
 
 #[derive(Default)]
@@ -48,6 +49,8 @@ pub(super) struct Membrane {
 
 struct Ticket {
     membrane: Arc<Membrane>,
+    /// What the importer is shown where it presents the ticket on this host.
+    proof: [u8; PROOF_SIZE],
     expires: Instant,
 }
 
@@ -74,15 +77,27 @@ impl Grants {
 
     /// Takes a ticket out, if it is this peer's and still good.
     pub(super) fn redeem(&self, ticket: &[u8], from: &PeerId) -> Option<Arc<Membrane>> {
+        // A foreign key must not use up what is not its own.
+        let taken = self.take_out(ticket, |membrane| membrane.answers(Some(from)));
+        taken.map(|ticket| ticket.membrane)
+    }
+
+    /// Takes a ticket out that is presented on this host, where it alone says whose it is: it was
+    /// given to the receiver's key only. Returns what proves to the importer who took it, too.
+    pub(super) fn redeem_near(&self, ticket: &[u8]) -> Option<(Arc<Membrane>, [u8; PROOF_SIZE])> {
+        let taken = self.take_out(ticket, |_| true)?;
+        Some((taken.membrane, taken.proof))
+    }
+
+    fn take_out(&self, ticket: &[u8], may: impl FnOnce(&Membrane) -> bool) -> Option<Ticket> {
         let hash = swissnum_hash(ticket);
         let mut live = self.live();
-        // A foreign key must not use up what is not its own.
         live.tickets
             .get(&hash)
-            .filter(|ticket| ticket.membrane.answers(Some(from)))?;
+            .filter(|ticket| may(&ticket.membrane))?;
         let ticket = live.tickets.remove(&hash)?;
         ticket.membrane.tickets.fetch_sub(1, Ordering::Relaxed);
-        (ticket.expires > Instant::now()).then_some(ticket.membrane)
+        (ticket.expires > Instant::now()).then_some(ticket)
     }
 
     /// Takes a place for a stream, or for a call that gives something out.
@@ -121,7 +136,7 @@ impl Grants {
     }
 
     /// Gives out one more ticket.
-    pub(super) fn ticket(&self, membrane: &Arc<Membrane>) -> Result<Bytes, Broken> {
+    pub(super) fn ticket(&self, membrane: &Arc<Membrane>) -> Result<Opened, Broken> {
         if *membrane.revoked.borrow() {
             return Err(Broken::new(code::REVOKED, "this grant is revoked"));
         }
@@ -135,17 +150,21 @@ impl Grants {
                 "too many tickets of this grant are unused",
             ));
         }
-        let mut ticket = [0; TICKET_SIZE];
+        let (mut ticket, mut proof) = ([0; TICKET_SIZE], [0; PROOF_SIZE]);
         getrandom::fill(&mut ticket)
+            .and_then(|()| getrandom::fill(&mut proof))
             .map_err(|_| Broken::new(code::BUSY, "the machine has no randomness"))?;
         membrane.tickets.fetch_add(1, Ordering::Relaxed);
         let expires = Instant::now() + TICKET_LIFETIME;
         let entry = Ticket {
             membrane: Arc::clone(membrane),
+            proof,
             expires,
         };
         live.tickets.insert(swissnum_hash(&ticket), entry);
-        Ok(Bytes::copy_from_slice(&ticket))
+        let near = self.near.get();
+        let near = near.map(|&(host, name)| Near { host, name, proof });
+        Ok(Opened { ticket, near })
     }
 }
 

@@ -2,26 +2,29 @@
 //!
 //! A grant is a membrane: every stream through it is counted here and ends with it. It answers
 //! the receiver's key only, whoever else may hold a reference. Byte streams arrive on connections
-//! of their own and present a ticket that the grant gave out a moment before.
+//! of their own and present a ticket that the grant gave out a moment before; from a hob on this
+//! host the program's own socket may come instead.
 //!
 //! A grant may be made from another one: it is narrower, its streams count there too, and it ends
 //! with that one.
 
 mod leaving;
 mod live;
+mod near;
 mod object;
 mod stream;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
 use ocapn::{Broken, Object, Peer, PeerId, PeerLocator, Sturdyref, Swissnum};
 use tokio::sync::Notify;
 
 use crate::protocol::{
-    Attenuate, Check, Generation, Grant, GrantStatus, Offer, Probe, ServiceSpec, code,
+    Attenuate, Check, Generation, Grant, GrantStatus, HOST_SIZE, NEAR_NAME_SIZE, Offer, Probe,
+    ServiceSpec, code,
 };
 use crate::service::{GrantSecret, Lease, ServiceError, Services};
 use crate::store::{GrantRefused, Store, StoreError, swissnum_hash};
@@ -41,6 +44,8 @@ pub(crate) struct Grants {
     /// By binding, held while something is made or taken away at a server for it.
     minting: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     streams: AtomicUsize,
+    /// Where sockets are taken from hobs on this host: the host, and the listener's name.
+    near: OnceLock<([u8; HOST_SIZE], [u8; NEAR_NAME_SIZE])>,
     /// Told when something was left at a server.
     left: Notify,
     /// Told when a grant with an end was made.
@@ -61,6 +66,7 @@ impl Grants {
             changing: tokio::sync::Mutex::default(),
             minting: Mutex::default(),
             streams: AtomicUsize::new(0),
+            near: OnceLock::new(),
             left: Notify::new(),
             ending: Notify::new(),
         }

@@ -56,7 +56,7 @@ impl GrantObject {
         let grants = self.grants.upgrade().ok_or_else(gone)?;
         let other = match args.method() {
             method::OPEN => {
-                return Ok(Answer::value(Passable::bytes(grants.ticket(membrane)?)));
+                return Ok(Answer::value(grants.ticket(membrane)?.to_passable()));
             }
             method::DESCRIBE => {
                 return Ok(Answer::value(to_passable(&grants.describe(membrane)?)));

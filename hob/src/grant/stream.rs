@@ -1,5 +1,6 @@
 //! Byte connections: from the ticket that they present to the end of the stream.
 
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::Grants;
-use super::live::Membrane;
+use super::live::{Membrane, Place};
 use crate::protocol::{BYTES_VERSION, StreamReply, TICKET_SIZE};
 use crate::service::{self, Opening, ServeError, ServiceError};
 
@@ -63,23 +64,12 @@ impl Grants {
             Ok(entered) => entered,
             Err(reply) => return refuse(&mut stream, reply).await,
         };
-        let mut revoked = membrane.revoked.subscribe();
-        let carried = tokio::select! {
-            biased;
-            _ = revoked.wait_for(|revoked| *revoked) => {
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "revoked").into())
-            }
-            carried = self.carry(membrane, place.crowded, Opening(&mut stream)) => carried,
-        };
+        let opening = Opening::on(&mut stream);
+        let carried = self.carry(membrane, &place, opening, pending()).await;
         let carried = match carried {
-            Ok(()) => Ok(()),
+            Err(ServeError::NotOpened(_)) => refuse(&mut stream, StreamReply::Unreachable).await,
             Err(ServeError::Broke(error)) => Err(error),
-            Err(ServeError::NotOpened(error)) => {
-                let grant = &membrane.row.grant;
-                let (binding, service) = (&grant.binding, &grant.service);
-                tracing::warn!(%binding, %service, %error, "service does not answer");
-                refuse(&mut stream, StreamReply::Unreachable).await
-            }
+            Ok(()) => Ok(()),
         };
         if carried.is_err() {
             service::cut(stream.get_ref().0);
@@ -90,24 +80,46 @@ impl Grants {
         carried
     }
 
-    async fn carry<S>(
+    /// Carries a stream that has a place, until it ends, its grant is revoked, or its importer is
+    /// gone.
+    pub(super) async fn carry<S>(
         &self,
         membrane: &Membrane,
-        crowded: bool,
+        place: &Place<'_>,
         opening: Opening<'_, S>,
+        gone: impl Future<Output = ()>,
     ) -> Result<(), ServeError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let mut lease = self
-            .lease(membrane)
-            .map_err(|broken| ServiceError::Refused(broken.to_string()))?;
-        lease.crowded = crowded;
-        self.services.serve(&lease, opening).await
+        let mut revoked = membrane.revoked.subscribe();
+        let aborted = |why| Err(io::Error::new(io::ErrorKind::ConnectionAborted, why).into());
+        let serve = async {
+            let mut lease = self
+                .lease(membrane)
+                .map_err(|broken| ServiceError::Refused(broken.to_string()))?;
+            lease.crowded = place.crowded;
+            self.services.serve(&lease, opening).await
+        };
+        let carried = tokio::select! {
+            biased;
+            _ = revoked.wait_for(|revoked| *revoked) => aborted("revoked"),
+            () = gone => aborted("the importer is gone"),
+            served = serve => served,
+        };
+        if let Err(ServeError::NotOpened(error)) = &carried {
+            let grant = &membrane.row.grant;
+            let (binding, service) = (&grant.binding, &grant.service);
+            tracing::warn!(%binding, %service, %error, "service does not answer");
+        }
+        carried
     }
 }
 
-async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, reply: StreamReply) -> io::Result<()> {
+pub(super) async fn refuse<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    reply: StreamReply,
+) -> io::Result<()> {
     let refusal = async {
         stream.write_all(&[reply.to_byte()]).await?;
         stream.shutdown().await

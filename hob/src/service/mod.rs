@@ -111,14 +111,39 @@ pub(crate) enum ServeError {
 }
 
 /// A stream whose importer waits to hear whether the service takes it.
-pub(crate) struct Opening<'a, S>(pub(crate) &'a mut S);
+pub(crate) struct Opening<'a, S> {
+    stream: &'a mut S,
+    /// Where the importer hears of it, if that is another connection.
+    control: Option<&'a mut (dyn AsyncWrite + Unpin + Send)>,
+}
 
 impl<'a, S: AsyncWrite + Unpin> Opening<'a, S> {
+    /// Wraps a stream on which the importer hears of it.
+    pub(crate) fn on(stream: &'a mut S) -> Self {
+        let control = None;
+        Self { stream, control }
+    }
+
+    /// Wraps a program's own socket.
+    pub(crate) fn beside(
+        stream: &'a mut S,
+        control: &'a mut (dyn AsyncWrite + Unpin + Send),
+    ) -> Self {
+        let control = Some(control);
+        Self { stream, control }
+    }
+
     /// Says that the service took it: every byte from here on is the stream's own.
     pub(crate) async fn open(self) -> io::Result<&'a mut S> {
-        self.0.write_all(&[StreamReply::Open.to_byte()]).await?;
-        self.0.flush().await?;
-        Ok(self.0)
+        let reply = [StreamReply::Open.to_byte()];
+        match self.control {
+            Some(control) => control.write_all(&reply).await?,
+            None => {
+                self.stream.write_all(&reply).await?;
+                self.stream.flush().await?;
+            }
+        }
+        Ok(self.stream)
     }
 }
 

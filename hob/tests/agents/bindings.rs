@@ -1,6 +1,6 @@
 //! Bytes through bindings.
 
-use hob::protocol::{Attenuate, Expose, Grant, StreamReply, method};
+use hob::protocol::{Attenuate, Expose, Grant, Opened, StreamReply, method};
 use ocapn::Swissnum;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -137,9 +137,10 @@ async fn tickets_are_for_one_key_and_one_time() {
     assert_eq!(broken.code(), Some("not-yours"));
 
     let live = receiver.enliven(&granted.sturdyref).await.unwrap();
-    let ticket = live.call(method::OPEN, []).await.unwrap();
+    let opened = live.call(method::OPEN, []).await.unwrap();
+    let ticket = Opened::from_passable(&opened).unwrap().ticket;
     let mut hello = vec![hob::protocol::BYTES_VERSION];
-    hello.extend_from_slice(ticket.as_bytes().unwrap());
+    hello.extend_from_slice(&ticket);
     let alpn = hob::protocol::BYTES_ALPN;
     let present = async |dialer: &ocapn::StreamDialer, hello: &[u8]| {
         let mut stream = dialer.dial(&granted.sturdyref.peer, alpn).await.unwrap();

@@ -5,6 +5,7 @@ mod enrollment;
 mod exposing;
 mod http;
 mod metadata;
+mod near;
 mod objects;
 mod postgres;
 mod programs;
@@ -13,3 +14,8 @@ mod revocation;
 mod secret;
 mod support;
 mod units;
+
+/// Returns whether hobs stay apart, as those of two hosts do: see `tests/apart`.
+fn apart() -> bool {
+    false
+}

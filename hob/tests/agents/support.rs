@@ -441,6 +441,9 @@ impl Host {
             .env("GOBS_LOG", LOG.get().unwrap_or(&"trace"))
             .env("PATH", format!("{}:{path}", self.bin().display()))
             .stdin(Stdio::null());
+        if crate::apart() {
+            command.env("GOBS_APART", "yes");
+        }
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.hob = Some(command.spawn().unwrap());
     }

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use crate::account::Account;
-use crate::support::{Project, Run};
+use crate::account::{Account, assert_answers, serve_line};
+use crate::support::{Project, Run, free_port};
 
 const NOTHING: &str = "No changes. Your infrastructure matches the configuration.";
 
@@ -167,4 +167,85 @@ fn what_the_account_does_not_allow_is_an_error_of_the_plan() {
         &["its interfaces lead to VLANs only, and those are under no firewall"],
     );
     account.assert_machines(0, 0, "after refusals");
+}
+
+/// Returns two machines with bindings from one of them to the other; what stands for addresses in
+/// a VPC is of loopback, since that is where the hobs of this test really dial each other.
+fn in_a_vpc(generation: &str, ports: [u16; 3], is_bound: bool) -> String {
+    let [orders, hob, exposed] = ports;
+    let machine = |name: &str, host: u8, more: &str| {
+        format!(
+            "machine \"{name}\" {{
+               provider             = linode
+               region               = \"eu-central\"
+               type                 = \"g6-nanode-1\"
+               image                = \"linode/debian13\"
+               authorized_keys      = [\"ssh-ed25519 AAAA test\"]
+               interface_generation = \"{generation}\"
+               interface {{ purpose = \"public\" }}
+               interface {{
+                 purpose   = \"vpc\"
+                 subnet_id = 7
+                 ipv4      = \"127.0.1.{host}\"
+               }}
+               {more}
+             }}\n"
+        )
+    };
+    let db = format!(
+        "hob {{
+           listen    = \"127.0.1.2:{hob}\"
+           advertise = [\"127.0.1.2\"]
+         }}
+         firewall {{ derived = true }}
+         service \"orders\" {{ tcp = \"127.0.0.1:{orders}\" }}"
+    );
+    let binding = format!(
+        "binding \"app\" {{
+           from = machine.db.service.orders
+           to   = machine.app
+           expose {{ tcp = \"127.0.0.1:{exposed}\" }}
+         }}\n"
+    );
+    let listens = "hob { listen = \"127.0.0.1:0\" }";
+    let app = machine("app", 3, listens);
+    let web = machine("web", 4, listens);
+    let binding = if is_bound { &*binding } else { "" };
+    machine("db", 2, &db) + &app + &web + binding
+}
+
+#[test]
+fn a_derived_firewall_lets_in_by_the_vpc_where_the_hob_is_dialled_there() {
+    for (seed, generation) in [(35, "legacy_config"), (36, "linode")] {
+        let account = Account::start(Project::empty(), seed);
+        let project = &account.project;
+        let ports = [serve_line(), free_port(), free_port()];
+        let apply = |is_bound| {
+            project.write("main.gobs.hcl", &in_a_vpc(generation, ports, is_bound));
+            said(project.gobs(&["apply", "--auto-approve"]), 0);
+            let again = said(project.gobs(&["plan"]), 0);
+            assert!(again.contains(NOTHING), "{generation}: {again}");
+            let found = account
+                .double
+                .ask("GET", "/networking/firewalls", &Value::Null);
+            found.expect("listed")["data"][0]["rules"].clone()
+        };
+        let rules = apply(true);
+        let inbound = rules["inbound"].as_array().expect("a list");
+        let seen: Vec<_> = inbound
+            .iter()
+            .map(|it| (&it["ports"], &it["addresses"]))
+            .collect();
+        let port = json!(ports[1].to_string());
+        assert_eq!(
+            seen,
+            [(&port, &json!({"ipv4": ["127.0.1.3/32"]}))],
+            "{generation}"
+        );
+        assert_eq!(rules["inbound_policy"], "DROP");
+        assert_answers(&format!("127.0.0.1:{}", ports[2]));
+        assert_eq!(apply(false)["inbound"], json!([]), "{generation}");
+        project.gobs(&["destroy", "--auto-approve"]).ok();
+        account.assert_machines(0, 3, "after destroy");
+    }
 }

@@ -18,8 +18,8 @@ pub use json::DecodeError;
 pub use number::{Number, NumberError};
 pub use path::{Path, Segment};
 pub use schema::{
-    ADMITS, Attribute, Block, Change, Hosts, Needs, NestedBlock, Nesting, ProviderSchema, Role,
-    UserDataForm,
+    ADMITS, Attribute, Block, Change, Hosts, Needs, NestedBlock, Nesting, Network, ProviderSchema,
+    Role, UserDataForm,
 };
 pub use types::{ObjectField, Type};
 pub use value::{Kind, Known, UnknownAt, Value};

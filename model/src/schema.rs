@@ -170,11 +170,30 @@ pub struct Hosts {
     pub metadata: Vec<String>,
     /// The attributes that hold a machine's addresses, the first of which it is dialled at.
     pub addresses: Vec<String>,
+    /// The networks that machines may have among themselves.
+    #[serde(default)]
+    pub networks: Vec<Network>,
     /// The values of the attribute `status` of a machine that has not begun to run.
     pub provisioning: Vec<String>,
     /// The values of `status` of a machine whose agent has ended for good: where it has not called
     /// home by then, it never will.
     pub ended: Vec<String>,
+}
+
+/// A network among machines, in which each says by itself where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The nested block that says so: `interface`.
+    pub block: String,
+    /// The attribute in it that holds the machine's address, with or without a prefix.
+    pub address: String,
+    /// The attribute in it that says in which part of such a network: two machines that name the
+    /// same one meet there.
+    pub part: String,
+    /// The flag in it that says that the machine's default route goes through it.
+    pub route: String,
+    /// Whether what comes by it comes through the machine's firewall.
+    pub filtered: bool,
 }
 
 /// How user data is written.

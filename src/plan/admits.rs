@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gobs_model::{
-    Address, Block, Change, Diagnostic, Instance, Nesting, Path, ProviderSchema, Role, Value,
+    Address, Block, Change, Diagnostic, Instance, Nesting, Network, Path, ProviderSchema, Role,
+    Value,
 };
 use gobs_state::{Row, RowKind};
+use hob::protocol::host_and_port;
 
 use crate::lang::{BlockId, Dial, MachineValues};
 
 use super::draft::{NewStep, Node};
-use super::step::Whom;
+use super::step::{Whom, Within};
 use super::{Action, Because, Planner};
 
 /// The attributes that say where a machine is, where its hob does not say which lead to it.
@@ -120,12 +122,142 @@ impl Whom {
             bare.collect()
         };
         let mut found = of(&mut self.attributes.iter().map(String::as_str));
-        if found.is_empty() {
+        if found.is_empty() && !self.attributes.is_empty() {
             // A machine of another provider may not have these.
             found = of(&mut ADDRESSES.into_iter());
         }
+        let there = self
+            .networks
+            .iter()
+            .flat_map(|it| it.addresses_of(observed));
+        found.extend(there.map(|it| it.to_string()));
         found.iter().map(|it| one(it, self.port)).collect()
     }
+}
+
+impl Within {
+    fn of(network: &Network, block: &Value) -> Self {
+        let part = block.get(&network.part).filter(|it| !it.contains_unknown());
+        Self {
+            network: network.clone(),
+            part: part.cloned().unwrap_or(Value::NULL),
+        }
+    }
+
+    /// Returns where a machine is that comes by this network: in the same part of it where it is
+    /// in that, and otherwise wherever it is in such networks, since parts may lead to each other.
+    fn addresses_of(&self, machine: &Value) -> Vec<IpAddr> {
+        let blocks = || {
+            let all = blocks_in(&self.network, machine);
+            all.filter_map(|it| Some((it, address_in(&self.network, it)?)))
+        };
+        let part = |block: &Value| {
+            block
+                .get(&self.network.part)
+                .is_some_and(|it| self.part.same(it))
+        };
+        let near = blocks().filter(|it| !self.part.is_null() && part(it.0));
+        let near: Vec<IpAddr> = near.map(|it| it.1).collect();
+        match near.is_empty() {
+            true => blocks().map(|it| it.1).collect(),
+            false => near,
+        }
+    }
+}
+
+/// How those come to a machine who dial what its hob advertises.
+#[derive(Default)]
+struct Ways {
+    /// The attributes that hold the addresses that they come from.
+    attributes: Vec<String>,
+    networks: Vec<Within>,
+}
+
+impl Ways {
+    fn of(schema: &ProviderSchema, values: &MachineValues) -> Self {
+        let mut ways = Self::default();
+        let mut said = values.hob.advertise.clone();
+        let listen = host_and_port(values.hob.listens_on(schema.hosts.elsewhere), 0).0;
+        let any = |it: IpAddr| it.is_unspecified();
+        if said.is_empty() && !listen.parse().is_ok_and(any) {
+            said.push(listen);
+        }
+        let mut from_anywhere = false;
+        for text in &said {
+            if schema.machine.attributes.contains_key(text) {
+                ways.attributes.push(text.clone());
+                continue;
+            }
+            let address = host_and_port(text, 0).0.parse::<IpAddr>().ok();
+            let is_it = |network: &Network, block: &Value| {
+                address.is_some() && address_in(network, block) == address
+            };
+            // What is not one of its own is a name, or an address that leads to it.
+            from_anywhere |= !ways.lead_by(schema, &values.attributes, is_it);
+        }
+        if said.is_empty() {
+            // It is where its default route begins.
+            let is_default = |network: &Network, block: &Value| {
+                let blocks = values.attributes.get(&network.block);
+                let is_sole = blocks
+                    .and_then(Value::as_elements)
+                    .is_some_and(|it| it.len() == 1);
+                is_sole || block.get(&network.route).and_then(Value::as_bool) == Some(true)
+            };
+            from_anywhere = !ways.lead_by(schema, &values.attributes, is_default);
+        }
+        if from_anywhere {
+            let more = ADDRESSES.map(str::to_owned).into_iter();
+            ways.attributes.extend(more.filter(|it| !said.contains(it)));
+        }
+        ways
+    }
+
+    /// Adds the network of the machine's block that is meant; returns whether there is one.
+    fn lead_by(
+        &mut self,
+        schema: &ProviderSchema,
+        machine: &Value,
+        is_meant: impl Fn(&Network, &Value) -> bool,
+    ) -> bool {
+        let networks = schema.hosts.networks.iter();
+        let mut blocks =
+            networks.flat_map(|network| blocks_in(network, machine).map(move |it| (network, it)));
+        let Some((network, block)) = blocks.find(|(network, block)| is_meant(network, block))
+        else {
+            return false;
+        };
+        let within = Within::of(network, block);
+        if network.filtered && !self.networks.contains(&within) {
+            self.networks.push(within);
+        }
+        true
+    }
+}
+
+/// Returns the blocks that say that a machine is in a network.
+fn blocks_in<'a>(network: &'a Network, machine: &'a Value) -> impl Iterator<Item = &'a Value> {
+    let blocks = machine.get(&network.block).and_then(Value::as_elements);
+    let says = |block: &Value, name: &str| block.get(name).is_some_and(|it| !it.is_null());
+    let is_in = move |it: &&Value| says(it, &network.address) || says(it, &network.part);
+    blocks.into_iter().flatten().filter(is_in)
+}
+
+/// Returns where a block says that its machine is.
+fn address_in(network: &Network, block: &Value) -> Option<IpAddr> {
+    let text = block.get(&network.address)?.as_str()?;
+    text.split('/').next()?.parse().ok()
+}
+
+/// Returns the networks in which a machine says where it is, which may be known later.
+pub(crate) fn networks_of(schema: &ProviderSchema, attributes: &Value) -> Vec<Network> {
+    let says = |network: &Network, block: &Value| {
+        let address = block.get(&network.address);
+        address.is_some_and(|it| !it.is_null())
+    };
+    let networks = schema.hosts.networks.iter();
+    let own = networks.filter(|network| blocks_in(network, attributes).any(|it| says(network, it)));
+    own.cloned().collect()
 }
 
 fn one(address: &str, port: u16) -> Value {
@@ -145,12 +277,10 @@ impl Planner<'_> {
         let (block, attribute) = derived_block(&schema.machine, &values.attributes)?;
         let listen = values.hob.listens_on(schema.hosts.elsewhere);
         let port = listen.rsplit(':').next().and_then(|it| it.parse().ok());
-        let named = values.hob.advertise.iter();
-        let named = named.filter(|it| schema.machine.attributes.contains_key(*it));
-        let mut attributes: Vec<String> = named.cloned().collect();
-        if attributes.is_empty() {
-            attributes = ADDRESSES.map(str::to_owned).into();
-        }
+        let Ways {
+            attributes,
+            networks,
+        } = Ways::of(schema, values);
         let mut errors = Vec::new();
         let port = match port {
             Some(port @ 1..) => port,
@@ -176,6 +306,7 @@ impl Planner<'_> {
             port,
             machines: Vec::new(),
             attributes,
+            networks,
             also: Value::set(boss.iter().map(|it| one(it, port))),
         };
         let was = row.and_then(|row| admitted(&schema.machine, row.wanted.value()));
@@ -244,12 +375,45 @@ impl Planner<'_> {
         }
     }
 
+    /// Reports those who are to come by a network in which they do not say where they are.
+    fn check_networks(&mut self, instance: &Instance, whom: &Whom, importers: &BTreeSet<Address>) {
+        if whom.networks.is_empty() || !whom.attributes.is_empty() {
+            return;
+        }
+        let plan = |it: &Address| self.machines.get(it.as_machine()?).filter(|it| it.stays);
+        let is_there = |it: &&Address| {
+            let ways = |network: &Network| whom.networks.iter().any(|it| it.network == *network);
+            plan(it).is_none_or(|it| it.networks.iter().any(ways))
+        };
+        let lost: Vec<Address> = importers
+            .iter()
+            .filter(|it| !is_there(it))
+            .cloned()
+            .collect();
+        let names = whom.networks.iter().map(|it| &it.network);
+        let names = names.map(|it| format!("{} of its {} block", it.address, it.block));
+        let names = names.collect::<Vec<_>>().join(" or ");
+        for importer in lost {
+            let Some(machine) = importer.as_machine() else {
+                continue;
+            };
+            let detail = format!(
+                "The hob on machine.{instance} is dialled in a network among machines, and its \
+                 firewall is derived: from which address {importer} comes there is not known."
+            );
+            let hint = format!("Set {names} in {importer}, or advertise another address.");
+            let error = Diagnostic::error("Importer without an address", detail).hint(hint);
+            self.report(&BlockId::Machine(machine.name.clone()), vec![error]);
+        }
+    }
+
     fn admission(&mut self, instance: &Instance, derived: Derived) {
         let Some(machine) = self.machines.get(instance) else {
             return;
         };
         let (ready, simulated) = (machine.ready.clone(), machine.simulated);
         let mut whom = derived.whom;
+        self.check_networks(instance, &whom, &derived.importers);
         let moves = |it: &Address| {
             let plan = it.as_machine().and_then(|it| self.machines.get(it));
             plan.is_none_or(|it| it.moves)
@@ -329,3 +493,61 @@ impl Planner<'_> {
 
 /// Machines with derived firewalls, by their addresses.
 pub(crate) type AllDerived = BTreeMap<Instance, Derived>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_by_a_network_is_let_in_by_its_address_there() {
+        let network = |address: &str, part| Within {
+            network: Network {
+                block: "interface".into(),
+                address: address.into(),
+                part: "subnet".into(),
+                route: "primary".into(),
+                filtered: true,
+            },
+            part,
+        };
+        let interface = |name, address: &str, subnet: i64| {
+            Value::object([(name, Value::from(address)), ("subnet", subnet.into())])
+        };
+        let machine = Value::object([
+            ("ipv4", Value::list(["192.0.2.3".into()])),
+            (
+                "interface",
+                Value::list([
+                    interface("vpc", "10.0.0.3", 7),
+                    interface("vpc", "10.0.8.3", 8),
+                    interface("vlan", "10.1.0.3/24", 1),
+                ]),
+            ),
+        ]);
+        let app: Address = "machine.app".parse().expect("an address");
+        let check = |attributes: &[&str], networks: &[Within], expected: &[&str]| {
+            let whom = Whom {
+                block: "firewall".into(),
+                attribute: "admits".into(),
+                port: 7463,
+                machines: vec![app.clone()],
+                attributes: attributes.iter().map(|it| (*it).to_owned()).collect(),
+                networks: networks.to_vec(),
+                also: Value::set([]),
+            };
+            let expected = expected.iter().map(|it| one(it, 7463));
+            assert_eq!(whom.resolve(|_| Some(&machine)), Value::set(expected));
+        };
+        check(&[], &[network("vpc", 7.into())], &["10.0.0.3"]);
+        // In another subnet it may be of the same VPC, which is known to nobody here.
+        let both = ["10.0.0.3", "10.0.8.3"];
+        check(&[], &[network("vpc", 9.into())], &both);
+        check(&[], &[network("vpc", Value::NULL)], &both);
+        check(&[], &[network("vlan", Value::NULL)], &["10.1.0.3"]);
+        check(&[], &[], &[]);
+        let with_public = ["192.0.2.3", "10.0.8.3"];
+        check(&["ipv4"], &[network("vpc", 8.into())], &with_public);
+        // A machine of another provider has other names for its addresses.
+        check(&["address4"], &[], &["192.0.2.3"]);
+    }
+}

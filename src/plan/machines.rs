@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Path, ProviderSchema};
-use gobs_model::{Segment, UserDataForm, Value};
+use gobs_model::{Address, Block, Change, Diagnostic, Instance, Name, Network, Path};
+use gobs_model::{ProviderSchema, Segment, UserDataForm, Value};
 use gobs_state::{Row, RowKind};
 
 use crate::lang::{BlockId, HobUser, HobValues, IgnoreChanges, MachineValues};
@@ -27,6 +27,8 @@ pub(crate) struct MachinePlan {
     pub(crate) simulated: bool,
     /// Whether its hob runs as a user of its own, who restarts no units.
     pub(crate) confined: bool,
+    /// The networks among machines in which it says where it is.
+    pub(crate) networks: Vec<Network>,
     /// Where it is, and from where its hob can be dialled.
     pub(crate) place: Place,
     /// Its incarnation afterwards.
@@ -191,6 +193,7 @@ impl Planner<'_> {
             simulated: declared.simulated,
             confined: schema.hosts.user_data == UserDataForm::CloudInit
                 && values.hob.user == HobUser::Own,
+            networks: admits::networks_of(schema, &values.attributes),
             place: reach::place(&values.hob, &schema.hosts),
             ..MachinePlan::default()
         };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use gobs_model::{Address, Block, Change, Diagnostic, Known, Name, Nesting, Path, Value};
+use gobs_model::{Address, Block, Change, Diagnostic, Known, Name, Nesting, Network, Path, Value};
 use serde::{Deserialize, Serialize};
 
 /// What an apply is going to do, and what it rests on.
@@ -235,8 +235,20 @@ pub struct Whom {
     pub machines: Vec<Address>,
     /// The attributes of theirs that say from which addresses they come.
     pub attributes: Vec<String>,
+    /// The networks among machines by which they come, where the hob is dialled in such.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Within>,
     /// Who else, as the attribute has it: the boss, or whoever is not to be shut out yet.
     pub also: Value,
+}
+
+/// A network among machines, and in which part of it a machine is dialled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Within {
+    /// The network.
+    pub network: Network,
+    /// Its part, as the machine that is dialled says it; null where it says nothing.
+    pub part: Value,
 }
 
 /// A capability to be given out.

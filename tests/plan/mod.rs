@@ -133,7 +133,7 @@ impl Default for World {
             agent: Vec::new(),
             runtime_root: "unused".into(),
         });
-        let schemas = [dummy.schema().clone(), cloud(), far()];
+        let schemas = [dummy.schema().clone(), cloud(), far(), lan()];
         Self {
             inputs: Inputs {
                 now_s: NOW_S,
@@ -280,6 +280,31 @@ fn far() -> ProviderSchema {
         },
         ..cloud
     }
+}
+
+/// A provider whose machines have networks among themselves: one behind their firewalls, one not.
+fn lan() -> ProviderSchema {
+    let mut lan = cloud();
+    lan.name = "lan".into();
+    let text = || Attribute::optional(Type::String, Change::InPlace, "");
+    let flag = Attribute::optional(Type::Bool, Change::InPlace, "");
+    let interface = Block::of([
+        ("vpc", text()),
+        ("vlan", text()),
+        ("subnet", text()),
+        ("primary", flag),
+    ]);
+    let interface = NestedBlock::new(Nesting::List, Change::InPlace, interface);
+    lan.machine.blocks.insert("interface".into(), interface);
+    let network = |address: &str, filtered| gobs_model::Network {
+        block: "interface".into(),
+        address: address.into(),
+        part: "subnet".into(),
+        route: "primary".into(),
+        filtered,
+    };
+    lan.hosts.networks = vec![network("vpc", true), network("vlan", false)];
+    lan
 }
 
 /// A provider with everything that the dummy has not: required, chosen by the provider, resized,

@@ -101,7 +101,11 @@ fn step(out: &mut String, step: &Step) {
         }
         Action::Admit { whom, .. } => {
             let machines: Vec<String> = whom.machines.iter().map(ToString::to_string).collect();
-            let by = whom.attributes.join(", ");
+            let mut by = whom.attributes.join(", ");
+            for within in &whom.networks {
+                let (network, part) = (&within.network, &within.part);
+                by += &format!(" {}.{} in {part:?}", network.block, network.address);
+            }
             let also = &whom.also;
             format!(
                 " {} by {by} at {}, and {also:?}",

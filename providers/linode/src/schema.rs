@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gobs_model::{
-    Attribute, Block, Change, Hosts, Needs, NestedBlock, Nesting, ProviderSchema, Type,
+    Attribute, Block, Change, Hosts, Needs, NestedBlock, Nesting, Network, ProviderSchema, Type,
     UserDataForm,
 };
 
@@ -31,6 +31,19 @@ pub(crate) fn schema(list_lag: Duration, elsewhere: bool) -> ProviderSchema {
             user_data_bytes_max: Some(USER_DATA_BYTES_MAX),
             metadata: METADATA.map(str::to_owned).into(),
             addresses: ["ipv4", "ipv6"].map(str::to_owned).into(),
+            // A firewall is about what comes from the internet and from a VPC, not from a VLAN.
+            networks: [
+                ("ipv4", "subnet_id", true),
+                ("ipam_address", "label", false),
+            ]
+            .map(|(address, part, filtered)| Network {
+                block: "interface".into(),
+                address: address.into(),
+                part: part.into(),
+                route: "primary".into(),
+                filtered,
+            })
+            .into(),
             provisioning: ["provisioning", "booting"].map(str::to_owned).into(),
             // One that is off may be started again by whoever turned it off.
             ended: Vec::new(),

@@ -4,12 +4,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
-use crate::support::{Project, Run, eventually, hob_pid, is_dead};
+use crate::objects::{Elsewhere, call, sturdyrefs};
+use crate::support::{Project, Run, eventually, free_port, hob_pid, is_dead};
 
 const APPLY: &[&str] = &["apply", "--auto-approve"];
 
@@ -28,6 +30,12 @@ enum Server {
     /// A database of one server, and the name of the binding.
     Postgres(String, &'static str),
     Redis(Redis),
+    /// An object of another process, and what it answers.
+    Object {
+        uri: String,
+        number: usize,
+        _elsewhere: Rc<Elsewhere>,
+    },
 }
 
 /// A server of its own.
@@ -85,9 +93,24 @@ impl Server {
         ["first", "second"].map(|name| Self::Redis(Redis::start(name)))
     }
 
-    /// Returns what it is in the language.
+    fn objects() -> [Self; 2] {
+        let port = free_port();
+        let elsewhere = Rc::new(Elsewhere::start(port));
+        let mut number = 0;
+        sturdyrefs(port).map(|uri| {
+            number += 1;
+            Self::Object {
+                uri,
+                number,
+                _elsewhere: Rc::clone(&elsewhere),
+            }
+        })
+    }
+
+    /// Returns what it is in the language, in a service.
     fn kind(&self) -> String {
         match self {
+            Self::Object { .. } => String::new(),
             Self::Postgres(database, _) => {
                 let (directory, port) = Cluster::shared().place();
                 let socket = directory.join(format!(".s.PGSQL.{port}"));
@@ -106,9 +129,37 @@ impl Server {
         }
     }
 
-    /// Returns the roles or users of bindings that are there.
-    fn holders(&self) -> Vec<String> {
+    /// Returns where a binding from the machine of this name is from.
+    fn from(&self, machine: &str) -> String {
+        match self {
+            Self::Object { uri, .. } => format!("\"{uri}\""),
+            _ => format!("machine.{machine}.service.data"),
+        }
+    }
+
+    /// Returns the roles or users of bindings that are there; of objects, those to which the hob
+    /// that reaches them lends them.
+    fn holders(&self, stage: &Stage) -> Vec<String> {
         let text = match self {
+            Self::Object { .. } => {
+                let directory = stage.machine("app");
+                let directory = directory.to_string_lossy();
+                let told = stage.project.gobs(&["hob", "--dir", &directory, "status"]);
+                let status: serde_json::Value =
+                    serde_json::from_str(&told.stdout).unwrap_or_default();
+                let list = |name: &str, of: &str| {
+                    let list = status[name].as_array().cloned();
+                    let list = list.unwrap_or_else(|| vec!["not said".into()]);
+                    list.into_iter().map(|it| it[of].to_string()).collect()
+                };
+                let (grants, offers): (Vec<_>, Vec<_>) =
+                    (list("grants", "binding"), list("offers", "service"));
+                // Each has one service for itself.
+                match grants.len() == offers.len() {
+                    true => grants.join("\n"),
+                    false => [grants, offers].concat().join("\n"),
+                }
+            }
             Self::Postgres(_, label) => Cluster::shared().sql(
                 "postgres",
                 &format!("select rolname from pg_roles where rolname ~ '^gobs_{label}_'"),
@@ -121,9 +172,14 @@ impl Server {
 
     /// Asserts that this answers through the binding whose files are here, to this role or user.
     #[track_caller]
-    fn assert_answers(&self, directory: &Path, holder: &str, when: &str) {
+    fn assert_answers(&self, stage: &Stage, holder: &str, when: &str) {
+        let directory = &stage.directory;
         let read = |file: &str| std::fs::read_to_string(directory.join(file)).expect("a file");
         let (asked, expected) = match self {
+            Self::Object { number, .. } => {
+                let said = call(&stage.project, "app", &[stage.label, "number"]);
+                (said, number.to_string())
+            }
             Self::Postgres(database, _) => {
                 let statement = "select current_database(), session_user";
                 let mut psql = Command::new("psql");
@@ -183,6 +239,8 @@ impl Stage {
 
     fn declare(&self, from: Option<usize>) {
         let machines = ["one", "two"].iter().zip(&self.servers);
+        // Objects need no machine.
+        let machines = machines.filter(|(_, server)| !matches!(server, Server::Object { .. }));
         let machines = machines.map(|(name, server)| {
             format!(
                 "machine \"{name}\" {{
@@ -196,26 +254,22 @@ impl Stage {
         });
         let mut text: String = machines.collect();
         text += "machine \"app\" { provider = dummy }\n";
-        if let Some(from) = from {
-            let (from, label) = (["one", "two"][from], self.label);
+        if let Some(at) = from {
+            let (from, label) = (["one", "two"][at], self.label);
             text += &format!(
                 "binding \"{label}\" {{
-                   from = machine.{from}.service.data
+                   from = {}
                    to   = machine.app
                  }}
-                 output \"directory\" {{ value = binding.{label}.directory }}"
+                 output \"directory\" {{ value = binding.{label}.directory }}",
+                self.servers[at].from(from)
             );
         }
         self.project.write("main.gobs.hcl", &text);
     }
 
     fn machine(&self, name: &str) -> PathBuf {
-        let found = self.project.machines().into_iter().find(|directory| {
-            let record = std::fs::read(directory.join("record.json")).expect("a record");
-            let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
-            record["address"] == format!("machine.{name}")
-        });
-        found.expect("a machine")
+        self.project.machine(name)
     }
 
     /// Applies while a machine's hob dies at this step of its own, and is started again. Returns
@@ -280,7 +334,7 @@ impl Stage {
         });
         match from {
             Some(from) => {
-                self.servers[from].assert_answers(&self.directory, &holders[0], when);
+                self.servers[from].assert_answers(self, &holders[0], when);
             }
             None => {
                 let files = [self.directory.clone(), self.environment()];
@@ -303,9 +357,10 @@ impl Stage {
     }
 
     fn holders(&self) -> Vec<String> {
-        let mut all: Vec<_> = self.servers.iter().flat_map(Server::holders).collect();
+        let servers = self.servers.iter();
+        let mut all: Vec<_> = servers.flat_map(|it| it.holders(self)).collect();
         all.sort();
-        // Databases of one server have their roles in common.
+        // Databases of one server have their roles in common, and objects their hob.
         all.dedup();
         all
     }
@@ -379,7 +434,9 @@ impl Stage {
         self.declare(Some(0));
         self.project.gobs(APPLY).ok();
         self.project.gobs(&["destroy", "--auto-approve"]).ok();
-        assert_eq!(self.holders(), Vec::<String>::new(), "after destroy");
+        if !matches!(self.servers[0], Server::Object { .. }) {
+            assert_eq!(self.holders(), Vec::<String>::new(), "after destroy");
+        }
         if let Server::Postgres(_, label) = &self.servers[0] {
             let members = format!(
                 "select count(*) from pg_auth_members m left join pg_roles r on r.oid = m.member
@@ -415,6 +472,18 @@ fn s5_hobs_that_die_at_any_step_leave_no_role() {
 #[test]
 fn s5_hobs_that_die_at_any_step_leave_no_user_of_redis() {
     kill_all_hobs(Stage::new(Server::redis(), "steps"));
+}
+
+#[test]
+fn s5_a_hob_that_dies_at_any_step_lends_no_object_that_nobody_has() {
+    let mut stage = Stage::new(Server::objects(), "steps");
+    stage.kill_hobs([Some("app"); 3]);
+    stage.end();
+}
+
+#[test]
+fn s5_runs_that_die_at_any_journal_write_leave_no_object_lent() {
+    kill_all_runs(Stage::new(Server::objects(), "writes"));
 }
 
 #[test]

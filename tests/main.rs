@@ -23,6 +23,7 @@ mod linode_faults;
 mod linode_network;
 mod linode_strays;
 mod linode_token;
+mod objects;
 mod plan;
 mod plugins;
 mod postgres;

@@ -111,6 +111,17 @@ impl Project {
             .collect()
     }
 
+    /// Returns the directory of the machine of this name.
+    #[track_caller]
+    pub(crate) fn machine(&self, name: &str) -> PathBuf {
+        let found = self.machines().into_iter().find(|directory| {
+            let record = std::fs::read(directory.join("record.json")).expect("a record");
+            let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+            record["address"] == format!("machine.{name}")
+        });
+        found.expect("a machine")
+    }
+
     /// Starts a machine's hob alone, as a person would after a reboot.
     pub(crate) fn start_hob(&self, machine: &Path) -> Child {
         let directory = machine.to_string_lossy().into_owned();

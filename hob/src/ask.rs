@@ -27,7 +27,7 @@ const POLL_PAUSE: Duration = Duration::from_millis(200);
 /// Why a question has no good answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    #[error("no hob answers at {socket}: {source}")]
+    #[error("no hob answers at {socket}")]
     NoHob { socket: String, source: io::Error },
     #[error("no binding has this name")]
     Unknown,

@@ -267,9 +267,10 @@ impl Walk<'_> {
                 spec,
                 incarnation,
                 ready_s,
+                of,
                 simulated,
             } => {
-                let spec = self.service_spec(step, spec)?;
+                let spec = self.service_spec(step, spec, of.as_ref())?;
                 let row = Row {
                     address: step.address.clone(),
                     wanted: spec.clone(),
@@ -397,17 +398,24 @@ impl Walk<'_> {
         known(step, wanted)
     }
 
-    fn service_spec(&self, step: &Step, planned: &Value) -> Prepared<Known> {
+    /// Returns what a service is, declared by its machine or by a binding `of` it: as planned, with
+    /// what was not known then.
+    fn service_spec(&self, step: &Step, planned: &Value, of: Option<&Address>) -> Prepared<Known> {
         if !planned.contains_unknown() {
             return known(step, planned.clone());
         }
         let Some((machine, service)) = service_of(&step.address) else {
             return Err(bug(step));
         };
-        let mut values = self.apply.evaluator.machine(&machine).map_err(first)?;
-        let Some(values) = values.services.remove(&service) else {
-            return Err(bug(step));
+        let evaluator = &self.apply.evaluator;
+        let values = match of {
+            Some(Address::Binding(binding)) => evaluator.binding(binding).map_err(first)?.object,
+            _ => {
+                let mut machine = evaluator.machine(&machine).map_err(first)?;
+                machine.services.remove(&service)
+            }
         };
+        let values = values.ok_or_else(|| bug(step))?;
         keeps_promise(step, planned, &values.spec)?;
         known(step, values.spec)
     }

@@ -176,6 +176,13 @@ type Exporter = ((gobs_model::Instance, u64), gobs_model::Name);
 /// Returns the machine that offers a service, as it is now.
 fn exporter(service: &str, snapshot: &Snapshot) -> Result<Exporter, Failure> {
     let offered = super::who::offered(service, snapshot)?;
+    let row = snapshot.rows.get(&offered);
+    let has = |kind: &&str| row.is_some_and(|row| row.wanted.get(kind).is_some());
+    if let Some(kind) = ["secret", "sturdyref"].into_iter().find(has) {
+        let detail = format!("{offered} is of kind {kind}, which no program connects to.");
+        let error = Diagnostic::error("No socket for this service", detail);
+        return Err(error.hint("Bind it to a machine.").into());
+    }
     let Address::Service { machine, service } = offered else {
         return Err(Diagnostic::error("No such service", "It has no machine.").into());
     };

@@ -274,6 +274,8 @@ pub struct Binding {
     pub(crate) to: Expr,
     pub(crate) name: Option<Expr>,
     pub(crate) drain: Option<Expr>,
+    /// Of one from an object: how long that may take to answer.
+    pub(crate) ready: Option<Expr>,
     pub(crate) attenuate: Option<Vec<Attribute>>,
     pub(crate) expose: Vec<Block>,
     pub(crate) depends_on: Vec<(BlockId, Span)>,
@@ -424,15 +426,9 @@ impl Config {
         Some(machine.services.get(service)?.kind)
     }
 
-    /// Returns the limits that a binding asks for and a service cannot enforce, as mistakes.
-    pub(crate) fn unenforceable(
-        &self,
-        binding: &Name,
-        service: &gobs_model::Address,
-    ) -> Vec<Diagnostic> {
-        let Some(kind) = self.kind_of(service) else {
-            return Vec::new();
-        };
+    /// Returns the limits that a binding asks for and a kind of service cannot enforce, as
+    /// mistakes.
+    pub(crate) fn unenforceable(&self, binding: &Name, kind: ServiceKind) -> Vec<Diagnostic> {
         let limits = self
             .bindings
             .get(binding)
@@ -647,6 +643,9 @@ impl ServiceValues {
 pub struct BindingValues {
     /// The service that is given, or the binding that it is given on from.
     pub from: gobs_model::Address,
+    /// Where `from` is a sturdyref: the service that `from` then is, which the hob of the
+    /// receiving machine offers for this binding.
+    pub object: Option<ServiceValues>,
     /// The machine that gets it.
     pub to: gobs_model::Address,
     /// Under which name the machine finds it.

@@ -183,7 +183,7 @@ impl Decoder<'_> {
             attributes: arguments,
             blocks: std::mem::take(&mut block.body.blocks),
         };
-        let arguments = self.arguments(&rest, &["from", "to", "as", "drain"]);
+        let arguments = self.arguments(&rest, &["from", "to", "as", "drain", "ready"]);
         for needed in ["from", "to"] {
             if !arguments.contains_key(needed) {
                 self.missing(&block, needed);
@@ -216,6 +216,7 @@ impl Decoder<'_> {
             to: to.expr.clone(),
             name: arguments.get("as").map(|it| it.expr.clone()),
             drain: arguments.get("drain").map(|it| it.expr.clone()),
+            ready: arguments.get("ready").map(|it| it.expr.clone()),
             attenuate,
             expose,
             depends_on,

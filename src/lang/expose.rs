@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gobs_model::{Address, Diagnostic, Type, Value};
+use gobs_model::{Diagnostic, Type, Value};
 use hob::protocol::{entry_names, mode};
 
 use super::config::{Binding, ServiceKind};
@@ -45,14 +45,13 @@ impl Decoder<'_> {
 }
 
 impl Evaluator<'_> {
-    /// Returns how a binding from this service is seen: a list of objects.
+    /// Returns how a binding from a service of this kind is seen: a list of objects.
     pub(super) fn exposes(
         &self,
         eval: &mut Eval<'_>,
         binding: &Binding,
-        from: Option<&Address>,
+        kind: Option<ServiceKind>,
     ) -> Value {
-        let kind = from.and_then(|from| self.kind_of(from));
         let blocks = binding.expose.iter();
         let exposes: Vec<Value> = blocks.map(|block| expose(eval, block, kind)).collect();
         Value::list(exposes)

@@ -21,6 +21,7 @@ mod hob_block;
 mod inputs;
 mod lower;
 mod names;
+mod object;
 mod parse;
 mod reads;
 mod reference;

@@ -219,6 +219,7 @@ impl Config {
                         .name
                         .iter()
                         .chain(&binding.drain)
+                        .chain(&binding.ready)
                         .for_each(&mut *found);
                     let attenuate = binding.attenuate.iter().flatten();
                     attenuate.for_each(|it| found(&it.expr));

@@ -16,6 +16,9 @@ const POSTGRES_NAME_BYTES_MAX: usize = 63;
 /// Elements of a list of rights. Each is part of every grant, and read for every request.
 const RIGHTS_MAX: usize = 256;
 
+/// The netlayer of hobs.
+const TRANSPORT: &str = "tls-rpk";
+
 /// Bytes of one of them.
 const RIGHT_BYTES_MAX: usize = 1_024;
 
@@ -136,15 +139,30 @@ fn sturdyref(eval: &mut Eval<'_>, expr: &Expr) -> Value {
     let value = eval
         .typed(expr, &Type::String, "\"sturdyref\"")
         .sensitive_if(true);
-    if eval.errors.len() == before
-        && let Some(text) = value.as_str()
-        && text.parse::<Sturdyref>().is_err()
-    {
-        // Without the text: it may be a secret with a mistake in it.
-        let detail = "A sturdyref has the form ocapn://PEER.TRANSPORT/s/SECRET.";
-        eval.fail_at(expr.span, "Invalid sturdyref", detail, None);
+    if eval.errors.len() == before {
+        check_sturdyref(eval, expr, &value);
     }
     value
+}
+
+/// Reports a text that names no object which hobs can reach. It is not repeated: it may be a
+/// secret with a mistake in it.
+pub(super) fn check_sturdyref(eval: &mut Eval<'_>, expr: &Expr, value: &Value) {
+    let Some(text) = value.as_str() else { return };
+    let Ok(sturdyref) = text.parse::<Sturdyref>() else {
+        let detail = "A sturdyref has the form ocapn://PEER.TRANSPORT/s/SECRET.";
+        eval.fail_at(expr.span, "Invalid sturdyref", detail, None);
+        return;
+    };
+    let transport = &*sturdyref.peer.transport;
+    if transport != TRANSPORT {
+        let detail = format!(
+            "The object is reached by {}, and hobs speak {TRANSPORT} only.",
+            transport.escape_debug()
+        );
+        let hint = format!("Ask whoever gave it to you for one of the netlayer {TRANSPORT}.");
+        eval.fail_at(expr.span, "Object out of reach", detail, Some(hint));
+    }
 }
 
 /// Returns the limits of a binding: an object. Where the kind of its service is known, limits that

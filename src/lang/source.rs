@@ -1,9 +1,12 @@
 //! Source texts, and places in them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use gobs_model::{Diagnostic, Position, SourceSpan};
 use unicode_segmentation::UnicodeSegmentation;
+
+use super::object::SCHEME;
 
 /// The most lines of a source that a diagnostic quotes.
 const SNIPPET_LINES_MAX: usize = 5;
@@ -123,7 +126,7 @@ impl Sources {
             file: text.source.name.clone(),
             start,
             end,
-            snippet: snippet[..cut].into(),
+            snippet: masked(&snippet[..cut]).into(),
         }
     }
 
@@ -159,6 +162,27 @@ impl Text {
     }
 }
 
+/// Returns a text without the secret parts of the sturdyrefs in it, in as many columns.
+fn masked(text: &str) -> Cow<'_, str> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(SCHEME) {
+        let peer = &rest[at + SCHEME.len()..];
+        let is_end = |it: char| !it.is_ascii_graphic() || matches!(it, '"' | '?' | '$');
+        let end = peer.find(is_end).unwrap_or(peer.len());
+        let shown = peer[..end].find('/').map_or(end, |slash| slash + 1);
+        let secret = "*".repeat(end - shown);
+        let (head, tail) = rest.split_at(at + SCHEME.len() + end);
+        out += &head[..head.len() - secret.len()];
+        out += &secret;
+        rest = tail;
+    }
+    match out.is_empty() {
+        true => text.into(),
+        false => (out + rest).into(),
+    }
+}
+
 /// Returns an offset as spans keep it; texts beyond 4 GiB are refused before they are parsed.
 pub(crate) fn narrow(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
@@ -180,6 +204,22 @@ mod tests {
         });
         assert_eq!((place.start.line, place.start.column), (2, 6));
         assert_eq!(&*place.snippet, "e\u{301}\u{1f1f3}\u{1f1f1} = 2");
+    }
+
+    #[test]
+    fn the_secret_of_a_sturdyref_is_not_shown() {
+        let check = |text: &str, expected: &str| assert_eq!(masked(text), expected);
+        check(
+            "from = \"ocapn://abc.tls-rpk/s/c2VjcmV0?host=h\" # \u{1f1f3}",
+            "from = \"ocapn://abc.tls-rpk/**********?host=h\" # \u{1f1f3}",
+        );
+        check(
+            "[\"ocapn://a/s/b\", \"ocapn://c/s/d\"]",
+            "[\"ocapn://a/***\", \"ocapn://c/***\"]",
+        );
+        check("ocapn://", "ocapn://");
+        check("ocapn://x/\u{e9}", "ocapn://x/\u{e9}");
+        check("x = 1", "x = 1");
     }
 
     #[test]

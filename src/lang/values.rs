@@ -12,11 +12,12 @@ use gobs_model::{
 use crate::boot;
 
 use super::address;
-use super::config::{BindingValues, Machine, MachineValues, ServiceKind};
+use super::config::{BindingValues, Machine, MachineValues, ServiceKind, ServiceValues};
 use super::eval::Eval;
 use super::evaluator::{Evaluator, finish};
 use super::hob_block;
 use super::names::{Each, Names};
+use super::object::{self, Source, source};
 use super::source::Span;
 use super::syntax::{Attribute, Block, Body, Expr};
 use super::{service, suggest};
@@ -385,10 +386,16 @@ impl Evaluator<'_> {
                 detail,
             )]);
         };
+        let service_name = object::service_name(name, &each);
         let names = Names::new(self, each);
         let mut eval = Eval::new(&names, &self.config.sources);
-        let from = reference(&mut eval, &binding.from, &Type::Service);
+        let from = source(&mut eval, &binding.from);
         let to = reference(&mut eval, &binding.to, &Type::Machine);
+        let kind = match &from {
+            Some(Source::Service(address)) => self.kind_of(address),
+            Some(Source::Object(_)) => Some(ServiceKind::Sturdyref),
+            None => None,
+        };
         let under = match &binding.name {
             None => Some(name.clone()),
             Some(expr) => text(&mut eval, expr, "\"as\"").and_then(|text| {
@@ -401,22 +408,28 @@ impl Evaluator<'_> {
         };
         let attenuate = match &binding.attenuate {
             None => Value::NULL,
-            Some(arguments) => {
-                let kind = from.as_ref().and_then(|it| self.kind_of(it));
-                service::attenuate(&mut eval, arguments, kind)
-            }
+            Some(arguments) => service::attenuate(&mut eval, arguments, kind),
         };
-        let expose = self.exposes(&mut eval, binding, from.as_ref());
+        let expose = self.exposes(&mut eval, binding, kind);
         let drain = binding
             .drain
             .as_ref()
             .and_then(|expr| time(&mut eval, expr, "\"drain\""));
+        let ready = object::ready(&mut eval, binding, from.as_ref());
         finish(eval.errors, ())?;
         let (Some(from), Some(to), Some(name)) = (from, to, under) else {
             return Ok(None);
         };
+        let (from, object) = match from {
+            Source::Service(from) => (from, None),
+            Source::Object(spec) => match object::address(&to, service_name) {
+                Some(from) => (from, Some(ServiceValues { spec, ready })),
+                None => return Ok(None),
+            },
+        };
         Ok(Some(BindingValues {
             from,
+            object,
             to,
             name,
             drain: drain.unwrap_or(BindingValues::DRAIN_DEFAULT),
@@ -445,6 +458,16 @@ fn reference(eval: &mut Eval<'_>, expr: &Expr, ty: &Type) -> Option<Address> {
     if eval.errors.len() > before {
         return None;
     }
+    referred(eval, expr, &value, ty)
+}
+
+/// Returns the address that a value is, or says what it should be.
+pub(super) fn referred(
+    eval: &mut Eval<'_>,
+    expr: &Expr,
+    value: &Value,
+    ty: &Type,
+) -> Option<Address> {
     let example = match ty {
         Type::Service => "a service, as machine.db.service.orders",
         _ => "a machine, as machine.app",

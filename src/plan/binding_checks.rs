@@ -20,7 +20,13 @@ impl Planner<'_> {
         let mut errors = Vec::new();
         let mut incarnations = [0; 2];
         let from = machine_of(&values.from).unwrap_or_else(|| values.from.clone());
+        let is_own = from == values.to;
         for (at, end) in [&from, &values.to].into_iter().enumerate() {
+            if is_own && at == 1 {
+                // Nothing is said twice.
+                incarnations[1] = incarnations[0];
+                break;
+            }
             let machine = end.as_machine();
             if machine.is_some_and(|it| self.failed.contains(&BlockId::Machine(it.name.clone()))) {
                 return None;
@@ -47,7 +53,7 @@ impl Planner<'_> {
                 errors.push(error.hint("Enable the hob, or remove the binding."));
             }
         }
-        if from == values.to {
+        if is_own && !self.objects.contains(&values.from) {
             let error = Diagnostic::error(
                 "Binding of a machine to itself",
                 format!(

@@ -3,7 +3,7 @@
 use gobs_model::{Address, Change, Diagnostic, Instance, Kind, Name, Path, Type, Value};
 use gobs_state::{Phase, Row, RowKind};
 
-use crate::lang::{BindingValues, BlockId};
+use crate::lang::{BindingValues, BlockId, ServiceKind};
 
 use super::binding_checks;
 use super::draft::{NewStep, Node};
@@ -83,9 +83,23 @@ impl Existing<'_> {
     }
 
     /// Returns whether the importer's programs find the binding where they found it: its listener
-    /// stays, whoever it leads to.
-    fn serves(&self, values: &BindingValues, [_, to_incarnation]: [u64; 2]) -> bool {
+    /// stays, whoever it leads to, unless services of the kind that it leads to have none.
+    fn serves(
+        &self,
+        values: &BindingValues,
+        kind: Option<ServiceKind>,
+        [_, to_incarnation]: [u64; 2],
+    ) -> bool {
+        let address = self.row.observed.get("address").and_then(Value::as_str);
+        let was = address.and_then(|it| match it.split_once(':')?.0 {
+            "hob" => Some(ServiceKind::Sturdyref),
+            "file" => Some(ServiceKind::Secret),
+            _ => None,
+        });
+        let unlistened =
+            |it: &ServiceKind| matches!(it, ServiceKind::Sturdyref | ServiceKind::Secret);
         self.phase == Phase::Granted
+            && was == kind.filter(unlistened)
             && *self.to == values.to
             && self.to_incarnation == to_incarnation
             && self.name == values.name
@@ -206,14 +220,20 @@ impl Planner<'_> {
         let Some(via) = self.trace(instance, &mut values) else {
             return;
         };
+        if !self.object(instance, &values) {
+            return;
+        }
         let Some(ends) = self.check_ends(instance, &values) else {
             return;
         };
         let from = binding_checks::machine_of(&values.from).unwrap_or_else(|| values.from.clone());
-        self.check_edge(instance, &from, &values.to);
-        let exporter = values.from.as_machine();
-        if let Some(derived) = exporter.and_then(|it| self.derived.get_mut(it)) {
-            derived.importers.insert(values.to.clone());
+        // What a machine reaches by itself needs no way from one to another.
+        if from != values.to {
+            self.check_edge(instance, &from, &values.to);
+            let exporter = values.from.as_machine();
+            if let Some(derived) = exporter.and_then(|it| self.derived.get_mut(it)) {
+                derived.importers.insert(values.to.clone());
+            }
         }
         let address = Address::Binding(instance.clone());
         let snapshot = self.snapshot;
@@ -242,7 +262,8 @@ impl Planner<'_> {
         };
         self.check_expiry(instance, because.is_empty());
         if self.is_referenced(&BlockId::Binding(instance.name.clone())) {
-            let kept = existing.filter(|it| it.serves(&values, ends) && !is_lost(&because));
+            let kind = self.kind_of(&values.from);
+            let kept = existing.filter(|it| it.serves(&values, kind, ends) && !is_lost(&because));
             let name = Value::from(values.name.as_str());
             let object = object(name, kept.map(|it| it.row));
             self.evaluator.set_object(address, object);
@@ -346,7 +367,8 @@ impl Planner<'_> {
         depends_on.extend(grant.via.iter().map(|via| via.binding.clone()));
         let needed = needed(&needs).into_iter();
         depends_on.extend(needed.filter(|it| *it != grant.to && it != grant.declared_from()));
-        let listener = existing.filter(|it| it.serves(values, *ends) && !is_lost(because));
+        let kind = self.kind_of(&values.from);
+        let listener = existing.filter(|it| it.serves(values, kind, *ends) && !is_lost(because));
         let shown = object(grant.name.as_str().into(), listener.map(|it| it.row));
         let planned = merged(&grant.wanted(), &shown);
         let simulated = self.is_simulated(&grant.to);
@@ -520,6 +542,14 @@ impl Planner<'_> {
     pub(super) fn is_simulated(&self, address: &Address) -> bool {
         let machine = address.as_machine().and_then(|it| self.machines.get(it));
         machine.is_some_and(|it| it.simulated)
+    }
+
+    /// Returns of which kind a service is.
+    pub(super) fn kind_of(&self, service: &Address) -> Option<ServiceKind> {
+        match self.objects.contains(service) {
+            true => Some(ServiceKind::Sturdyref),
+            false => self.config.kind_of(service),
+        }
     }
 
     pub(super) fn service(&self, service: &Address) -> Option<&ServicePlan> {

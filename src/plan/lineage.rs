@@ -87,8 +87,12 @@ impl Planner<'_> {
             let hint = format!("Without \"{limit}\" it has as much as binding.{parent}.");
             errors.push(error.hint(hint));
         }
-        errors.extend(self.config.unenforceable(&instance.name, &root));
-        if let (Ok(Some(narrowed)), Some(kind)) = (&narrowed, self.config.kind_of(&root))
+        let kind = self.kind_of(&root);
+        errors.extend(
+            kind.into_iter()
+                .flat_map(|kind| self.config.unenforceable(&instance.name, kind)),
+        );
+        if let (Ok(Some(narrowed)), Some(kind)) = (&narrowed, kind)
             && let Err((limit, why)) = check_together(kind.as_str(), narrowed)
         {
             let error = Diagnostic::error(

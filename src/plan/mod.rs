@@ -84,6 +84,7 @@ pub fn plan(
         last_hob: None,
         out_of_reach: BTreeSet::new(),
         withdrawn: BTreeMap::new(),
+        objects: BTreeSet::new(),
         derived: admits::AllDerived::new(),
         bind_steps: Vec::new(),
         gates: BTreeMap::new(),
@@ -147,6 +148,8 @@ struct Planner<'a> {
     /// The blocks of which was said that somebody cannot be dialled.
     out_of_reach: BTreeSet<BlockId>,
     withdrawn: BTreeMap<Address, Node>,
+    /// The services that objects are, each for the one binding from it.
+    objects: BTreeSet<Address>,
     /// The steps that grant bindings.
     bind_steps: Vec<(Instance, Node)>,
     gates: BTreeMap<Need, Node>,

@@ -262,9 +262,17 @@ impl<'a> Review<'a> {
                 }
                 _ => self.find(step, "enrolls a machine that does not wait for it"),
             },
-            Action::Offer { incarnation, .. } => {
+            Action::Offer {
+                incarnation, of, ..
+            } => {
                 let machine = address.as_machine().cloned().map(Address::Machine);
                 self.serves(step, machine.as_ref(), *incarnation);
+                if !of
+                    .as_ref()
+                    .is_none_or(|it| matches!(it, Address::Binding(_)))
+                {
+                    self.find(step, "is declared by what is no binding");
+                }
                 self.rows.insert(
                     address,
                     Left::Service {
@@ -499,6 +507,7 @@ impl<'a> Review<'a> {
                 (Address::Service { machine, service }, Left::Service { incarnation }) => {
                     let block = config.machines.get(&machine.name);
                     let declared = block.is_some_and(|it| it.services.contains_key(service));
+                    let declared = declared || self.is_object(address, machine);
                     let stale = self.incarnation(machine) != Some(*incarnation);
                     (
                         declared,
@@ -552,6 +561,15 @@ impl<'a> Review<'a> {
         let absent = machines.chain(bindings).filter(missing);
         findings.extend(absent.map(|address| format!("{address} is declared, but not there")));
         self.findings.extend(findings);
+    }
+
+    /// Returns whether a service is an object that its own machine has a binding from.
+    fn is_object(&self, service: &Address, machine: &Instance) -> bool {
+        let mut left = self.rows.values();
+        left.any(|it| match it {
+            Left::Binding { from, to, .. } => *from == service && to.as_machine() == Some(machine),
+            _ => false,
+        })
     }
 
     fn incarnation(&self, machine: &Instance) -> Option<u64> {

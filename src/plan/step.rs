@@ -176,6 +176,9 @@ pub enum Action {
         incarnation: u64,
         /// How long to wait until it answers its protocol, in seconds.
         ready_s: u64,
+        /// The binding that declares it, where that is from an object.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<Address>,
         /// Whether this writes the row only.
         simulated: bool,
     },

@@ -121,8 +121,15 @@ fn step(out: &mut String, step: &Step) {
             format!(", incarnation {incarnation}, within {deadline_s} s")
         }
         Action::Offer {
-            spec, incarnation, ..
-        } => format!(", incarnation {incarnation}: {spec:?}"),
+            spec,
+            incarnation,
+            of,
+            ..
+        } => {
+            let of = of.as_ref().map(|it| format!(" for {it}"));
+            let of = of.unwrap_or_default();
+            format!("{of}, incarnation {incarnation}: {spec:?}")
+        }
         Action::Withdraw {
             settled_by_delete, ..
         } => {

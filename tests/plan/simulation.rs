@@ -179,13 +179,24 @@ impl Apply<'_> {
                 self.write(row);
             }
             Action::Offer {
-                spec, incarnation, ..
+                spec,
+                incarnation,
+                of,
+                ..
             } => {
                 let Address::Service { machine, service } = &step.address else {
                     panic!("{} is no service", step.address)
                 };
-                let values = self.evaluator.machine(machine).expect("as planned");
-                let real = values.services[service].spec.clone();
+                let real = match of {
+                    Some(Address::Binding(binding)) => {
+                        let values = self.evaluator.binding(binding).expect("as planned");
+                        values.object.expect("an object").spec
+                    }
+                    _ => {
+                        let values = self.evaluator.machine(machine).expect("as planned");
+                        values.services[service].spec.clone()
+                    }
+                };
                 agree(spec, &real);
                 let kind = RowKind::Service {
                     incarnation: *incarnation,
@@ -215,12 +226,15 @@ impl Apply<'_> {
         agree(&grant.expose, &values.expose);
         let mut real = grant.clone();
         (real.attenuate, real.expose) = (values.attenuate, values.expose);
+        let from = self.snapshot.rows.get(&grant.from);
+        let is_object = from.is_some_and(|row| row.wanted.get("sturdyref").is_some());
+        let address = match is_object {
+            true => format!("hob:{}", grant.name),
+            false => format!("unix:/run/{}/{}", grant.to, grant.name),
+        };
         let observed = Value::object([
             ("id", Value::from(step.address.to_string())),
-            (
-                "address",
-                format!("unix:/run/{}/{}", grant.to, grant.name).into(),
-            ),
+            ("address", address.into()),
             ("directory", format!("/run/{}", grant.to).into()),
         ]);
         let kind = RowKind::Binding {

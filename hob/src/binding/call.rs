@@ -55,6 +55,14 @@ impl Bindings {
     }
 
     async fn object(&self, link: &Link) -> Result<Reference, OpenError> {
+        match self.object_once(link).await {
+            // A session that was over already, which this has shown: there may be another one.
+            Err(OpenError::Ticket(broken)) if broken.is_severed() => self.object_once(link).await,
+            asked => asked,
+        }
+    }
+
+    async fn object_once(&self, link: &Link) -> Result<Reference, OpenError> {
         let grant = self.live(link).await?;
         let answer = link.ask(grant.call(method::CAPABILITY, []), &grant).await;
         let answer = answer.map_err(OpenError::Ticket)?;

@@ -30,13 +30,15 @@ impl Bindings {
     fn status_of(&self, name: String, slot: &Slot, link: &Link) -> BindingStatus {
         let Held { address, directory } = slot.held();
         let streams = *link.streams.borrow() as u64;
+        let by = &link.sturdyref.peer;
+        let is_reached = self.peer.locator().same_peer(by) || self.peer.has_session(&by.designator);
         BindingStatus {
             name,
             binding: link.generation.binding.clone(),
             generation: link.generation.generation,
             address,
             directory,
-            live: link.live().is_some() && self.peer.has_session(&link.sturdyref.peer.designator),
+            live: link.live().is_some() && is_reached,
             streams,
         }
     }

@@ -38,6 +38,8 @@ const OFFERS_MAX: usize = 1_000;
 pub(crate) struct Grants {
     store: Arc<Store>,
     services: Services,
+    /// The designator of this hob's key; there once it runs.
+    own: OnceLock<String>,
     live: Mutex<Live>,
     /// Held by one grant or revocation at a time, so that what is live follows what is on disk.
     changing: tokio::sync::Mutex<()>,
@@ -62,6 +64,7 @@ impl Grants {
         Self {
             store,
             services: Services::default(),
+            own: OnceLock::new(),
             live: Mutex::new(live),
             changing: tokio::sync::Mutex::default(),
             minting: Mutex::default(),
@@ -72,9 +75,16 @@ impl Grants {
         }
     }
 
-    /// Says what reaches objects elsewhere.
+    /// Says what reaches objects elsewhere, and whose key is this hob's own.
     pub(crate) fn reach_by(&self, peer: &Peer) {
         self.services.reach_by(peer);
+        // There is one peer in a hob.
+        let _ = self.own.set(peer.locator().designator);
+    }
+
+    /// Returns whether a grant is for this machine itself: of an object that its own hob reaches.
+    fn is_own(&self, membrane: &Membrane) -> bool {
+        self.own.get() == Some(&membrane.row.grant.receiver)
     }
 
     /// Lets a service be granted from now on.

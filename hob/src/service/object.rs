@@ -83,7 +83,8 @@ impl Objects {
             let held = |way: Option<Way>| {
                 let all = objects.lent();
                 let lent = all.get(&generation)?;
-                (way == Some(lent.way)).then(|| lent.guarded.clone())
+                let is_it = way == Some(lent.way) && lent.object == sturdyref;
+                is_it.then(|| lent.guarded.clone())
             };
             if let Some(guarded) = held(objects.way(&sturdyref)) {
                 return Ok(guarded.into());
@@ -100,15 +101,17 @@ impl Objects {
             let lent = Lent {
                 caretaker,
                 guarded: guarded.clone(),
-                object: sturdyref,
+                object: sturdyref.clone(),
                 way,
             };
             match objects.lent().entry(generation) {
                 // Another call was faster.
-                Entry::Occupied(held) if held.get().way == way => {
+                Entry::Occupied(held)
+                    if held.get().way == way && held.get().object == sturdyref =>
+                {
                     return Ok(held.get().guarded.clone().into());
                 }
-                // What was lent in a session that is over leads nowhere.
+                // What was lent in a session that is over leads nowhere; or it is another object.
                 Entry::Occupied(mut held) => held.insert(lent).caretaker.revoke(),
                 Entry::Vacant(place) => {
                     place.insert(lent);

@@ -89,6 +89,7 @@ fn offer(at: &str, before: Value, spec: Value) -> Step {
         spec,
         incarnation: 1,
         ready_s: 300,
+        of: None,
         simulated: false,
     };
     step(at, action, Because::Declared, before, Value::NULL)

@@ -1,0 +1,14 @@
+machine "app" { provider = dummy }
+
+machine "report" { provider = dummy }
+
+binding "chat" {
+  from = "ocapn://abc.tls-rpk/s/Zmlyc3Q"
+  to   = machine.app
+}
+
+binding "given_on" {
+  from = binding.chat
+  to   = machine.report
+  attenuate { methods = ["read"] }
+}

@@ -1,0 +1,4 @@
+machine "app" { provider = dummy }
+
+machine "report" { provider = dummy }
+

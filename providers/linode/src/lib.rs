@@ -18,6 +18,7 @@ mod machine;
 mod marks;
 mod moves;
 mod observe;
+mod offers;
 mod pace;
 mod power;
 mod schema;
@@ -151,6 +152,7 @@ impl Provider for Linode {
                 project: self.host.project.clone(),
                 turns: Turns::default(),
                 defaults: OnceCell::new(),
+                offers: offers::Offers::default(),
             })),
             None => None,
         };

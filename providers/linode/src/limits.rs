@@ -24,6 +24,7 @@ impl Machines {
         found.extend(of_network.await?);
         found.extend(of_migration(proposal));
         found.extend(of_rules(&proposal.wanted));
+        found.extend(self.objections_to_words(proposal).await);
         Ok(found)
     }
 

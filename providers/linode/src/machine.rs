@@ -15,9 +15,9 @@ use crate::interfaces::Defaults;
 use crate::jobs::Job;
 use crate::marks::Mark;
 use crate::observe::{
-    OWNER, REBUILT, disk, is_own, is_same_region, json_of, observed, owner_tag, put, runs, tags,
-    token_of,
+    OWNER, REBUILT, disk, is_own, is_same_region, json_of, observed, owner_tag, put, tags, token_of,
 };
+use crate::offers::Offers;
 use crate::pace::Class;
 use crate::schema::{LIST_LAG, USER_DATA_BYTES_MAX};
 
@@ -47,6 +47,7 @@ pub(crate) struct Machines {
     pub(crate) turns: Turns,
     /// What the account has for machines that say nothing, once it was asked.
     pub(crate) defaults: OnceCell<Defaults>,
+    pub(crate) offers: Offers,
 }
 
 impl Machines {
@@ -74,6 +75,9 @@ impl Machines {
             seen: before.unwrap_or(&nothing),
             adopted: false,
         };
+        if request.user_data.is_some() {
+            self.check_user_data(wanted).await?;
+        }
         self.check_volumes(&owner).await?;
         let generation = self.generation(wanted).await?;
         // The firewall comes first, so that the machine is never without it.
@@ -227,6 +231,9 @@ impl Machines {
             seen: &request.before.attributes,
             adopted: false,
         };
+        if request.change == Change::Rebuild && user_data.is_some() {
+            self.check_user_data(wanted).await?;
+        }
         self.check_volumes(&owner).await?;
         self.set(&owner).await?;
         let at = instance["region"].as_str().unwrap_or_default();
@@ -418,25 +425,18 @@ impl Machines {
         let Some(password) = json_of(wanted, "root_pass") else {
             return Ok(());
         };
-        let ran = runs(&self.there(id).await?) == Some(true);
-        self.power(id, false, progress).await?;
+        let ran = self.pause(id, progress).await?;
         let path = format!("{}/password", path_of(id)?);
-        match self
-            .api
-            .post(&path, Class::Other, &json!({"root_pass": password}))
-            .await
-        {
-            Ok(_) => {}
+        let body = json!({"root_pass": password});
+        let done = match self.api.post(&path, Class::Other, &body).await {
             // The same password twice is the same password.
-            Err(Fail::Lost(_)) => {
-                self.api
-                    .post(&path, Class::Other, &json!({"root_pass": password}))
-                    .await?;
-            }
-            Err(fail) => return Err(fail.into()),
-        }
-        let on = wanted.get("booted").and_then(Value::as_bool).unwrap_or(ran);
-        self.power(id, on, progress).await
+            Err(Fail::Lost(_)) => self.api.post(&path, Class::Other, &body).await,
+            done => done,
+        };
+        // Whatever came of it, the machine is not left off.
+        let on = wanted.get("booted").and_then(Value::as_bool);
+        let resumed = self.resume(id, on.unwrap_or(ran), progress).await;
+        done.map(drop).map_err(Error::from).and(resumed)
     }
 
     pub(crate) async fn get(&self, id: &str) -> Result<Option<Json>, Error> {

@@ -57,7 +57,8 @@ pub(crate) fn is_same_region(a: &str, b: &str) -> bool {
     shown_region(a) == shown_region(b)
 }
 
-fn shown_region(name: &str) -> &str {
+/// Returns the name of a region that the API shows.
+pub(crate) fn shown_region(name: &str) -> &str {
     ALIASES
         .iter()
         .find(|(old, _)| *old == name)

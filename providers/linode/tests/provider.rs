@@ -10,6 +10,8 @@ mod faults;
 mod host;
 #[path = "provider/network.rs"]
 mod network;
+#[path = "provider/offers.rs"]
+mod offers;
 #[path = "provider/pace.rs"]
 mod pace;
 #[path = "provider/profile.rs"]

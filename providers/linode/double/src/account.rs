@@ -562,7 +562,8 @@ fn check_image(body: &Value, wrong: &mut Vec<(&'static str, String)>) {
     let has_any = |name: &str| body[name].as_array().is_some_and(|it| !it.is_empty());
     if body["root_pass"].is_null() && !has_any("authorized_keys") && !has_any("authorized_users") {
         let why = "Must provide valid root_pass, authorized_keys, or authorized_users";
-        wrong.push(("root_pass", why.into()));
+        // As recorded, it names no field.
+        wrong.push(("", why.into()));
     }
     check_password(body, wrong);
 }

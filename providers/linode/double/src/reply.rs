@@ -23,14 +23,15 @@ impl Refusal {
         Self::of(400, None, "Linode busy.")
     }
 
-    /// Returns a refusal of all these fields at once; nothing where there are none.
+    /// Returns a refusal of all these fields at once; nothing where there are none. A reason that
+    /// is about no field has an empty one.
     pub(crate) fn of_fields(wrong: Vec<(&str, String)>) -> Result<(), Self> {
         if wrong.is_empty() {
             return Ok(());
         }
         let reasons = wrong
             .into_iter()
-            .map(|(field, why)| (Some(field.to_owned()), why));
+            .map(|(field, why)| (Some(field.to_owned()).filter(|it| !it.is_empty()), why));
         Err(Self {
             status: 400,
             reasons: reasons.collect(),

@@ -188,7 +188,9 @@ async fn what_is_wrong_is_said_in_the_apis_words() {
     let mut bare = machine("web-1");
     bare["authorized_keys"] = json!([]);
     let why = "Must provide valid root_pass, authorized_keys, or authorized_users";
-    assert_eq!(refused(bare).await.reason(), why);
+    let bare = refused(bare).await;
+    assert_eq!(bare.reason(), why);
+    assert_eq!(bare.json()["errors"][0]["field"], json!(null));
     assert_eq!(refused(machine("web-1")).await.status, 200);
     let taken = refused(machine("web-1")).await;
     assert_eq!(taken.reason(), "Label must be unique among your linodes");

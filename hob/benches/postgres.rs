@@ -70,6 +70,7 @@ fn main() -> io::Result<()> {
 async fn run() -> io::Result<()> {
     let mut out = io::stdout();
     let cluster = Cluster::start(&["max_connections=1200", "log_statement=none"]);
+    cluster.sql("postgres", "create database orders");
     let (socket, port) = cluster.place();
     let direct = |mut pgbench: Command| {
         pgbench

@@ -37,7 +37,7 @@ use crate::protocol::{
 
 /// How long either side may take until the socket is handed over: both are on this host, and the
 /// stream can still go the other way.
-pub(crate) const HAND_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const HAND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The variable that keeps a hob from taking and lending sockets, where it is `yes`.
 const APART_VARIABLE: &str = "GOBS_APART";

@@ -1,6 +1,7 @@
 //! Redis through a binding: a real server, real clients, and programs that want more.
 
 mod chains;
+mod crashing;
 mod server;
 
 use std::process::Command;

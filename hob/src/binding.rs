@@ -118,6 +118,7 @@ impl Bindings {
             tracing::error!(%error, "no directory for bindings");
         }
         bindings.sweep();
+        bindings.sweep_sockets().await;
         bindings.secrets.sweep();
         for (name, row) in &bindings.store.contents().bindings {
             let slot = bindings.slot(name);

@@ -49,6 +49,8 @@ pub(crate) enum ExposeError {
     Owner(#[from] OwnerError),
     #[error(transparent)]
     Unit(#[from] UnitError),
+    #[error("the machine could not write its state")]
+    Unwritten,
     #[error("the variable {variable} is to hold {file:?}, and the binding has only {known}")]
     NoFile {
         variable: String,
@@ -233,13 +235,8 @@ async fn listen_unix(path: &Path, owner: &Owner) -> Result<UnixListener, ExposeE
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(ExposeError::NoSocket(path.to_owned()));
         }
-        Ok(_) => match tokio::net::UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(&failed)?;
-            }
-            // One that is too busy to answer, or of another type, is in use as well.
-            _ => return Err(ExposeError::SocketInUse(path.to_owned())),
-        },
+        Ok(_) if is_dead(path).await => fs::remove_file(path).map_err(&failed)?,
+        Ok(_) => return Err(ExposeError::SocketInUse(path.to_owned())),
         // What is below `/run` is gone after a reboot.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             make_parent(path).map_err(&failed)?;
@@ -253,6 +250,22 @@ async fn listen_unix(path: &Path, owner: &Owner) -> Result<UnixListener, ExposeE
         return Err(failed(error));
     }
     Ok(listener)
+}
+
+/// Returns whether nobody listens at a socket any more. One that is too busy to answer, or of
+/// another type, is in use.
+async fn is_dead(path: &Path) -> bool {
+    let connected = tokio::net::UnixStream::connect(path).await;
+    connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Removes a socket whose listener is dead, and nothing else.
+pub(crate) async fn remove_dead(path: &Path) -> io::Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+    match is_socket && is_dead(path).await {
+        true => fs::remove_file(path),
+        false => Ok(()),
+    }
 }
 
 fn make_parent(path: &Path) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{Bindings, check_name, lock};
-use crate::expose::{ExposeError, Socket};
+use crate::expose::{ExposeError, Socket, remove_dead};
 use crate::files;
 use crate::grant::Chain;
 use crate::layout::ENVIRONMENT_SUFFIX;
@@ -123,6 +123,49 @@ impl Bindings {
         }
     }
 
+    /// Removes the sockets at paths of other people's choice where nobody is to listen: a hob that
+    /// was killed left them.
+    pub(super) async fn sweep_sockets(&self) {
+        let contents = self.store.contents();
+        let bound = contents.bindings.values();
+        let bound = bound.flat_map(|row| &row.registration.expose);
+        let expected = contents.expects.iter();
+        let expected = expected.flat_map(|name| contents.exposes_of(name));
+        let wanted: Vec<_> = bound
+            .chain(expected)
+            .filter_map(|it| it.place.clone())
+            .collect();
+        for path in &contents.sockets {
+            if !wanted.contains(&Place::Unix(path.clone()))
+                && let Err(error) = remove_dead(path).await
+            {
+                tracing::warn!(path = %path.display(), %error, "a dead socket is not removed");
+            }
+        }
+    }
+
+    /// Has it on disk where sockets are about to be made that no directory of ours tells of.
+    async fn note_sockets(&self, slot: &Slot, exposes: &[Expose]) -> Result<(), ExposeError> {
+        let known = &self.store.contents().sockets;
+        let outside = slot.places(exposes).filter_map(|place| match place {
+            Place::Unix(path) if !path.starts_with(&self.root) => Some(path),
+            _ => None,
+        });
+        let new: Vec<_> = outside.filter(|path| !known.contains(path)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let written = self.store.write(move |contents| {
+            let is_there = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
+            contents.sockets.retain(is_there);
+            contents.sockets.extend(new);
+        });
+        written.await.map_err(|error| {
+            tracing::error!(error = %Chain(&error), "state not written");
+            ExposeError::Unwritten
+        })
+    }
+
     pub(super) fn slot(&self, name: &str) -> Arc<Slot> {
         Slot::new(name, &self.root, self.layout.environment(name))
     }
@@ -142,6 +185,9 @@ impl Bindings {
                 }
             }
         };
+        if let Err(error) = self.note_sockets(slot, exposes).await {
+            return (Vec::new(), Some(error));
+        }
         slot.open_sockets(exposes, bound, kept, take).await
     }
 

@@ -7,7 +7,7 @@
 mod dying;
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -65,6 +65,10 @@ pub struct Contents {
     pub leaving: Vec<LeavingRow>,
     /// The bindings held, by name.
     pub bindings: BTreeMap<String, BindingRow>,
+    /// Where sockets were made outside of the directories of bindings: one whose listener died
+    /// stays there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub sockets: BTreeSet<PathBuf>,
     /// What systemd's units were restarted with last, as a digest of it.
     #[serde(default)]
     pub units: BTreeMap<String, String>,
@@ -227,6 +231,7 @@ impl Default for Contents {
             revoked: BTreeMap::new(),
             leaving: Vec::new(),
             bindings: BTreeMap::new(),
+            sockets: BTreeSet::new(),
             units: BTreeMap::new(),
             programs: BTreeMap::new(),
         }

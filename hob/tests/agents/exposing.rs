@@ -424,3 +424,47 @@ async fn what_is_held_is_seen_in_another_way_and_its_streams_go_on() {
     ping(&mut *after).await.unwrap();
     assert!(!first.exists(), "the way of before comes again");
 }
+
+/// More than a registration has steps.
+const STEPS_MAX: u64 = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s5_a_killed_receiver_leaves_no_socket_at_which_nobody_listens() {
+    let mut pair = Pair::start(&echo().await).await;
+    let dir = tempfile::tempdir().unwrap();
+    let armed = pair.app.layout.dir().join("hob/die-at");
+    let (mut deaths, mut left) = (0, 0);
+    for step in 1..=STEPS_MAX {
+        // Each time another one, so that it is to be remembered each time.
+        let path = dir.path().join(format!("below/{step}.sock"));
+        let asked = grant(step, &pair.importer.designator);
+        let granted = pair.exporter.grant(&asked).await.unwrap();
+        let asked = registration(step, &[Expose::unix(&path)]);
+        fs::write(&armed, step.to_string()).unwrap();
+        let registered = pair.importer.register(&asked, &granted).await;
+        if fs::remove_file(&armed).is_ok() {
+            registered.unwrap();
+            break;
+        }
+        deaths += 1;
+        let down = pair.importer.clone();
+        eventually("its session ends", async || {
+            down.hob.call(method::STATUS, []).await.is_err()
+        })
+        .await;
+        pair.app.kill();
+        left += u64::from(path.exists());
+        pair.app.start_again();
+        pair.importer = pair.boss.client("machine.app").await;
+        let holds = !pair.importer.status().await.bindings.is_empty();
+        assert_eq!(path.exists(), holds, "died at step {step}");
+        pair.importer.unregister(&generation(step)).await;
+        assert!(!path.exists(), "died at step {step}");
+        pair.exporter.revoke(&generation(step)).await.unwrap();
+    }
+    // A release build has no steps.
+    if cfg!(debug_assertions) {
+        assert!((4..STEPS_MAX).contains(&deaths), "{deaths} deaths");
+        assert!(left > 0, "no death left a socket");
+    }
+}

@@ -1,9 +1,10 @@
 //! A database of a real PostgreSQL server, from the language to a program that uses it.
 
 use std::process::Command;
+use std::time::Duration;
 
 use crate::cluster::Cluster;
-use crate::support::Project;
+use crate::support::{Project, eventually};
 
 /// Declares two databases of one server, with a binding from one of them.
 fn configuration(cluster: &Cluster, databases: [&str; 2], from: Option<&str>) -> String {
@@ -107,4 +108,42 @@ fn a_rebuild_and_a_destroy_of_the_database_s_machine_leave_no_role_at_a_server_t
 
     let run = project.gobs(&["destroy", "--auto-approve"]).ok();
     assert_eq!(cluster.roles(one).len(), 0, "{run:?}");
+}
+
+#[test]
+fn rights_that_cannot_be_changed_now_leave_those_before_and_a_busy_server_is_waited_for() {
+    let cluster = Cluster::shared();
+    let databases = [Cluster::database(), Cluster::database()];
+    let [one, two] = databases.each_ref().map(String::as_str);
+    let project = Project::empty();
+    let text = configuration(cluster, [one, two], Some(one));
+    project.write("main.gobs.hcl", &text);
+    project.gobs(APPLY).ok();
+    let user = ask(&project, "select session_user");
+
+    let limits = |limits: &str| text.replace("access = \"write\"", limits);
+    project.write("main.gobs.hcl", &limits("schemas = [\"none\"]"));
+    let run = project.gobs(APPLY).code(1);
+    for said in ["has no schema \"none\"", "What it had before stays in use."] {
+        assert!(run.stderr.contains(said), "{}", run.stderr);
+    }
+    assert_eq!(ask(&project, "select session_user"), user);
+    assert_eq!(cluster.roles(one).len(), 1, "nothing is left of the other");
+
+    // Longer than the hob waits for a lock, so that its first try fails.
+    let hold = "begin; lock table gobs.role; select pg_sleep(4)";
+    std::thread::scope(|scope| {
+        let holding = scope.spawn(|| cluster.sql(one, hold));
+        let locked = "select count(*) from pg_locks where relation = 'gobs.role'::regclass \
+                      and mode = 'AccessExclusiveLock'";
+        eventually("the ledger is locked", Duration::from_secs(60), || {
+            cluster.sql(one, locked) == "1" || holding.is_finished()
+        });
+        project.write("main.gobs.hcl", &limits("access = \"read\""));
+        project.gobs(APPLY).ok();
+    });
+    assert_ne!(ask(&project, "select session_user"), user);
+    assert_eq!(cluster.roles(one).len(), 1);
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    project.gobs(&["destroy", "--auto-approve"]).ok();
 }

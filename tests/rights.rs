@@ -222,6 +222,57 @@ fn a_move_lets_live_streams_drain_and_then_cuts_them() {
 }
 
 #[test]
+fn a_grant_that_cannot_take_over_leaves_the_one_before_in_use() {
+    let project = Project::empty();
+    let two = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = two.local_addr().expect("an address");
+    let machines = machines([service(b'1'), at.port()]);
+    let machines = machines.replace("\"two\" {", "\"two\" {\nready = \"1s\"\n");
+    let machines = machines.replace("\" }\n         }", "\"\n}\n         }");
+    let port = free_port();
+    let declare = |service: &str, more: &str| {
+        let from = format!("machine.db.service.{service}");
+        let more = format!("drain = \"1s\"\n{more}");
+        let text = machines.clone() + &binding("db", &from, "app", port, &more);
+        project.write("main.gobs.hcl", &text);
+    };
+    declare("one", "");
+    project.gobs(APPLY).ok();
+    let mut live = tcp(port).expect("connected");
+    let mut goes_on = |what: &str| {
+        assert_eq!(ask(&mut live), Some(b'1'), "{what}: its streams");
+        assert_eq!(ask_anew(port), Some(b'1'), "{what}: its address");
+        let status = project.gobs(&["status"]).ok().stdout;
+        assert!(status.contains("binding.db  live"), "{what}: {status}");
+    };
+
+    // The exporter makes it, and the importer cannot take it.
+    declare(
+        "one",
+        "attenuate { connections_max = 9 }\nexpose { unix = \"/proc/none/socket\" }",
+    );
+    let run = project.gobs(APPLY).code(1);
+    let stays = "What it had before stays in use.";
+    assert!(run.stderr.contains(stays), "{}", run.stderr);
+    goes_on("a grant that cannot be taken");
+
+    // The other service ends, which nobody has been told of.
+    drop(two);
+    declare("two", "");
+    let run = project.gobs(APPLY).code(1);
+    assert!(run.stderr.contains("did not answer"), "{}", run.stderr);
+    assert!(run.stderr.contains(stays), "{}", run.stderr);
+    goes_on("a move to what does not answer");
+
+    let _two = TcpListener::bind(at).expect("the port again");
+    let run = project.gobs(APPLY).ok();
+    assert!(run.stdout.contains("Bindings: 1 moved"), "{}", run.stdout);
+    assert_eq!(ask(&mut live), None, "a stream outlives its grant");
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
 fn a_person_opens_a_service_for_a_while_and_on_the_record() {
     let project = Project::empty().with_env("USER", "maria");
     project.write("main.gobs.hcl", &machines([service(b'1'), service(b'2')]));

@@ -28,7 +28,7 @@ use crate::protocol::{
 };
 use crate::service::Local;
 use crate::slot::Slot;
-use crate::store::{BindingRow, Store};
+use crate::store::{BindingRow, Span, Store};
 use crate::units::Units;
 
 use deliver::Fetched;
@@ -291,8 +291,13 @@ impl Bindings {
         Ok(held)
     }
 
-    /// Gives a generation up, and all before it: its streams are closed when this returns.
-    pub(crate) async fn unregister(&self, given_up: Generation) -> Result<(), Broken> {
+    /// Gives a generation up, alone or with all before it: its streams are closed when this
+    /// returns. Returns whether another one is held, which stays.
+    pub(crate) async fn unregister(
+        &self,
+        given_up: Generation,
+        span: Span,
+    ) -> Result<bool, Broken> {
         let _changing = self.changing.lock().await;
         let found = self.slots().iter().find_map(|(name, slot)| {
             let link = slot.link()?;
@@ -300,9 +305,12 @@ impl Bindings {
             same.then(|| (name.clone(), Arc::clone(slot), link))
         });
         let Some((name, slot, link)) = found else {
-            return Ok(());
+            return Ok(false);
         };
-        let goes = link.generation.generation <= given_up.generation;
+        let goes = span.has(&given_up, &link.generation);
+        if !goes && span == Span::Alone {
+            return Ok(true);
+        }
         let written = if goes {
             self.slots().remove(&name);
             lock(&slot.sockets).clear();
@@ -339,7 +347,8 @@ impl Bindings {
             }
             self.changed.send_replace(());
         }
-        written.map_err(Broken::from)
+        written?;
+        Ok(!goes)
     }
 
     /// Opens one whole stream to the service and closes it.

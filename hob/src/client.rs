@@ -9,6 +9,7 @@ use crate::protocol::{
     Args, Generation, Grant, Granted, Malformed, Offer, Probe, Registration, Withdraw, code,
     method, to_passable,
 };
+use crate::store::Span;
 
 /// The object that the hob registers. It answers the boss that its presence is of, nobody else.
 pub(crate) struct ClientPresence {
@@ -68,7 +69,14 @@ impl ClientPresence {
             method::REVOKE => {
                 let revoked: Generation = args.data("revoke")?;
                 Answer::later(async move {
-                    hob.grants.revoke(revoked).await?;
+                    hob.grants.revoke(revoked, Span::AndBefore).await?;
+                    Ok(Passable::Null)
+                })
+            }
+            method::ABANDON => {
+                let abandoned: Generation = args.data("abandon")?;
+                Answer::later(async move {
+                    hob.grants.revoke(abandoned, Span::Alone).await?;
                     Ok(Passable::Null)
                 })
             }
@@ -97,8 +105,15 @@ impl ClientPresence {
             method::UNREGISTER_BINDING => {
                 let given_up: Generation = args.data("unregister-binding")?;
                 Answer::later(async move {
-                    hob.bindings.unregister(given_up).await?;
+                    hob.bindings.unregister(given_up, Span::AndBefore).await?;
                     Ok(Passable::Null)
+                })
+            }
+            method::ABANDON_BINDING => {
+                let abandoned: Generation = args.data("abandon-binding")?;
+                Answer::later(async move {
+                    let stays = hob.bindings.unregister(abandoned, Span::Alone).await?;
+                    Ok(stays.into())
                 })
             }
             method::CHECK_BINDING => {

@@ -68,6 +68,25 @@ enum Line {
     },
 }
 
+/// The pause before a program is started again; there is none before one that is another since.
+#[derive(Default)]
+struct Pause {
+    /// What was started last, and how long it is waited before that is started again.
+    last: Option<(String, Duration)>,
+}
+
+impl Pause {
+    fn before(&self, digest: &str) -> Duration {
+        let last = self.last.as_ref().filter(|(it, _)| it == digest);
+        last.map_or(Duration::ZERO, |(_, pause)| *pause)
+    }
+
+    fn tried(&mut self, digest: &str) {
+        let pause = (self.before(digest) * 2).clamp(RESTART_PAUSE_MIN, RESTART_PAUSE_MAX);
+        self.last = Some((digest.to_owned(), pause));
+    }
+}
+
 /// Returns what bindings add to the environment of programs.
 pub(crate) fn environment(
     root: &Path,
@@ -155,7 +174,7 @@ impl Programs {
         mut process: Option<Process>,
         mut wanted: watch::Receiver<Wanted>,
     ) {
-        let mut pause = Duration::ZERO;
+        let mut pause = Pause::default();
         let mut status = ProgramStatus {
             index: index as u64,
             pid: None,
@@ -190,7 +209,7 @@ impl Programs {
                             tracing::warn!(index, how, "program ended");
                             status.restarts += 1;
                             if running.age() >= SETTLED_AFTER {
-                                pause = Duration::ZERO;
+                                pause = Pause::default();
                             }
                         }
                         None => process = Some(running),
@@ -199,7 +218,7 @@ impl Programs {
                 (Some(running), _) => {
                     tracing::info!(index, "program stopped: something else is wanted");
                     running.stop().await;
-                    pause = Duration::ZERO;
+                    pause = Pause::default();
                 }
                 (
                     None,
@@ -210,7 +229,7 @@ impl Programs {
                     },
                 ) => {
                     let waited = tokio::select! {
-                        () = sleep(crate::agent::jitter(pause)) => true,
+                        () = sleep(crate::agent::jitter(pause.before(&digest))) => true,
                         changed = wanted.changed() => match changed {
                             Ok(()) => false,
                             Err(_) => return,
@@ -219,7 +238,7 @@ impl Programs {
                     if !waited {
                         continue;
                     }
-                    pause = (pause * 2).clamp(RESTART_PAUSE_MIN, RESTART_PAUSE_MAX);
+                    pause.tried(&digest);
                     match self.start(index, &line, &environment, digest) {
                         Ok(started) => {
                             self.record(index, &started).await;
@@ -297,5 +316,28 @@ impl Programs {
 
     fn statuses(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, ProgramStatus>> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_until_something_else_is_started() {
+        let mut pause = Pause::default();
+        assert_eq!(pause.before("without its binding"), Duration::ZERO);
+        for expected in [500, 1_000, 2_000, 4_000] {
+            pause.tried("without its binding");
+            let expected = Duration::from_millis(expected);
+            assert_eq!(pause.before("without its binding"), expected);
+        }
+        for _ in 0..20 {
+            pause.tried("without its binding");
+        }
+        assert_eq!(pause.before("without its binding"), RESTART_PAUSE_MAX);
+        assert_eq!(pause.before("with its binding"), Duration::ZERO);
+        pause.tried("with its binding");
+        assert_eq!(pause.before("with its binding"), RESTART_PAUSE_MIN);
     }
 }

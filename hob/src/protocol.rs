@@ -76,6 +76,9 @@ pub mod method {
     pub const GRANT: &str = "grant";
     /// On the client presence of the exporter: ends a generation and all before it.
     pub const REVOKE: &str = "revoke";
+    /// On the client presence of the exporter: ends a generation that did not come into use, and
+    /// none before it.
+    pub const ABANDON: &str = "abandon";
     /// On the client presence of an exporter that ends: revokes all that has left something at a
     /// server.
     pub const RETIRE: &str = "retire";
@@ -86,6 +89,9 @@ pub mod method {
     pub const EXPOSE_BINDING: &str = "expose-binding";
     /// On the client presence of the importer: gives a name up.
     pub const UNREGISTER_BINDING: &str = "unregister-binding";
+    /// On the client presence of the importer: gives a generation up; answered with whether one
+    /// before it is held, which then stays.
+    pub const ABANDON_BINDING: &str = "abandon-binding";
     /// On the client presence of the importer: whether the service answers through the binding.
     pub const CHECK_BINDING: &str = "check-binding";
     /// On the client presence: the bindings that the machine holds.

@@ -86,6 +86,7 @@ impl Walk<'_> {
             attenuate: rights(&grant.attenuate).ok_or_else(|| bug(step))?,
             expose: grant.expose.clone(),
             ready: Duration::from_secs(grant.ready_s),
+            replaces: revokes.is_some(),
         };
         Ok(Work::Bind(Box::new(BindWork {
             boss: self.boss(step)?,
@@ -223,20 +224,34 @@ impl BindWork {
     }
 
     /// Takes back what may have been granted: a binding that failed leaves no capability behind.
-    async fn abandon(self, diagnostic: Box<Diagnostic>) -> Ended {
+    /// What it was to take the place of goes on, unless programs have been led away from it.
+    async fn abandon(self, mut diagnostic: Box<Diagnostic>) -> Ended {
         let request = UnbindRequest {
             binding: self.request.binding,
             generation: self.request.generation,
             exporter: Some(self.request.exporter),
             importer: Some(self.request.importer),
         };
-        match self.boss.unbind(request).await {
-            Ok(Unbound::Done | Unbound::Left(_)) => Ended::Failed {
+        let taken_back = match self.request.replaces {
+            true => self.boss.abandon(request).await,
+            false => self.boss.unbind(request).await.map(Some),
+        };
+        match taken_back {
+            Ok(None) => {
+                let stays = ["What it had before stays in use."].into_iter();
+                let hint: Vec<&str> = stays.chain(diagnostic.hint.as_deref()).collect();
+                diagnostic.hint = Some(hint.join(" "));
+                Ended::Failed {
+                    diagnostic,
+                    changes: Vec::new(),
+                }
+            }
+            Ok(Some(Unbound::Done | Unbound::Left(_))) => Ended::Failed {
                 diagnostic,
                 changes: pending(self.old.as_deref()),
             },
             // The intent stays in the journal, and the next run takes it back.
-            Ok(Unbound::Pending(_)) | Err(_) => Ended::InDoubt(diagnostic),
+            Ok(Some(Unbound::Pending(_))) | Err(_) => Ended::InDoubt(diagnostic),
         }
     }
 }

@@ -47,6 +47,9 @@ pub struct BindRequest {
     pub expose: Value,
     /// How long the service may take until it answers through the binding.
     pub ready: Duration,
+    /// Whether the importer has an earlier grant in use: it is handed this one when the service
+    /// answers the exporter.
+    pub replaces: bool,
 }
 
 /// A binding that works.
@@ -144,8 +147,8 @@ impl Boss {
         let receiver = self
             .wait_registered(&importer.0, importer.1, HOB_DEADLINE)
             .await?;
-        let deadline = Instant::now() + HOB_DEADLINE;
-        let mut pause = RETRY_MIN;
+        let (begun, mut pause) = (Instant::now(), RETRY_MIN);
+        let mut handing = None;
         let held: protocol::Held = loop {
             let grant = protocol::to_passable(&protocol::Grant {
                 service: request.service.to_string(),
@@ -158,9 +161,38 @@ impl Boss {
                     .as_ref()
                     .map(|(binding, of)| generation(binding, *of)),
             });
-            let answer = self
+            let granted = self
                 .call(&exporter, method::GRANT, vec![grant], HOB_DEADLINE)
-                .await?;
+                .await;
+            let answer = match granted {
+                // The server is down, starts or is full: as when it is offered.
+                Err(error) if is_away(&error) && begun.elapsed() < request.ready => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    continue;
+                }
+                Err(BossError::Refused { code, message, .. })
+                    if code.as_deref() == Some(code::UNREACHABLE) =>
+                {
+                    let (machine, service) = (&request.exporter, &request.service);
+                    return Err(BossError::NotReady {
+                        waited: request.ready,
+                        detail: message,
+                        machine: machine.0.clone(),
+                        log: self.log_of(machine, service).await,
+                    });
+                }
+                answer => answer?,
+            };
+            if request.replaces {
+                let probe = protocol::Probe {
+                    service: request.service.to_string(),
+                };
+                let probe = (&exporter, method::PROBE, protocol::to_passable(&probe));
+                let (machine, service) = (&request.exporter, &request.service);
+                self.wait_ready(probe, machine, service, request.ready)
+                    .await?;
+            }
             let granted = protocol::Granted::from_passable(&answer)
                 .map_err(|error| malformed(&exporter, &error))?;
             let args = vec![
@@ -177,8 +209,9 @@ impl Boss {
                         .map_err(|error| malformed(&importer, &error))?;
                 }
                 // The gift died with a session on the way: a fresh one is granted.
-                Err(BossError::Refused { code: Some(it), .. })
-                    if it == code::UNREACHABLE && Instant::now() < deadline => {}
+                Err(error)
+                    if is_away(&error)
+                        && handing.get_or_insert_with(Instant::now).elapsed() < HOB_DEADLINE => {}
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(pause).await;
@@ -366,6 +399,39 @@ impl Boss {
         }
     }
 
+    /// Takes a grant back that did not come into use. Where it was to take the place of one that
+    /// the importer still has, that one stays, and nothing is returned.
+    ///
+    /// # Errors
+    /// When a hob refuses; one that is away leaves the revocation pending.
+    pub async fn abandon(&self, request: UnbindRequest) -> Result<Option<Unbound>, BossError> {
+        let data = protocol::to_passable(&generation(&request.binding, request.generation));
+        if let (Some(exporter), Some(importer)) = (&request.exporter, &request.importer) {
+            let args = vec![data.clone()];
+            let stays = self
+                .call(
+                    &key(importer),
+                    method::ABANDON_BINDING,
+                    args,
+                    REVOKE_DEADLINE,
+                )
+                .await;
+            if matches!(stays, Ok(Passable::Bool(true))) {
+                let abandoned = self
+                    .call(&key(exporter), method::ABANDON, vec![data], REVOKE_DEADLINE)
+                    .await;
+                return match abandoned {
+                    // The exporter's hob goes on to take away what is left at the server.
+                    Err(BossError::Refused { code: Some(it), .. }) if it == code::PENDING => {
+                        Ok(None)
+                    }
+                    abandoned => abandoned.map(|_| None),
+                };
+            }
+        }
+        self.unbind(request).await.map(Some)
+    }
+
     /// Has a machine that ends take back what its grants have left at servers.
     ///
     /// # Errors
@@ -436,6 +502,11 @@ impl Boss {
             pause = (pause * 2).min(RETRY_MAX);
         }
     }
+}
+
+/// Returns whether a service, or what is on the way to it, does not answer at this moment.
+fn is_away(error: &BossError) -> bool {
+    matches!(error, BossError::Refused { code: Some(it), .. } if it == code::UNREACHABLE)
 }
 
 pub(super) fn key((instance, incarnation): &(Instance, u64)) -> Key {

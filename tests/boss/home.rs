@@ -299,6 +299,7 @@ pub(super) fn bind_request(generation: u64) -> BindRequest {
         attenuate: hob::protocol::Attenuate::default(),
         expose: Value::list([]),
         ready: PATIENCE,
+        replaces: false,
     }
 }
 

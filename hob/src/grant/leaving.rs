@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Grants, now};
 use crate::protocol::{Attenuate, Generation, code};
-use crate::store::LeavingRow;
+use crate::store::{LeavingRow, Span};
 
 /// How long a revocation waits until nothing is left at the server. The access is cut before; the
 /// hob goes on in the background.
@@ -68,7 +68,8 @@ impl Grants {
             minted.map(|(generation, _)| generation.clone()).collect()
         };
         all.extend(self.leaving().into_iter().map(|row| row.generation));
-        let revoked = all.into_iter().map(|generation| self.revoke(generation));
+        let revoked = all.into_iter();
+        let revoked = revoked.map(|generation| self.revoke(generation, Span::AndBefore));
         let revoked = futures_util::future::join_all(revoked).await;
         revoked.into_iter().collect()
     }
@@ -141,7 +142,7 @@ impl Grants {
                 let grants = Arc::clone(&self);
                 // One whose server is away must not keep others from ending.
                 tokio::spawn(async move {
-                    if let Err(error) = grants.revoke(generation).await {
+                    if let Err(error) = grants.revoke(generation, Span::AndBefore).await {
                         tracing::warn!(%error, "an expired grant has not ended yet");
                     }
                 });

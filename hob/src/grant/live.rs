@@ -14,7 +14,7 @@ use crate::protocol::{
     TICKET_SIZE, code,
 };
 use crate::service::ServiceError;
-use crate::store::{GrantRow, swissnum_hash};
+use crate::store::{GrantRow, Span, swissnum_hash};
 
 /// Tickets that one grant may have outstanding: a storm of connections takes one each for the
 /// moment of a dial. More are refused as busy.
@@ -194,14 +194,12 @@ impl Live {
         }
     }
 
-    /// Lets a generation go, and all before it, with what was made from them.
-    pub(super) fn leave(&mut self, revoked: &Generation) -> Vec<Arc<Membrane>> {
+    /// Lets a generation go, perhaps with all before it, and what was made from them.
+    pub(super) fn leave(&mut self, revoked: &Generation, span: Span) -> Vec<Arc<Membrane>> {
         let mut ended = Vec::new();
         let mut next = vec![revoked.clone()];
         while let Some(revoked) = next.pop() {
-            let within = |it: &Generation| {
-                it.binding == revoked.binding && it.generation <= revoked.generation
-            };
+            let within = |it: &Generation| span.has(&revoked, it);
             ended.extend(self.grants.extract_if(|it, _| within(it)).map(|(_, it)| it));
             let children = self
                 .grants

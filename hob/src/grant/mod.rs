@@ -27,7 +27,7 @@ use crate::protocol::{
     ServiceSpec, code,
 };
 use crate::service::{GrantSecret, Lease, ServiceError, Services};
-use crate::store::{GrantRefused, Store, StoreError, swissnum_hash};
+use crate::store::{GrantRefused, Span, Store, StoreError, swissnum_hash};
 
 use live::{Live, Membrane};
 
@@ -188,22 +188,27 @@ impl Grants {
         }
     }
 
-    /// Ends a generation and all before it, with what was made from them. When this returns, that
-    /// is on disk, nothing is admitted, no byte flows any more, and nothing is left at the server.
+    /// Ends a generation, alone or with all before it, and what was made from them. When this
+    /// returns, that is on disk, nothing is admitted, no byte flows any more, and nothing is left
+    /// at the server.
     ///
     /// # Errors
     /// [`code::PENDING`] where only the last is still to come.
-    pub(crate) async fn revoke(self: &Arc<Self>, revoked: Generation) -> Result<(), Broken> {
+    pub(crate) async fn revoke(
+        self: &Arc<Self>,
+        revoked: Generation,
+        span: Span,
+    ) -> Result<(), Broken> {
         let (written, ending) = {
             let _changing = self.changing.lock().await;
             let entry = revoked.clone();
             let written = self
                 .store
-                .write(move |contents| contents.revoke(&entry))
+                .write(move |contents| contents.revoke(&entry, span))
                 .await;
             // Even if the disk failed, what can be cut is cut; the error has the caller come again.
             let mut live = self.live();
-            let ended = live.leave(&revoked);
+            let ended = live.leave(&revoked, span);
             for membrane in &ended {
                 membrane.revoked.send_replace(true);
             }

@@ -64,7 +64,7 @@ async fn s4_a_revocation_is_on_disk_before_it_cuts_and_cuts_before_it_is_acknowl
     let ticket = grants.ticket(&membrane).unwrap();
     let place = grants.enter(&membrane).unwrap();
 
-    let revoking = grants.revoke(grant(1).generation());
+    let revoking = grants.revoke(grant(1).generation(), Span::AndBefore);
     tokio::pin!(revoking);
     let mut marked = membrane.revoked.subscribe();
     tokio::select! {
@@ -96,7 +96,10 @@ async fn a_disk_that_fails_does_not_keep_a_stream_open() {
     let grants = offering(&layout);
     let (membrane, _) = made(&grants, 1).await;
     std::fs::create_dir(layout.hob().join("state.new")).unwrap();
-    let broken = grants.revoke(grant(1).generation()).await.unwrap_err();
+    let broken = grants
+        .revoke(grant(1).generation(), Span::AndBefore)
+        .await
+        .unwrap_err();
     assert_eq!(broken.code(), Some(code::STORE));
     assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
 }
@@ -198,7 +201,10 @@ async fn what_is_given_on_is_narrower_counts_there_too_and_ends_with_it() {
     drop(places);
     assert_eq!(*parent.streams.borrow(), 0);
 
-    grants.revoke(grant(1).generation()).await.unwrap();
+    grants
+        .revoke(grant(1).generation(), Span::AndBefore)
+        .await
+        .unwrap();
     assert!(*child_membrane.revoked.borrow());
     assert_eq!(
         grants.enter(&child_membrane).err(),
@@ -259,12 +265,18 @@ async fn s6_what_is_left_at_a_server_is_remembered_until_it_is_gone() {
         .store
         .write(|contents| contents.admit(grant(1), "hash".into(), now()));
     assert!(begun.await.unwrap().unwrap().minted.is_some());
-    let pending = grants.revoke(grant(1).generation()).await.unwrap_err();
+    let pending = grants
+        .revoke(grant(1).generation(), Span::AndBefore)
+        .await
+        .unwrap_err();
     assert_eq!(pending.code(), Some(code::PENDING));
     drop(grants);
     let again = Arc::new(Grants::new(Arc::new(Store::open(&layout).unwrap())));
     assert!(again.status().is_empty(), "the access is gone all the same");
-    let pending = again.revoke(grant(1).generation()).await.unwrap_err();
+    let pending = again
+        .revoke(grant(1).generation(), Span::AndBefore)
+        .await
+        .unwrap_err();
     assert_eq!(pending.code(), Some(code::PENDING));
     assert_eq!(again.store.contents().leaving.len(), 1);
 }
@@ -274,6 +286,8 @@ enum Act {
     /// Which binding, with which generation, made from which.
     Grant(u8, u64, Option<u8>),
     Revoke(u8, u64),
+    /// As a move that failed does.
+    Abandon(u8, u64),
     /// The next generation is made, and then the one before it is revoked.
     Move(u8),
     /// The hob is killed and comes back.
@@ -285,6 +299,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => (0..4_u8, 0..4_u64, prop::option::of(0..4_u8))
             .prop_map(|(which, generation, parent)| Act::Grant(which, generation, parent)),
         2 => (0..4_u8, 0..4_u64).prop_map(|(which, generation)| Act::Revoke(which, generation)),
+        2 => (0..4_u8, 0..4_u64).prop_map(|(which, generation)| Act::Abandon(which, generation)),
         2 => (0..4_u8).prop_map(Act::Move),
         1 => Just(Act::Restart),
     ];
@@ -304,16 +319,22 @@ impl Model {
         same.map(|(_, generation)| *generation).max()
     }
 
+    /// Returns a generation that there never was.
+    fn fresh(&self, which: u8) -> u64 {
+        let dead = self.dead.get(&which).copied();
+        self.last(which).max(dead).map_or(0, |last| last + 1)
+    }
+
     fn grant(&mut self, which: u8, generation: u64, parent: Option<(u8, u64)>) -> bool {
+        if let Some(last) = self.last(which).filter(|last| *last >= generation) {
+            return last == generation && self.live[&(which, last)] == parent;
+        }
         if self
             .dead
             .get(&which)
             .is_some_and(|dead| *dead >= generation)
         {
             return false;
-        }
-        if let Some(last) = self.last(which).filter(|last| *last >= generation) {
-            return last == generation && self.live[&(which, last)] == parent;
         }
         if parent.is_some_and(|parent| !self.live.contains_key(&parent)) {
             return false;
@@ -322,11 +343,13 @@ impl Model {
         true
     }
 
-    fn revoke(&mut self, which: u8, generation: u64) {
+    fn revoke(&mut self, which: u8, generation: u64, span: Span) {
         let dead = self.dead.entry(which).or_default();
         *dead = generation.max(*dead);
-        self.live
-            .retain(|(it, age), _| *it != which || *age > generation);
+        self.live.retain(|(it, age), _| {
+            let is_before = span == Span::AndBefore && *age < generation;
+            *it != which || *age != generation && !is_before
+        });
         let orphans: Vec<_> = self
             .live
             .iter()
@@ -334,7 +357,7 @@ impl Model {
             .map(|(it, _)| *it)
             .collect();
         for (which, generation) in orphans {
-            self.revoke(which, generation);
+            self.revoke(which, generation, span);
         }
     }
 }
@@ -372,18 +395,24 @@ proptest! {
                 }
                 Act::Move(which) => {
                     let Some(last) = model.last(which) else { continue };
+                    let next = model.fresh(which);
                     // To another service: what it was made from is left.
-                    let moved = granted(&grants, asked(which, last + 1, None));
+                    let moved = granted(&grants, asked(which, next, None));
                     prop_assert!(runtime.block_on(moved).is_ok());
-                    prop_assert!(model.grant(which, last + 1, None));
+                    prop_assert!(model.grant(which, next, None));
                     let revoked = Generation { binding: name(which), generation: last };
-                    runtime.block_on(grants.revoke(revoked)).unwrap();
-                    model.revoke(which, last);
+                    runtime.block_on(grants.revoke(revoked, Span::AndBefore)).unwrap();
+                    model.revoke(which, last, Span::AndBefore);
                 }
                 Act::Revoke(which, generation) => {
                     let revoked = Generation { binding: name(which), generation };
-                    runtime.block_on(grants.revoke(revoked)).unwrap();
-                    model.revoke(which, generation);
+                    runtime.block_on(grants.revoke(revoked, Span::AndBefore)).unwrap();
+                    model.revoke(which, generation, Span::AndBefore);
+                }
+                Act::Abandon(which, generation) => {
+                    let abandoned = Generation { binding: name(which), generation };
+                    runtime.block_on(grants.revoke(abandoned, Span::Alone)).unwrap();
+                    model.revoke(which, generation, Span::Alone);
                 }
                 Act::Restart => {
                     drop(grants);

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::layout::Layout;
 use crate::protocol::{Expose, ServiceSpec};
 
-pub use rows::{BindingRow, GrantRefused, GrantRow, LeavingRow, ProgramRow};
+pub use rows::{BindingRow, GrantRefused, GrantRow, LeavingRow, ProgramRow, Span};
 
 /// The version of the file.
 const FORMAT: u32 = 1;

@@ -33,6 +33,27 @@ pub struct GrantRow {
     pub minted: Option<ServiceSpec>,
 }
 
+/// What ends with a generation of a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// All before it as well.
+    AndBefore,
+    /// It alone: those before it go on.
+    Alone,
+}
+
+impl Span {
+    /// Returns whether a generation ends when another one does.
+    pub fn has(self, ends: &Generation, asked: &Generation) -> bool {
+        let (ends_at, at) = (ends.generation, asked.generation);
+        ends.binding == asked.binding
+            && match self {
+                Self::AndBefore => at <= ends_at,
+                Self::Alone => at == ends_at,
+            }
+    }
+}
+
 /// A revoked grant of which something may be left at a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,13 +145,6 @@ impl Contents {
         swissnum_hash: String,
         now: u64,
     ) -> Result<GrantRow, GrantRefused> {
-        if self
-            .revoked
-            .get(&grant.binding)
-            .is_some_and(|last| *last >= grant.generation)
-        {
-            return Err(GrantRefused::Generation);
-        }
         let same = self
             .grants
             .iter()
@@ -146,6 +160,11 @@ impl Contents {
                     Err(GrantRefused::Terms)
                 };
             }
+        }
+        // After that: one that is still given out may be earlier than one that was abandoned.
+        let last = self.revoked.get(&grant.binding);
+        if last.is_some_and(|last| *last >= grant.generation) {
+            return Err(GrantRefused::Generation);
         }
         let Some(spec) = self.offers.get(&grant.service) else {
             return Err(GrantRefused::UnknownService);
@@ -191,17 +210,16 @@ impl Contents {
         Some(lineage)
     }
 
-    /// Enters that a generation and all before it are revoked, whether or not they were granted,
-    /// and with them what was made from them. Returns the grants that have ended.
-    pub fn revoke(&mut self, revoked: &Generation) -> Vec<Generation> {
+    /// Enters that a generation, and all before it or none of them, are revoked, whether or not
+    /// they were granted, and with them what was made from them. Returns the grants that have
+    /// ended. No generation up to this one is granted any more.
+    pub fn revoke(&mut self, revoked: &Generation, span: Span) -> Vec<Generation> {
         let mut ended = Vec::new();
         let mut next = vec![revoked.clone()];
         while let Some(revoked) = next.pop() {
             let last = self.revoked.entry(revoked.binding.clone()).or_default();
             *last = revoked.generation.max(*last);
-            let ends = |row: &mut GrantRow| {
-                row.grant.binding == revoked.binding && row.grant.generation <= revoked.generation
-            };
+            let ends = |row: &mut GrantRow| span.has(&revoked, &row.grant.generation());
             for row in self.grants.extract_if(.., ends) {
                 let generation = row.grant.generation();
                 if let Some(spec) = row.minted {
@@ -211,9 +229,8 @@ impl Contents {
                 ended.push(generation);
             }
             let children = self.grants.iter().filter(|row| {
-                row.grant.parent.as_ref().is_some_and(|parent| {
-                    parent.binding == revoked.binding && parent.generation <= revoked.generation
-                })
+                let parent = row.grant.parent.as_ref();
+                parent.is_some_and(|parent| span.has(&revoked, parent))
             });
             next.extend(children.map(|row| row.grant.generation()));
         }
@@ -264,7 +281,7 @@ mod tests {
                     let result = contents.admit(grant(&binding, generation), String::new(), 0);
                     prop_assert!(result.is_err() || last.is_none_or(|last| generation > last));
                 } else {
-                    contents.revoke(&Generation { binding, generation });
+                    contents.revoke(&Generation { binding, generation }, Span::AndBefore);
                     *last = (*last).max(Some(generation));
                 }
                 for row in &contents.grants {

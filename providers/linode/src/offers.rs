@@ -31,7 +31,8 @@ impl Machines {
         if !name.chars().all(is_plain) || name.contains("..") {
             return Some(Json::Null);
         }
-        let path = format!("/{of}/{name}");
+        // A name is one part of a path, as clients of Linode's own send it.
+        let path = format!("/{of}/{}", name.replace('/', "%2F"));
         let mut known = self.offers.0.lock().await;
         if let Some(found) = known.get(&path) {
             return found.clone();

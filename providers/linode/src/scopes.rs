@@ -7,6 +7,7 @@ use gobs_provider::{Error, Intended};
 use serde_json::Value as Json;
 
 use crate::api::Fail;
+use crate::interfaces::LINODE;
 use crate::machine::Machines;
 use crate::schema;
 
@@ -68,7 +69,10 @@ impl Machines {
 /// Returns the scopes that a plan needs.
 fn scopes(plan: &[Intended]) -> impl Iterator<Item = &'static str> {
     let blocks = BLOCKS.iter();
-    let blocks = blocks.filter(|(block, _)| plan.iter().any(|one| touches(one, block)));
+    let needs = |one: &Intended, block: &str| {
+        touches(one, block) || block == "firewall" && covers_otherwise(one)
+    };
+    let blocks = blocks.filter(move |(block, _)| plan.iter().any(|one| needs(one, block)));
     ALWAYS.into_iter().chain(blocks.map(|(_, scope)| *scope))
 }
 
@@ -82,6 +86,18 @@ fn touches(one: &Intended, block: &str) -> bool {
         return volumes.any(|(_, it)| it.get("delete").and_then(Value::as_bool) == Some(true));
     }
     has(&one.before, block) || has(&one.after, block)
+}
+
+/// Returns whether interfaces of a machine's own come under another firewall, or under none: those
+/// are the firewall's devices, where a machine with a profile has a list of firewalls.
+fn covers_otherwise(one: &Intended) -> bool {
+    let is_own = one
+        .before
+        .get("interface_generation")
+        .and_then(Value::as_str)
+        == Some(LINODE);
+    let of = |machine: &Value| machine.get("firewall_id").cloned().unwrap_or(Value::NULL);
+    is_own && !one.anew && !one.after.is_null() && !of(&one.before).same(&of(&one.after))
 }
 
 /// Returns whether a machine has such a block, or may have one.
@@ -310,6 +326,10 @@ mod tests {
             &["volumes:read_write"],
         );
         check(intended(volume(false), db, false), &["volumes:read_write"]);
+        let under = |generation: &str, id: i64| json!({"id": "7", "interface_generation": generation, "firewall_id": id});
+        let other = |of: &str| intended(under(of, 1), under(of, 2), false);
+        check(other("linode"), &["firewall:read_write"]);
+        check(other("legacy_config"), &[]);
         let named = json!({"dns": [{"domain": "example.net"}]});
         check(intended(none, named, true), &["domains:read_write"]);
     }

@@ -238,6 +238,7 @@ fn routed(
         ("GET", ["linode", "types"]) => list(catalog::classes(), &TYPE_FIELDS),
         ("GET", ["linode", "types", it]) => one(catalog::classes(), it),
         ("GET", ["images"]) => list(catalog::images(), &IMAGE_FIELDS),
+        ("GET", ["images", it]) => one(catalog::images(), &it.replace("%2F", "/")),
         ("GET", ["images", maker, it]) => one(catalog::images(), &format!("{maker}/{it}")),
         ("GET", ["profile"]) => {
             let restricted = account.grants.is_some();

@@ -160,16 +160,16 @@ fn a8_doctor_finds_what_belongs_to_machines_both_ways() {
 
 #[test]
 fn what_no_volume_can_do_is_refused_by_the_plan_at_its_place() {
-    let with = |region: &str, size: u32, delete: bool, swap: u32| {
+    let with = |region: &str, size: u32, delete: bool, generation: &str| {
         let volume = format!(
             "  volume \"data\" {{\n    size   = {size}\n    delete = {delete}\n  }}\n  \
-             swap_size = {swap}\n  hob {{ enabled = false }}\n"
+             interface_generation = \"{generation}\"\n  hob {{ enabled = false }}\n"
         );
         MACHINE
             .replace("  hob { enabled = false }\n", &volume)
             .replace("eu-central", region)
     };
-    let account = Account::start(Project::new(&with("eu-central", 20, true, 512)), 7);
+    let account = Account::start(Project::new(&with("eu-central", 20, true, "linode")), 7);
     let (project, double) = (&account.project, &account.double);
     let volumes = || {
         let found = double.ask("GET", "/volumes", &json!(null)).expect("listed");
@@ -189,14 +189,17 @@ fn what_no_volume_can_do_is_refused_by_the_plan_at_its_place() {
             "volume data is in eu-central, and volumes do not move",
         ),
     ] {
-        project.write("main.gobs.hcl", &with(region, size, true, 512));
+        project.write("main.gobs.hcl", &with(region, size, true, "linode"));
         for command in [&["plan"][..], &["apply", "--auto-approve"]] {
             let at = ["Impossible machine", says, "main.gobs.hcl line 9"];
             check(project.gobs(command), 1, &at);
         }
     }
     // What is declared now says what becomes of the data, in the same plan.
-    project.write("main.gobs.hcl", &with("eu-central", 20, false, 1_024));
+    project.write(
+        "main.gobs.hcl",
+        &with("eu-central", 20, false, "legacy_config"),
+    );
     check(
         project.gobs(&["plan"]),
         0,
@@ -204,13 +207,24 @@ fn what_no_volume_can_do_is_refused_by_the_plan_at_its_place() {
     );
     project.gobs(&["apply", "--auto-approve"]).ok();
     assert_eq!((volumes().len(), &volumes()[0]["id"]), (1, &id));
-    project.write("main.gobs.hcl", &with("eu-central", 20, true, 512));
+    // It goes on with the newer interfaces, which it cannot go back from.
+    project.write("main.gobs.hcl", &with("eu-central", 20, false, "linode"));
+    let cost = "will be updated (downtime: it is shut down and started)";
+    check(project.gobs(&["plan"]), 0, &[cost]);
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    project.write(
+        "main.gobs.hcl",
+        &with("eu-central", 20, true, "legacy_config"),
+    );
     check(project.gobs(&["plan"]), 0, &["data will be lost"]);
     project.gobs(&["apply", "--auto-approve"]).ok();
     assert_eq!(volumes().len(), 1);
     assert_ne!(volumes()[0]["id"], id);
     // One that is gone is not replaced by an empty one unasked.
-    project.write("main.gobs.hcl", &with("eu-central", 20, false, 512));
+    project.write(
+        "main.gobs.hcl",
+        &with("eu-central", 20, false, "legacy_config"),
+    );
     project.gobs(&["apply", "--auto-approve"]).ok();
     let path = format!("/volumes/{}", volumes()[0]["id"]);
     double.ask("DELETE", &path, &json!({})).expect("deleted");
@@ -222,10 +236,13 @@ fn what_no_volume_can_do_is_refused_by_the_plan_at_its_place() {
     check(project.gobs(&["plan"]), 1, &gone);
     project.write(
         "main.gobs.hcl",
-        &MACHINE.replace("  hob", "  swap_size = 512\n  hob"),
+        &MACHINE.replace("  hob", "  interface_generation = \"legacy_config\"\n  hob"),
     );
     project.gobs(&["apply", "--auto-approve"]).ok();
-    project.write("main.gobs.hcl", &with("eu-central", 20, false, 512));
+    project.write(
+        "main.gobs.hcl",
+        &with("eu-central", 20, false, "legacy_config"),
+    );
     project.gobs(&["apply", "--auto-approve"]).ok();
     assert_eq!(volumes().len(), 1);
     project.gobs(&["destroy", "--auto-approve"]).ok();

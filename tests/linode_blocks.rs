@@ -9,7 +9,7 @@ use crate::account::{Account, assert_answers, serve_line};
 use crate::support::{Project, free_port};
 
 /// Returns a project in which the machine db gives its service to others.
-fn configuration(swap: u32, ports: [u16; 3], importers: &[&str]) -> String {
+fn configuration(generation: &str, ports: [u16; 3], importers: &[&str]) -> String {
     let [orders, hob, first] = ports;
     let machine = |name: &str, more: &str| {
         format!(
@@ -24,7 +24,7 @@ fn configuration(swap: u32, ports: [u16; 3], importers: &[&str]) -> String {
         )
     };
     let db = format!(
-        "swap_size = {swap}
+        "interface_generation = \"{generation}\"
          hob {{
            listen    = \"127.0.0.1:{hob}\"
            advertise = [\"127.0.0.1\"]
@@ -117,8 +117,11 @@ fn what_belongs_to_a_machine_follows_it_at_linode() {
     let (project, double) = (&account.project, &account.double);
     let domain = double.ask("POST", "/domains", &json!({"domain": "example.net"}));
     let records = format!("/domains/{}/records", domain.expect("made")["id"]);
-    let write = |swap, importers: &[&str]| {
-        project.write("main.gobs.hcl", &configuration(swap, ports, importers));
+    let write = |generation, importers: &[&str]| {
+        project.write(
+            "main.gobs.hcl",
+            &configuration(generation, ports, importers),
+        );
     };
     let apply = || project.gobs(&["apply", "--auto-approve"]).ok().stdout;
     let settled = || {
@@ -127,7 +130,7 @@ fn what_belongs_to_a_machine_follows_it_at_linode() {
         assert!(again.contains(nothing), "{again}");
     };
 
-    write(512, &["app", "web"]);
+    write("linode", &["app", "web"]);
     apply();
     assert_lets_in(&account, ports[1], &["app", "web"]);
     let db = instance(&account, "db");
@@ -137,7 +140,7 @@ fn what_belongs_to_a_machine_follows_it_at_linode() {
     settled();
 
     // Whoever is not given it any more is shut out, and the others go on.
-    write(512, &["app"]);
+    write("linode", &["app"]);
     let plan = project.gobs(&["plan"]).ok().stdout;
     assert!(plan.contains("~ firewall {"), "{plan}");
     apply();
@@ -146,7 +149,7 @@ fn what_belongs_to_a_machine_follows_it_at_linode() {
     settled();
 
     // Another machine takes the place, and has the volume.
-    write(1_024, &["app"]);
+    write("legacy_config", &["app"]);
     let plan = project.gobs(&["plan"]).ok().stdout;
     assert!(plan.contains("is kept, for the new machine"), "{plan}");
     apply();

@@ -1,10 +1,16 @@
 //! Linode interfaces through whole runs: their firewalls, their changes, and what an account does
 //! not allow.
 
+use std::time::Duration;
+
+use gobs_linode_double::{Fault, Kind};
 use serde_json::{Value, json};
 
 use crate::account::{Account, assert_answers, serve_line};
-use crate::support::{Project, Run, free_port};
+use crate::support::{Project, Run, eventually, free_port};
+
+/// How long the double takes to boot a machine on a loaded host: a minute of its clock.
+const BOOT_WITHIN: Duration = Duration::from_secs(60);
 
 const NOTHING: &str = "No changes. Your infrastructure matches the configuration.";
 
@@ -122,6 +128,78 @@ fn interfaces_and_their_firewall_change_in_place() {
         account.double.instances()[0]["id"],
         id,
         "it is the same machine"
+    );
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    account.assert_machines(0, 1, "after destroy");
+}
+
+#[test]
+fn a_machine_is_upgraded_to_interfaces_of_its_own_in_place() {
+    let account = Account::start(Project::empty(), 33);
+    let (project, double) = (&account.project, &account.double);
+    let write = |generation: &str, more: &str| {
+        let vlan = "interface {
+             purpose = \"vlan\"
+             label   = \"inner\"
+           }
+           interface { purpose = \"public\" }
+           firewall {}";
+        let generation = format!("interface_generation = \"{generation}\"");
+        project.write(
+            "main.gobs.hcl",
+            &machine(&format!("{generation}\n{vlan}\n{more}")),
+        );
+    };
+    let vpc = "interface {
+         purpose   = \"vpc\"
+         subnet_id = 7
+       }";
+    write("legacy_config", "");
+    said(project.gobs(&["apply", "--auto-approve"]), 0);
+    let runs = || double.instances()[0]["status"] == "running";
+    eventually("it runs", BOOT_WITHIN, runs);
+    let was = double.instances().remove(0);
+
+    // What the account does not allow leaves the machine as it was, and on.
+    write("linode", vpc);
+    let plan = said(project.gobs(&["plan"]), 0);
+    let cost = "will be updated (downtime: it is shut down and started)";
+    assert!(plan.contains(cost), "{plan}");
+    set(&account, "legacy_config_only");
+    let refused = said(project.gobs(&["apply", "--auto-approve"]), 1);
+    assert!(
+        refused.contains("are not allowed on this account"),
+        "{refused}"
+    );
+    let now = double.instances().remove(0);
+    for field in ["status", "interface_generation", "tags"] {
+        assert_eq!(now[field], was[field]);
+    }
+
+    set(&account, "legacy_config_default_but_linode_allowed");
+    let upgrade = "/linode/instances/*/upgrade-interfaces";
+    double.fault(Fault::once("POST", upgrade, Kind::ResetAfter));
+    said(project.gobs(&["apply", "--auto-approve"]), 0);
+    assert_eq!(double.unused_faults(), 0);
+    assert_eq!(
+        interfaces(&account),
+        [("vlan", 0), ("public", 1), ("vpc", 1)]
+    );
+    let now = double.instances().remove(0);
+    assert_eq!(now["interface_generation"], "linode");
+    for field in ["id", "ipv4", "status", "tags"] {
+        assert_eq!(now[field], was[field]);
+    }
+    let again = said(project.gobs(&["plan"]), 0);
+    assert!(again.contains(NOTHING), "{again}");
+    said(project.gobs(&["doctor"]), 0);
+
+    // There is no way back but another machine.
+    write("legacy_config", "");
+    let plan = said(project.gobs(&["plan"]), 0);
+    assert!(
+        plan.contains("1 to add, 0 to change, 1 to destroy"),
+        "{plan}"
     );
     project.gobs(&["destroy", "--auto-approve"]).ok();
     account.assert_machines(0, 1, "after destroy");

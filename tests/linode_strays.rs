@@ -65,7 +65,10 @@ const OTHER: &str = r#"
   }
 "#;
 
-fn configuration(swap: u32, blocks: &str) -> String {
+/// Another generation of interfaces takes another machine, where it is not the newer one.
+const ANEW: &str = "interface_generation = \"legacy_config\"";
+
+fn configuration(more: &str, blocks: &str) -> String {
     format!(
         "machine \"db\" {{
            provider        = linode
@@ -73,7 +76,7 @@ fn configuration(swap: u32, blocks: &str) -> String {
            type            = \"g6-nanode-1\"
            image           = \"linode/debian13\"
            authorized_keys = [\"ssh-ed25519 AAAA test\"]
-           swap_size       = {swap}
+           {more}
            hob {{ enabled = false }}
            {blocks}
          }}\n"
@@ -88,7 +91,7 @@ struct Life {
 
 impl Life {
     fn begin(seed: u64, blocks: &str) -> Self {
-        let account = Account::start(Project::new(&configuration(512, blocks)), seed);
+        let account = Account::start(Project::new(&configuration("", blocks)), seed);
         let domain = account
             .double
             .ask("POST", "/domains", &json!({"domain": "example.net"}));
@@ -96,8 +99,8 @@ impl Life {
         Self { account, records }
     }
 
-    fn declare(&self, swap: u32, blocks: &str) {
-        let text = configuration(swap, blocks);
+    fn declare(&self, more: &str, blocks: &str) {
+        let text = configuration(more, blocks);
         self.account.project.write("main.gobs.hcl", &text);
     }
 
@@ -165,7 +168,7 @@ impl Life {
     }
 
     /// Goes on after a death as a user might, to the end.
-    fn goes_on(&self, then: Then, swap: u32, blocks: &str) -> Result<(), String> {
+    fn goes_on(&self, then: Then, more: &str, blocks: &str) -> Result<(), String> {
         // A list that nobody had to ask for is not late for whoever looks afterwards.
         let double = &self.account.double;
         match then {
@@ -180,7 +183,7 @@ impl Life {
                 }
             }
             Then::Bare => {
-                self.declare(swap, "");
+                self.declare(more, "");
                 self.run(APPLY)?;
                 double.clear_faults();
                 self.run(&["plan", "--detailed-exitcode"])?;
@@ -224,21 +227,24 @@ enum Step {
 
 impl Step {
     /// Brings a life to where the step begins; returns the step's command, and what is declared.
-    fn prepare(self, life: &Life) -> Result<(&'static [&'static str], u32, &'static str), String> {
-        let (first, swap, blocks, command) = match self {
-            Self::Create => (None, 512, FULL, APPLY),
-            Self::Add => (Some(""), 512, FULL, APPLY),
-            Self::Change => (Some(FULL), 512, OTHER, APPLY),
-            Self::Remove => (Some(FULL), 512, "", APPLY),
-            Self::Replace => (Some(FULL), 1_024, FULL, APPLY),
-            Self::Destroy => (Some(FULL), 512, FULL, DESTROY),
+    fn prepare(
+        self,
+        life: &Life,
+    ) -> Result<(&'static [&'static str], &'static str, &'static str), String> {
+        let (first, more, blocks, command) = match self {
+            Self::Create => (None, "", FULL, APPLY),
+            Self::Add => (Some(""), "", FULL, APPLY),
+            Self::Change => (Some(FULL), "", OTHER, APPLY),
+            Self::Remove => (Some(FULL), "", "", APPLY),
+            Self::Replace => (Some(FULL), ANEW, FULL, APPLY),
+            Self::Destroy => (Some(FULL), "", FULL, DESTROY),
         };
         if let Some(first) = first {
-            life.declare(512, first);
+            life.declare("", first);
             life.run(APPLY)?;
         }
-        life.declare(swap, blocks);
-        Ok((command, swap, blocks))
+        life.declare(more, blocks);
+        Ok((command, more, blocks))
     }
 
     /// Returns the requests of the step that change something.
@@ -334,7 +340,7 @@ fn a1_a_run_killed_at_any_request_for_what_belongs_to_a_machine_leaves_nothing()
         .collect();
     live_all(&cases, |seed, (step, (method, path), then)| {
         let life = Life::begin(seed, FULL);
-        let (command, swap, blocks) = step.prepare(&life)?;
+        let (command, more, blocks) = step.prepare(&life)?;
         let double = &life.account.double;
         double.fault(Fault::once(method, path, HELD));
         let run = life.account.project.start(command);
@@ -351,7 +357,7 @@ fn a1_a_run_killed_at_any_request_for_what_belongs_to_a_machine_leaves_nothing()
                 Kind::ListLag { virtual_s: 100_000 },
             ));
         }
-        life.goes_on(*then, swap, blocks)
+        life.goes_on(*then, more, blocks)
     });
 }
 
@@ -365,7 +371,7 @@ fn a1_a_run_that_dies_at_any_journal_write_leaves_nothing_of_what_belongs_to_a_m
     live_all(&cases, |seed, ((step, then), when)| {
         for write in 1.. {
             let life = Life::begin(seed, FULL);
-            let (command, swap, blocks) = step.prepare(&life)?;
+            let (command, more, blocks) = step.prepare(&life)?;
             let mut command = life.account.project.command(command);
             command.env("GOBS_TEST_CRASH_AT", format!("{when}:{write}"));
             let run = Run::of(command);
@@ -374,7 +380,7 @@ fn a1_a_run_that_dies_at_any_journal_write_leaves_nothing_of_what_belongs_to_a_m
                 None => {}
                 _ => return Err(format!("not killed at {write}: {run:?}")),
             }
-            life.goes_on(*then, swap, blocks)
+            life.goes_on(*then, more, blocks)
                 .map_err(|why| format!("at write {write}: {why}"))?;
         }
         Ok(())
@@ -426,13 +432,13 @@ fn a3_no_fault_at_what_belongs_to_a_machine_makes_an_apply_fail_or_repeat() {
         for (method, path) in all {
             double.fault(Fault::once(method, path, kind.clone()));
         }
-        for (swap, blocks) in [(512, FULL), (512, OTHER), (1_024, OTHER), (1_024, "")] {
-            life.declare(swap, blocks);
+        for (more, blocks) in [("", FULL), ("", OTHER), (ANEW, OTHER), (ANEW, "")] {
+            life.declare(more, blocks);
             life.run(APPLY)?;
             life.run(&["plan", "--detailed-exitcode"])?;
         }
         life.is_bare(1)?;
-        life.declare(1_024, OTHER);
+        life.declare(ANEW, OTHER);
         life.run(APPLY)?;
         life.is_whole()?;
         life.run(DESTROY)?;

@@ -19,6 +19,7 @@ mod lang;
 mod linode;
 mod linode_blocks;
 mod linode_crash;
+mod linode_disks;
 mod linode_faults;
 mod linode_network;
 mod linode_strays;

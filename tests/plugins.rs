@@ -111,11 +111,41 @@ fn the_python_plugin_keeps_the_contract() {
     let (project, _bin) = on_path("");
     project.write("paper.hcl", &document("hcl").swap_remove(1));
     let run = project.gobs(&["providers", "test", "paper", "paper.hcl"]);
-    check(run, 0, &["paper keeps the contract: 15 checks."]);
+    check(run, 0, &["paper keeps the contract: 17 checks."]);
     let left: Vec<_> = fs::read_dir(project.path().join("papers"))
         .expect("papers")
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_a_plugin_objects_to_is_an_error_of_the_plan() {
+    if !has_python() {
+        return;
+    }
+    let config = document("hcl").swap_remove(0);
+    let (project, bin) = on_path(&config);
+    let hello = "\"schema\": SCHEMA}";
+    let objects = "\"schema\": SCHEMA, \"methods\": {\"objections\": True}},
+    \"objections\": lambda it: {\"objections\": [{\"attribute\": \"note\", \"message\":
+        plain(it[\"proposal\"][\"wanted\"])[\"note\"] + \" is impolite\", \"hint\": \"be kind\"}]
+        if \"fool\" in plain(it[\"proposal\"][\"wanted\"])[\"note\"] else []}";
+    let plugin = document("python").concat();
+    assert!(plugin.contains(hello));
+    let plugin = plugin.replace(hello, objects);
+    program(&bin.path().join("gobs-provider-paper"), &plugin);
+    project.write("main.gobs.hcl", &config.replace("Dear reader", "You fool"));
+    let said = [
+        "Impossible machine",
+        "machine.letter cannot be so: You fool is impolite.",
+        "Be kind",
+        "main.gobs.hcl line 5",
+    ];
+    check(project.gobs(&["plan"]), 1, &said);
+    check(project.gobs(&["apply", "--auto-approve"]), 1, &said);
+    project.write("main.gobs.hcl", &config);
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    project.gobs(&["destroy", "--auto-approve"]).ok();
 }
 
 /// The end of `write` in the plugin, and the same with a death after the effect, once, when told.
@@ -201,7 +231,7 @@ fn the_dummy_keeps_the_contract_from_the_command_line() {
     "#;
     project.write("test.hcl", test);
     let run = project.gobs(&["providers", "test", "dummy", "test.hcl"]);
-    check(run, 0, &["dummy keeps the contract: 15 checks."]);
+    check(run, 0, &["dummy keeps the contract: 17 checks."]);
     let run = project.gobs(&["providers", "test", "paper", "test.hcl"]);
     check(
         run,

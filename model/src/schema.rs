@@ -75,6 +75,9 @@ pub struct Attribute {
     /// What a change costs.
     #[serde(default)]
     pub change: Change,
+    /// What a change to one of these texts costs instead.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub becoming: BTreeMap<String, Change>,
     /// Whether its value is never shown or stored in clear.
     #[serde(default)]
     pub sensitive: bool,
@@ -208,6 +211,20 @@ pub enum UserDataForm {
 }
 
 impl Attribute {
+    /// Returns this attribute with another cost of a change to one text.
+    #[must_use]
+    pub fn becoming(mut self, text: &str, change: Change) -> Self {
+        self.becoming.insert(text.into(), change);
+        self
+    }
+
+    /// Returns what a change to a value costs.
+    pub fn change_to(&self, wanted: &Value) -> Change {
+        let text = wanted.as_str();
+        let cheaper = text.and_then(|text| self.becoming.get(text));
+        cheaper.copied().unwrap_or(self.change)
+    }
+
     /// Returns an attribute that the configuration must set.
     pub fn required(ty: Type, change: Change, description: &str) -> Self {
         Self::new(ty, Role::Required, change, description)
@@ -253,6 +270,7 @@ impl Attribute {
             ty,
             role,
             change,
+            becoming: BTreeMap::new(),
             sensitive: false,
             default: None,
             description,

@@ -235,7 +235,7 @@ fn compare_block(
         if is_ours || kept || was.same(wanted) {
             continue;
         }
-        let (path, change) = (at.join(name), attribute.change);
+        let (path, change) = (at.join(name), attribute.change_to(wanted));
         found.push(Difference { path, change });
     }
     for (name, nested) in &block.blocks {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use gobs_model::{Address, Change, Known, Name, Role, Value};
 
-use crate::{CreateRequest, Error, Intended, Observed, Provider, Token, UpdateRequest, UserData};
+use crate::{
+    CreateRequest, Error, Intended, Observed, Proposal, Provider, Token, UpdateRequest, UserData,
+};
 
 /// How long a provider may go on answering `Busy`: a slow real provider's minute, and then some.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -79,7 +81,7 @@ impl fmt::Display for Outcome {
 type Found = Result<(), String>;
 type Check = for<'a> fn(&'a Case<'a>) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
 
-const CHECKS: [(&str, Check); 15] = [
+const CHECKS: [(&str, Check); 17] = [
     ("a machine that was created can be read", |it| {
         Box::pin(it.create_read())
     }),
@@ -106,6 +108,14 @@ const CHECKS: [(&str, Check); 15] = [
     ("asking for rights that are lacking changes nothing", |it| {
         Box::pin(it.lacking())
     }),
+    (
+        "objections and oddities are none where all is well, and asking changes nothing",
+        |it| Box::pin(it.at_ease()),
+    ),
+    (
+        "a machine that is there keeps what belongs to it when abandoned",
+        |it| Box::pin(it.abandon_nothing()),
+    ),
     ("an update that is repeated changes nothing more", |it| {
         Box::pin(it.update_twice())
     }),
@@ -271,6 +281,49 @@ impl<'a> Case<'a> {
         let read = self.read(&made).await?;
         self.same_machine(&made, read.as_ref())?;
         self.listed_once().await
+    }
+
+    async fn at_ease(&self) -> Found {
+        let made = self.create().await?;
+        for (is_new, before) in [(true, None), (false, Some(made.clone()))] {
+            let proposal = Proposal {
+                address: self.address.clone(),
+                wanted: self.fixture.wanted.value().clone(),
+                is_new,
+                before,
+            };
+            let found = patiently(|| self.provider.objections(&proposal)).await;
+            let found = found.map_err(|error| format!("objections: {error}"))?;
+            if let Some(first) = found.first() {
+                return Err(format!("it objects to what it made: {}", first.message));
+            }
+        }
+        let known = [(self.address.clone(), made.clone())];
+        let found = patiently(|| self.provider.oddities(&known)).await;
+        let found = found.map_err(|error| format!("oddities: {error}"))?;
+        if let Some(first) = found.iter().find(|it| it.is_problem) {
+            return Err(format!(
+                "it finds a problem with what it made: {}",
+                first.what
+            ));
+        }
+        let read = self.read(&made).await?;
+        self.same_machine(&made, read.as_ref())?;
+        self.listed_once().await
+    }
+
+    async fn abandon_nothing(&self) -> Found {
+        let made = self.create().await?;
+        for _ in 0..2 {
+            let done = patiently(|| self.provider.abandon(&self.address)).await;
+            done.map_err(|error| format!("abandon: {error}"))?;
+        }
+        let read = self.read(&made).await?;
+        self.same_machine(&made, read.as_ref())?;
+        match self.set_otherwise(&self.fixture.wanted, &made, &read.unwrap_or(made.clone())) {
+            Some(name) => Err(format!("abandon changed {name}")),
+            None => self.listed_once().await,
+        }
     }
 
     async fn update_twice(&self) -> Found {

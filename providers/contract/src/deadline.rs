@@ -17,7 +17,8 @@ use crate::{
 pub struct Deadlines {
     /// Taking settings: a login, at most.
     pub configure: Duration,
-    /// `find`, `read`, `import`, `adopt`, `list`, `lacking`: pages of a slow list, at most.
+    /// `find`, `read`, `import`, `adopt`, `list`, `lacking`, `objections`,
+    /// `abandon`, `oddities`: pages of a slow list, at most.
     pub look: Duration,
     /// Until a machine exists.
     pub create: Duration,

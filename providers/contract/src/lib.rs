@@ -71,15 +71,17 @@ pub struct Observed {
 }
 
 /// Why a machine cannot be as it is planned.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Objection {
     /// The attribute or block that it is about.
     pub attribute: String,
     /// Of labelled blocks, which one.
+    #[serde(default)]
     pub label: Option<String>,
     /// What is wrong, as a fragment.
     pub message: String,
     /// What to do, as a fragment.
+    #[serde(default)]
     pub hint: String,
 }
 
@@ -125,7 +127,7 @@ pub struct CreateRequest {
 }
 
 /// What a plan makes of one machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Proposal {
     /// The declaration.
     pub address: Address,
@@ -138,13 +140,15 @@ pub struct Proposal {
 }
 
 /// Something beside a machine that belongs to one, and is not as the machine's row has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oddity {
     /// What it is, as a sentence that begins after the provider's name.
     pub what: String,
     /// What to do about it.
+    #[serde(default)]
     pub mend: String,
     /// Whether a person has to look.
+    #[serde(default)]
     pub is_problem: bool,
 }
 

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use gobs_model::{Attribute, Block, Change, Known, ProviderSchema, Type, Value};
+use gobs_model::{Address, Attribute, Block, Change, Known, ProviderSchema, Type, Value};
 use gobs_provider::conformance::{Fixture, check};
 use gobs_provider::{
-    Bounded, CreateRequest, Deadlines, Error, Intended, Observed, Progress, Provider, Token,
-    UpdateRequest,
+    Bounded, CreateRequest, Deadlines, Error, Intended, Objection, Observed, Progress, Proposal,
+    Provider, Token, UpdateRequest,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ enum Defect {
     ImportsNothing,
     AdoptsUnderAnotherToken,
     DeletesWhenAskedForRights,
+    ObjectsToWhatItMakes,
+    AbandonsWhatIsThere,
     Hangs,
 }
 
@@ -167,6 +169,19 @@ impl Provider for Memory {
         Ok(Vec::new())
     }
 
+    async fn objections(&self, _: &Proposal) -> Result<Vec<Objection>, Error> {
+        let objection = || Objection::new("size", "too large".into(), "make it smaller");
+        let objects = self.defect == Defect::ObjectsToWhatItMakes;
+        Ok(objects.then(objection).into_iter().collect())
+    }
+
+    async fn abandon(&self, _: &Address) -> Result<(), Error> {
+        if self.defect == Defect::AbandonsWhatIsThere {
+            self.machines().clear();
+        }
+        Ok(())
+    }
+
     async fn update(&self, request: UpdateRequest, _: Progress) -> Result<Observed, Error> {
         let mut machines = self.machines();
         let id = request.before.id.clone();
@@ -299,6 +314,14 @@ async fn each_defect_breaks_the_check_that_is_about_it() {
         (
             Defect::DeletesWhenAskedForRights,
             "asking for rights that are lacking changes nothing",
+        ),
+        (
+            Defect::ObjectsToWhatItMakes,
+            "objections and oddities are none where all is well, and asking changes nothing",
+        ),
+        (
+            Defect::AbandonsWhatIsThere,
+            "a machine that is there keeps what belongs to it when abandoned",
         ),
         (Defect::MakesWhatItRefuses, "what is refused leaves nothing"),
         (

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use gobs_model::{Address, Known, Name, Value};
 use gobs_provider::pipe::{Client, LINE_BYTES_MAX, StartError};
 use gobs_provider::{
-    CreateRequest, Error, Intended, Observed, Progress, Provider, Token, UserData,
+    CreateRequest, Error, Intended, Objection, Observed, Oddity, Progress, Proposal, Provider,
+    Token, UserData,
 };
 
 /// How long what must happen may take on a busy host.
@@ -326,6 +327,58 @@ async fn only_a_plugin_that_says_so_is_asked_what_it_need_not_know() {
     let asked = fs::read_to_string(asked.path()).expect("what was asked");
     assert!(
         asked.contains(r#"{"key":{"sensitive":{"unknown":"any"}}}"#),
+        "{asked}"
+    );
+    assert!(!asked.contains("hunter2"), "{asked}");
+}
+
+#[tokio::test]
+async fn what_a_plugin_objects_to_abandons_and_finds_odd_comes_through_the_pipe() {
+    let address: Address = "machine.web".parse().expect("an address");
+    let known = Observed {
+        id: "m".into(),
+        attributes: Known::empty(),
+    };
+    let proposal = Proposal {
+        address: address.clone(),
+        wanted: Value::object([("key", Value::from("hunter2").sensitive())]),
+        is_new: true,
+        before: None,
+    };
+    // One that says nothing of these is not asked.
+    let silent = greeted("cat >/dev/null", HELLO);
+    assert_eq!(silent.objections(&proposal).await, Ok(Vec::new()));
+    assert_eq!(silent.abandon(&address).await, Ok(()));
+    let all = [(address.clone(), known)];
+    assert_eq!(silent.oddities(&all).await, Ok(Vec::new()));
+
+    let asked = tempfile::NamedTempFile::new().expect("a file");
+    let answers = [
+        r#"{"id": 2, "result": {"objections": [{"attribute": "size", "message": "too large"}]}}"#,
+        r#"{"id": 3, "result": {}}"#,
+        r#"{"id": 4, "result": {"oddities": [{"what": "a wall is gone", "is_problem": true}]}}"#,
+    ];
+    let then = answers.map(|it| {
+        let note = format!("printf '%s\\n' \"$line\" >>{}", asked.path().display());
+        format!("read -r line; {note}; echo '{it}'; ")
+    });
+    let methods = "\"methods\": {\"objections\": true, \"abandon\": true, \"oddities\": true}, ";
+    let hello = HELLO.replace("\"deadlines_s\"", &format!("{methods}\"deadlines_s\""));
+    let hello = hello.replace("\"look\": 0.3", "\"look\": 20");
+    let telling = greeted(&(then.concat() + "cat >/dev/null"), &hello);
+    let objection = Objection::new("size", "too large".into(), "");
+    assert_eq!(telling.objections(&proposal).await, Ok(vec![objection]));
+    assert_eq!(telling.abandon(&address).await, Ok(()));
+    let oddity = Oddity {
+        what: "a wall is gone".into(),
+        mend: String::new(),
+        is_problem: true,
+    };
+    assert_eq!(telling.oddities(&all).await, Ok(vec![oddity]));
+    let asked = fs::read_to_string(asked.path()).expect("what was asked");
+    assert!(asked.contains(r#""address":"machine.web""#), "{asked}");
+    assert!(
+        asked.contains(r#"{"sensitive":{"unknown":"any"}}"#),
         "{asked}"
     );
     assert!(!asked.contains("hunter2"), "{asked}");

@@ -196,6 +196,46 @@ impl Machines {
         done.and(resumed)
     }
 
+    /// Gives a machine whose interfaces are those of its configuration profile such of its own,
+    /// for good; it is off then, for whoever changes these further. Returns the machine with them,
+    /// and nothing where it is not to have such.
+    pub(crate) async fn upgrade_interfaces(
+        &self,
+        owner: &Owner<'_>,
+        progress: &Progress,
+    ) -> Result<Option<Json>, Error> {
+        let asked = owner.wanted.get("interface_generation");
+        if asked.and_then(Value::as_str) != Some(LINODE) {
+            return Ok(None);
+        }
+        let id = owner.id;
+        if has_linode_interfaces(owner.instance) {
+            // By a run that died; what came after it may be lacking.
+            return Ok(Some(owner.instance.clone()));
+        }
+        let path = path_of(id)?;
+        let (_, profile) = self.profile_of(id).await?;
+        let body = json!({"config_id": profile["id"], "dry_run": false});
+        let ran = self.pause(id, progress).await?;
+        progress("gives it interfaces of its own".into());
+        let path = format!("{path}/upgrade-interfaces");
+        let done = self.api.post(&path, Class::Other, &body).await;
+        let now = self.there(id).await?;
+        match done {
+            _ if has_linode_interfaces(&now) => Ok(Some(now)),
+            Ok(_) => {
+                let why = format!("Linode {id} does not show interfaces of its own");
+                Err(Error::InDoubt(why))
+            }
+            Err(Fail::Lost(why)) => Err(Error::InDoubt(why)),
+            Err(fail) => {
+                let on = owner.wanted.get("booted").and_then(Value::as_bool);
+                self.resume(id, on.unwrap_or(ran), progress).await?;
+                Err(about("interface_generation", fail))
+            }
+        }
+    }
+
     /// Returns the configuration profile that a machine boots with, after its path.
     pub(crate) async fn profile_of(&self, id: &str) -> Result<(String, Json), Error> {
         let path = format!("{}/configs", path_of(id)?);

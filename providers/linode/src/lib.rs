@@ -8,6 +8,7 @@
 mod adopt;
 mod api;
 mod blocks;
+mod disks;
 mod dns;
 mod ends;
 mod firewall;

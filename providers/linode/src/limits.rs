@@ -5,6 +5,7 @@ use gobs_model::Value;
 use gobs_provider::{Error, Objection, Proposal};
 
 use crate::blocks::{elements, text};
+use crate::disks::of_swap;
 use crate::interfaces::{LEGACY, LINODE, generation_by};
 use crate::machine::Machines;
 use crate::observe::is_same_region;
@@ -22,6 +23,7 @@ impl Machines {
         let mut found = self.objections_to_volumes(proposal).await?;
         let of_network = self.objections_to_network(&proposal.wanted, proposal.is_new);
         found.extend(of_network.await?);
+        found.extend(of_swap(proposal));
         found.extend(of_migration(proposal));
         found.extend(of_rules(&proposal.wanted));
         found.extend(self.objections_to_words(proposal).await);

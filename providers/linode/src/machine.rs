@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::api::{Api, Fail};
 use crate::blocks::{Owner, Turns, elements, entries, with};
+use crate::disks::swap_of;
 use crate::interfaces::Defaults;
 use crate::jobs::Job;
 use crate::marks::Mark;
@@ -255,8 +256,20 @@ impl Machines {
             self.set_password(id, wanted, progress).await?;
         }
         let rebuilt = request.change == Change::Rebuild;
+        // A rebuild writes the disks anew, the one to swap to in its usual size.
+        if differs(wanted, was, "swap_size") || rebuilt && swap_of(wanted).is_some() {
+            self.set_swap(id, wanted, progress).await?;
+        }
         let has_interfaces = !elements(wanted, "interface").is_empty();
-        if differs(wanted, was, "interface") || rebuilt && has_interfaces {
+        let upgraded = match differs(wanted, was, "interface_generation") {
+            true => self.upgrade_interfaces(&owner, progress).await?,
+            false => None,
+        };
+        if let Some(upgraded) = &upgraded {
+            owner.instance = upgraded;
+        }
+        let differs_there = differs(wanted, was, "interface") || upgraded.is_some();
+        if differs_there || rebuilt && has_interfaces {
             self.set_interfaces(&owner, progress).await?;
         }
         let instance = self.there(id).await?;
@@ -470,9 +483,12 @@ pub(crate) fn has_belongings(wanted: &Known) -> bool {
         || !entries(wanted, "volume").is_empty()
 }
 
-/// Returns whether a machine has what its configuration profile holds, which a rebuild deletes.
+/// Returns whether a machine has what its configuration profile holds, which a rebuild deletes, or
+/// a swap disk of its own size.
 fn is_profiled(wanted: &Known) -> bool {
-    !elements(wanted, "interface").is_empty() || !entries(wanted, "volume").is_empty()
+    !elements(wanted, "interface").is_empty()
+        || !entries(wanted, "volume").is_empty()
+        || swap_of(wanted).is_some()
 }
 
 /// What a look for a label found.

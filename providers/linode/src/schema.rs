@@ -346,7 +346,10 @@ fn attributes() -> Block {
         ),
         (
             "swap_size",
-            number(Change::Replace, "The size of its swap disk in MB."),
+            number(
+                Change::PowerCycle,
+                "The size of its swap disk in MB; the disk with the system has the rest.",
+            ),
         ),
         (
             "booted",
@@ -380,7 +383,8 @@ fn attributes() -> Block {
                 Type::String,
                 Change::Replace,
                 "legacy_config or linode: which interfaces it has; the account chooses.",
-            ),
+            )
+            .becoming("linode", Change::PowerCycle),
         ),
         (
             "maintenance_policy",

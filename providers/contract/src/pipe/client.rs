@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use gobs_model::{Known, ProviderSchema};
+use gobs_model::{Address, Known, ProviderSchema};
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 use super::conceal::{conceal, veil};
 use super::process::{Listener, NotSent, Process, lock};
 use super::wire::{
-    Adopted, Call, Configured, Hello, LINE_BYTES_MAX, Lacks, Listed, Made, Methods, Nothing, Reply,
-    Request, Seen, VERSION, Version,
+    Adopted, Call, Configured, Hello, KnownMachine, LINE_BYTES_MAX, Lacks, Listed, Made, Methods,
+    Nothing, Objects, Odd, Reply, Request, Seen, VERSION, Version,
 };
 use crate::deadline::within;
 use crate::{
-    CreateRequest, Deadlines, Error, Intended, Observed, Progress, Provider, Token, UpdateRequest,
-    adopt_own,
+    CreateRequest, Deadlines, Error, Intended, Objection, Observed, Oddity, Progress, Proposal,
+    Provider, Token, UpdateRequest, adopt_own,
 };
 
 /// How long a plugin may take to say hello: an interpreter's start on a loaded machine.
@@ -160,7 +160,11 @@ impl Client {
     ) -> Result<T, Error> {
         let is_effect = matches!(
             call,
-            Call::Create(_) | Call::Adopt { .. } | Call::Update(_) | Call::Delete { .. }
+            Call::Create(_)
+                | Call::Adopt { .. }
+                | Call::Abandon { .. }
+                | Call::Update(_)
+                | Call::Delete { .. }
         );
         let lost = |why: String| match is_effect {
             true => Error::InDoubt(format!("{what} was not answered: {why}")),
@@ -287,6 +291,46 @@ impl Provider for Client {
         let deadline = self.deadlines.look;
         let Lacks { lacking } = self.call("lacking", deadline, call, None).await?;
         Ok(lacking)
+    }
+
+    async fn objections(&self, proposal: &Proposal) -> Result<Vec<Objection>, Error> {
+        if !self.methods.objections {
+            return Ok(Vec::new());
+        }
+        let proposal = Proposal {
+            wanted: veil(&proposal.wanted),
+            ..proposal.clone()
+        };
+        let call = Call::Objections { proposal };
+        let deadline = self.deadlines.look;
+        let Objects { objections } = self.call("objections", deadline, call, None).await?;
+        Ok(objections)
+    }
+
+    async fn abandon(&self, address: &Address) -> Result<(), Error> {
+        if !self.methods.abandon {
+            return Ok(());
+        }
+        let address = address.clone();
+        let call = Call::Abandon { address };
+        let Nothing {} = self
+            .call("abandon", self.deadlines.look, call, None)
+            .await?;
+        Ok(())
+    }
+
+    async fn oddities(&self, known: &[(Address, Observed)]) -> Result<Vec<Oddity>, Error> {
+        if !self.methods.oddities {
+            return Ok(Vec::new());
+        }
+        let known = known.iter().cloned();
+        let known = known.map(|(address, machine)| KnownMachine { address, machine });
+        let known = known.collect();
+        let call = Call::Oddities { known };
+        let Odd { oddities } = self
+            .call("oddities", self.deadlines.look, call, None)
+            .await?;
+        Ok(oddities)
     }
 
     async fn update(&self, request: UpdateRequest, progress: Progress) -> Result<Observed, Error> {

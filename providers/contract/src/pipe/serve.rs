@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::process::lock;
 use super::wire::{
     Adopted, Call, Configured, Hello, LINE_BYTES_MAX, Lacks, Listed, ListedMachine, Made, Methods,
-    Nothing, Reply, Request, Seen, VERSION, seconds,
+    Nothing, Objects, Odd, Reply, Request, Seen, VERSION, seconds,
 };
 use crate::deadline::within;
 use crate::{Error, Progress, Provider};
@@ -116,6 +116,9 @@ async fn work(provider: Arc<dyn Provider>, request: Request, mut answer: Answer)
                     methods: Methods {
                         adopt: true,
                         lacking: true,
+                        objections: true,
+                        abandon: true,
+                        oddities: true,
                     },
                 }),
                 false => Err(Error::rejected(format!(
@@ -156,6 +159,25 @@ async fn work(provider: Arc<dyn Provider>, request: Request, mut answer: Answer)
         Call::Lacking { plan } => {
             let lacking = within(deadline, "lacking", provider.lacking(&plan)).await;
             answer.give(lacking.map(|lacking| Lacks { lacking })).await;
+        }
+        Call::Objections { proposal } => {
+            let asked = provider.objections(&proposal);
+            let found = within(deadline, "objections", asked).await;
+            answer
+                .give(found.map(|objections| Objects { objections }))
+                .await;
+        }
+        Call::Abandon { address } => {
+            let done = within(deadline, "abandon", provider.abandon(&address)).await;
+            answer.give(done.map(|()| Nothing {})).await;
+        }
+        Call::Oddities { known } => {
+            let known: Vec<_> = known
+                .into_iter()
+                .map(|it| (it.address, it.machine))
+                .collect();
+            let found = within(deadline, "oddities", provider.oddities(&known)).await;
+            answer.give(found.map(|oddities| Odd { oddities })).await;
         }
         Call::Update(request) => {
             let made = within(deadline, "update", provider.update(request, progress)).await;

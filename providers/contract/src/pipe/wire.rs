@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use gobs_model::{Block, Hosts, Known, ProviderSchema};
+use gobs_model::{Address, Block, Hosts, Known, ProviderSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::{CreateRequest, Deadlines, Error, Intended, Observed, Token, UpdateRequest};
+use crate::{
+    CreateRequest, Deadlines, Error, Intended, Objection, Observed, Oddity, Proposal, Token,
+    UpdateRequest,
+};
 
 /// The version of the protocol that this gobs speaks.
 pub const VERSION: u32 = 1;
@@ -41,6 +44,9 @@ pub(super) enum Call {
     Import { id: String },
     Adopt { id: String, token: Token },
     Lacking { plan: Vec<Intended> },
+    Objections { proposal: Proposal },
+    Abandon { address: Address },
+    Oddities { known: Vec<KnownMachine> },
     Update(UpdateRequest),
     Delete { last: Observed },
     List {},
@@ -103,6 +109,9 @@ pub(super) struct Hello {
 pub(super) struct Methods {
     pub(super) adopt: bool,
     pub(super) lacking: bool,
+    pub(super) objections: bool,
+    pub(super) abandon: bool,
+    pub(super) oddities: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -173,7 +182,26 @@ pub(super) struct Lacks {
     pub(super) lacking: Vec<String>,
 }
 
-/// The answer to `delete`.
+/// A machine that the project has, as it was last seen.
+#[derive(Serialize, Deserialize)]
+pub(super) struct KnownMachine {
+    pub(super) address: Address,
+    pub(super) machine: Observed,
+}
+
+/// The answer to `objections`.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Objects {
+    pub(super) objections: Vec<Objection>,
+}
+
+/// The answer to `oddities`.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Odd {
+    pub(super) oddities: Vec<Oddity>,
+}
+
+/// The answer to `delete` and `abandon`.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Nothing {}
 

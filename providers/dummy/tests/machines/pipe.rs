@@ -68,6 +68,7 @@ async fn check_all(simulated: bool) -> BTreeSet<String> {
 async fn real_machines_keep_the_contract_through_the_pipe() {
     let methods = check_all(false).await;
     let all = [
+        "abandon",
         "adopt",
         "cancel",
         "configure",
@@ -78,6 +79,8 @@ async fn real_machines_keep_the_contract_through_the_pipe() {
         "import",
         "lacking",
         "list",
+        "objections",
+        "oddities",
         "read",
         "update",
     ];

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::catalog;
 use crate::clock::{Clock, Dice, api_time};
+use crate::disk;
 use crate::fault::{Fault, Kind};
 use crate::firewall::asked_firewalls;
 use crate::grants::Grants;
@@ -246,6 +247,10 @@ impl Account {
         if body["private_ip"] == true {
             ipv4.push(address(id, "192.168"));
         }
+        let disks = match image.is_some() {
+            true => disk::written(id, &class, body["swap_size"].as_u64()),
+            false => Vec::new(),
+        };
         let keys = body["authorized_keys"].as_array().into_iter().flatten();
         let group = body["placement_group"]["id"].as_u64();
         let group_shown = group.map_or(Value::Null, |id| self.group_of(id));
@@ -278,6 +283,7 @@ impl Account {
             jobs: VecDeque::new(),
             boots: 0,
             disk: 0,
+            disks,
             dies_ms: None,
             gone: false,
         };
@@ -448,7 +454,7 @@ impl Account {
         event
     }
 
-    fn queue(&mut self, id: u64, work: Work, fails: bool) -> Result<(), Refusal> {
+    pub(crate) fn queue(&mut self, id: u64, work: Work, fails: bool) -> Result<(), Refusal> {
         let (now_ms, event) = (self.clock.now_ms(), self.fresh_event());
         let label = self.instance(id)?.label.clone();
         self.events.push(json!({

@@ -27,7 +27,7 @@ pub(crate) struct Class {
     id: &'static str,
     label: &'static str,
     memory: u64,
-    disk: u64,
+    pub(crate) disk: u64,
     vcpus: u64,
     transfer: u64,
 }

@@ -299,6 +299,18 @@ fn routed(
             account.instance(id(it)?)?.backups = *verb == "enable";
             Ok(json!({}))
         }
+        ("GET", ["linode", "instances", it, "disks"]) => {
+            list(account.disks_of(id(it)?)?, &["label"])
+        }
+        ("GET", ["linode", "instances", it, "disks", disk]) => {
+            one(account.disks_of(id(it)?)?, disk)
+        }
+        ("POST", ["linode", "instances", it, "disks", disk, "resize"]) => {
+            account.resize_disk(id(it)?, id(disk)?, body, fails)
+        }
+        ("POST", ["linode", "instances", it, "upgrade-interfaces"]) => {
+            account.upgrade_interfaces(id(it)?, body)
+        }
         ("POST", ["linode", "instances", it, action]) => account.act(id(it)?, action, body, fails),
         _ => Err(Refusal::not_found()),
     }
@@ -320,7 +332,7 @@ fn class_of(request: &Request, parts: &[&str]) -> Class {
                 "linode",
                 "instances",
                 _,
-                "volumes" | "firewalls" | "configs",
+                "volumes" | "firewalls" | "configs" | "disks",
             ]
             | ["linode", "instances", _, "interfaces", _, "firewalls"],
         ) => Class::List,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::catalog;
 use crate::clock::{Dice, api_time};
+use crate::disk::{self, Disk};
 
 /// What a job does to its instance.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,10 @@ pub(crate) enum Work {
     },
     Resize {
         class: String,
+    },
+    ResizeDisk {
+        disk: u64,
+        size: u64,
     },
     Migrate {
         region: String,
@@ -41,22 +46,25 @@ impl Work {
             Self::Revive => "lassie_reboot",
             Self::Rebuild { .. } => "linode_rebuild",
             Self::Resize { .. } => "linode_resize",
+            Self::ResizeDisk { .. } => "disk_resize",
             Self::Migrate { .. } => "linode_migrate_datacenter",
             Self::Delete => "linode_delete",
         }
     }
 
-    fn status(&self) -> &'static str {
-        match self {
+    /// Returns what the instance is while it goes on; nothing where that stays what it was.
+    fn status(&self) -> Option<&'static str> {
+        Some(match self {
             Self::Create => "provisioning",
             Self::Boot => "booting",
             Self::Shutdown => "shutting_down",
             Self::Reboot | Self::Revive => "rebooting",
             Self::Rebuild { .. } => "rebuilding",
             Self::Resize { .. } => "resizing",
+            Self::ResizeDisk { .. } => return None,
             Self::Migrate { .. } => "migrating",
             Self::Delete => "deleting",
-        }
+        })
     }
 
     /// Returns how long it takes, from recorded durations where there are such.
@@ -67,6 +75,7 @@ impl Work {
             Self::Shutdown => (15, 30),
             Self::Rebuild { .. } => (30, 90),
             Self::Resize { .. } => (60, 240),
+            Self::ResizeDisk { .. } => (10, 60),
             Self::Migrate { .. } => (120, 480),
             Self::Delete => (2, 10),
         };
@@ -129,6 +138,7 @@ pub(crate) struct Instance {
     pub(crate) boots: u64,
     /// How often its disk was written anew.
     pub(crate) disk: u64,
+    pub(crate) disks: Vec<Disk>,
     /// When it dies.
     pub(crate) dies_ms: Option<u64>,
     /// Gone: nothing shows it any more.
@@ -177,7 +187,7 @@ impl Instance {
                     let takes_ms = job.work.duration_ms(dice) + job.slow_ms;
                     let span = (begin, begin + takes_ms);
                     job.span_ms = Some(span);
-                    self.status = job.work.status();
+                    self.status = job.work.status().unwrap_or(self.status);
                     span
                 }
             };
@@ -206,7 +216,9 @@ impl Instance {
                 duration_ms,
             });
             if fails {
-                self.status = "offline";
+                if work.status().is_some() {
+                    self.status = "offline";
+                }
                 for job in self.jobs.drain(..) {
                     let (event, status) = (job.event, "failed");
                     told.push(Told {
@@ -234,12 +246,17 @@ impl Instance {
             Work::Rebuild { image } => {
                 self.image = Some(image);
                 self.disk += 1;
+                self.disks = disk::written(self.id, &self.class, None);
                 // Its configuration profile is another one, with nothing in it.
                 if !self.has_linode_interfaces() {
                     self.interfaces.clear();
                 }
             }
-            Work::Resize { class } => self.class = class,
+            Work::Resize { class } => {
+                self.class = class;
+                self.grow_disks();
+            }
+            Work::ResizeDisk { disk, size } => self.set_disk(disk, size),
             Work::Migrate { region, group } => {
                 self.region = region;
                 // It leaves the group that it was in.

@@ -251,6 +251,58 @@ impl Account {
         Ok(shown)
     }
 
+    /// Gives an instance interfaces of its own that are like those of its configuration profile,
+    /// for good. Its firewalls go to those that lead to the internet or into a VPC.
+    pub(crate) fn upgrade_interfaces(
+        &mut self,
+        linode: u64,
+        body: &Value,
+    ) -> Result<Value, Refusal> {
+        let is_dry = body["dry_run"].as_bool().unwrap_or(true);
+        let profile = self.profile(linode)?["id"].clone();
+        let instance = self.instance(linode)?.clone();
+        // The words of these refusals are guesses.
+        let refused = |field, why: &str| Err(Refusal::of(400, field, why));
+        if !body["config_id"].is_null() && body["config_id"] != profile {
+            return refused(Some("config_id"), "config_id is not valid");
+        }
+        if instance.has_linode_interfaces() {
+            return refused(None, "The Linode is using Linode Interfaces already");
+        }
+        if let Err(why) = self.network.generation(Some(LINODE)) {
+            return refused(None, &why);
+        }
+        let firewall = instance.firewalls.first().map_or(json!(-1), |it| json!(it));
+        let of = |legacy: &Value| match legacy["purpose"].as_str() {
+            Some("vlan") => json!({"vlan": {"vlan_label": legacy["label"],
+                "ipam_address": legacy["ipam_address"]}}),
+            Some("vpc") => json!({"firewall_id": firewall, "default_route":
+                {"ipv4": legacy["primary"]}, "vpc": {"subnet_id": legacy["subnet_id"],
+                "ipv4": {"addresses": [{"address": legacy["ipv4"]["vpc"], "primary": true,
+                    "nat_1_1_address": legacy["ipv4"]["nat_1_1"]}]}}}),
+            _ => json!({"firewall_id": firewall, "public": {}}),
+        };
+        let mut asked: Vec<Value> = instance.interfaces.iter().map(of).collect();
+        if asked.is_empty() {
+            asked.push(json!({"firewall_id": firewall, "public": {}}));
+        }
+        if is_dry {
+            let now_ms = self.clock.now_ms();
+            let shown = asked.iter().map(|it| made(it, 0, now_ms, &instance));
+            let shown: Vec<Value> = shown.collect();
+            return Ok(json!({"config_id": profile, "dry_run": true, "interfaces": shown}));
+        }
+        let this = self.instance(linode)?;
+        this.interface_generation = LINODE.into();
+        this.interfaces.clear();
+        this.firewalls.clear();
+        for interface in &asked {
+            self.put_interface(linode, interface)?;
+        }
+        let shown = &self.instance(linode)?.interfaces;
+        Ok(json!({"config_id": profile, "dry_run": false, "interfaces": shown}))
+    }
+
     /// Returns the instance of an interface.
     pub(crate) fn instance_with(&self, interface: u64) -> Option<&Instance> {
         let has = |it: &&Instance| {

@@ -12,6 +12,7 @@ mod admin;
 mod catalog;
 mod clock;
 mod control;
+mod disk;
 mod domain;
 mod fault;
 mod filter;

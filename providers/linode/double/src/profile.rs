@@ -67,8 +67,8 @@ impl Account {
         let volumes = self.resources.volumes.values();
         let volumes = volumes.filter(|it| it.linode == Some(linode));
         let volumes = volumes.filter(|it| it.profile == instance.disk);
-        let disks = (1..=2).map(|at| json!({"disk_id": linode * 10 + at, "volume_id": null}));
-        let disks = disks.filter(|_| instance.image.is_some());
+        let disks = instance.disks.iter();
+        let disks = disks.map(|it| json!({"disk_id": it.id, "volume_id": null}));
         let mut used = disks.chain(volumes.map(|it| json!({"disk_id": null, "volume_id": it.id})));
         let mut devices = json!({});
         for slot in SLOTS {

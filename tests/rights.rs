@@ -332,6 +332,37 @@ fn a_person_opens_a_service_for_a_while_and_on_the_record() {
 }
 
 #[test]
+fn a_person_opens_what_a_machine_offers_by_itself() {
+    let project = Project::empty();
+    project.write("main.gobs.hcl", &machines([service(b'1'), service(b'2')]));
+    project.gobs(APPLY).ok();
+    let extra = format!("127.0.0.1:{}", service(b'3'));
+    let directory = project.machine("db").display().to_string();
+    let offer = |args: &[&str]| {
+        let run = [&["hob", "--dir", &directory, "offer", "extra"], args].concat();
+        project.gobs(&run)
+    };
+    let socket = project.path().join("person.sock");
+    let path = socket.display().to_string();
+    let open = ["open", "machine.db.service.extra", "--socket", &path];
+    let refused = project.gobs(&open).code(1);
+    assert!(refused.stderr.contains("is not offered"), "{refused:?}");
+    offer(&["--tcp", &extra]).ok();
+    let run = project.start(&open);
+    run.wait_for("Ctrl-C ends it");
+    assert_eq!(ask(&mut unix(&socket)), Some(b'3'));
+    let who = ["who", "machine.db.service.extra"];
+    let holders = project.gobs(&who).ok().stdout;
+    assert!(holders.contains("open by "), "{holders}");
+    run.signal(rustix::process::Signal::INT);
+    run.end().ok();
+    assert!(project.gobs(&["plan"]).ok().stdout.contains("No changes."));
+    offer(&["--withdraw"]).ok();
+    project.gobs(&open).code(1);
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
 fn how_programs_see_a_binding_changes_and_its_streams_go_on() {
     let project = Project::empty();
     let machines = machines([service(b'1'), service(b'2')]);

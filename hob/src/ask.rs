@@ -68,7 +68,8 @@ pub(crate) async fn ask(socket: &Path, question: Question, json: bool) -> Result
             .iter()
             .try_for_each(|(name, value)| writeln!(out, "export {name}={}", quoted(value))),
         Reply::Called(Ok(answer)) => pretty(&mut out, &answer),
-        Reply::Called(Err(why)) => return Err(AskError::Call(why)),
+        Reply::Offered(Ok(())) => Ok(()),
+        Reply::Called(Err(why)) | Reply::Offered(Err(why)) => return Err(AskError::Call(why)),
         Reply::Unknown => return Err(AskError::Unknown),
         Reply::Refused => return Err(AskError::Refused),
     };

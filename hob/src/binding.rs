@@ -49,7 +49,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(12);
 const OPENINGS_MAX: usize = 64;
 
 /// Letters of a name: it becomes a directory.
-const NAME_SIZE_MAX: usize = 64;
+pub(crate) const NAME_SIZE_MAX: usize = 64;
 
 /// All bindings that the machine holds.
 pub(crate) struct Bindings {
@@ -531,16 +531,20 @@ impl Registration {
 
 /// A name becomes a directory and a part of environment variables.
 fn check_name(name: &str) -> Result<(), Malformed> {
-    let fits = name.len() <= NAME_SIZE_MAX
-        && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
     let why = || "a name has up to 64 letters, digits, _ and -, and begins with a letter or _";
-    fits.then_some(()).ok_or_else(|| Malformed {
+    is_name(name).then_some(()).ok_or_else(|| Malformed {
         what: "register-binding",
         why: why().into(),
     })
+}
+
+/// Returns whether a binding or a service can be called so.
+pub(crate) fn is_name(name: &str) -> bool {
+    name.len() <= NAME_SIZE_MAX
+        && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
 }
 
 /// Locks what no panic can have left half done.

@@ -44,6 +44,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::layout::{Layout, MachineError};
 use crate::local::Question;
+use crate::protocol::{ServiceKind, ServiceSpec};
 
 /// The exit code of success.
 pub const EXIT_OK: u8 = 0;
@@ -88,6 +89,10 @@ Usage: hob [--dir DIR] [--session] [--metadata URL]...
        hob [--dir DIR] call NAME METHOD [ARG]...
                                             calls the object that a binding gives: each ARG is
                                             JSON, or a text; the answer is JSON
+       hob [--dir DIR] offer NAME --tcp HOST:PORT | --unix PATH | --withdraw
+                                            offers a service of this machine that its project
+                                            does not declare, until it is withdrawn: for people,
+                                            by gobs open MACHINE.service.NAME
        hob [--dir DIR] run [--wait SECONDS] [--] CMD...
                                             becomes CMD with that environment, once every
                                             binding that is expected is granted
@@ -214,6 +219,11 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
                 let json = false;
                 return Ok((Layout::new(dir), Command::Ask { question, json }));
             }
+            "offer" if command.is_none() => {
+                let question = parse_offer(args)?;
+                let json = false;
+                return Ok((Layout::new(dir), Command::Ask { question, json }));
+            }
             // What follows belongs to the command.
             "run" if command.is_none() => {
                 let run = parse_run(&mut args)?;
@@ -251,6 +261,41 @@ fn parse_call(args: impl Iterator<Item = OsString>) -> Result<Question, String> 
             .map(|text| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
             .collect(),
     })
+}
+
+/// Reads what follows `offer`.
+fn parse_offer(args: impl Iterator<Item = OsString>) -> Result<Question, String> {
+    let texts: Result<Vec<String>, _> = args.map(OsString::into_string).collect();
+    let texts = texts.map_err(|_| "an argument is not UTF-8")?;
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let (service, kind) = match texts[..] {
+        [name, "--withdraw"] => (name, None),
+        [name, "--tcp", place] => {
+            let (host, port) = protocol::host_and_port(place, 0);
+            if host.is_empty() || port == 0 {
+                return Err(format!("{place} is not HOST:PORT"));
+            }
+            (name, Some(ServiceKind::Tcp(place.into())))
+        }
+        [name, "--unix", path] if path.starts_with('/') => {
+            (name, Some(ServiceKind::Unix(path.into())))
+        }
+        [_, "--unix", path] => return Err(format!("{path} does not begin with /")),
+        _ => {
+            let usage = "hob offer takes NAME, and --tcp HOST:PORT, --unix PATH or --withdraw";
+            return Err(usage.into());
+        }
+    };
+    if !binding::is_name(service) {
+        return Err(format!(
+            "{service:?} is no name: that has up to {} letters, digits, _ and -, and begins with \
+             a letter or _",
+            binding::NAME_SIZE_MAX
+        ));
+    }
+    let spec = kind.map(|kind| ServiceSpec { kind, r#type: None });
+    let service = service.to_owned();
+    Ok(Question::Offer { service, spec })
 }
 
 /// Reads what follows `run`.

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::agent::Hob;
 use crate::files::remove_if_there;
-use crate::protocol::{BindingStatus, HobStatus};
+use crate::protocol::{BindingStatus, HobStatus, ServiceSpec};
 
 /// Connections served at one time; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 32;
@@ -46,6 +46,11 @@ pub(crate) enum Question {
     List,
     Get(String),
     Environment,
+    /// Offers a service, or withdraws it where it says none.
+    Offer {
+        service: String,
+        spec: Option<ServiceSpec>,
+    },
     Call {
         name: String,
         method: String,
@@ -66,6 +71,8 @@ pub(crate) enum Reply {
         /// Whether nothing is to come any more.
         complete: bool,
     },
+    /// It is offered or withdrawn, or why it is not.
+    Offered(Result<(), String>),
     /// What an object has answered, or why it has not.
     Called(Result<serde_json::Value, String>),
     Unknown,
@@ -120,18 +127,21 @@ async fn answer(stream: UnixStream, stranger: Option<u32>, hob: Arc<Hob>) -> io:
         .read_line(&mut line)
         .await?;
     let question = serde_json::from_str(&line)?;
-    if let Question::Call { name, method, args } = question {
-        let reply = match stranger {
+    let reply = match question {
+        Question::Call { name, method, args } => match stranger {
             Some(uid) if !hob.bindings.may_call(&name, uid) => Reply::Unknown,
             _ => Reply::Called(hob.bindings.call(&name, &method, args).await),
-        };
-        let mut text = serde_json::to_vec(&reply)?;
-        text.push(b'\n');
-        return write.write_all(&text).await;
-    }
-    // Whose a socket is may be asked of a database on a network.
-    let reply = tokio::task::spawn_blocking(move || reply(question, stranger, &hob));
-    let mut text = serde_json::to_vec(&reply.await.map_err(io::Error::other)?)?;
+        },
+        Question::Offer { .. } if stranger.is_some() => Reply::Refused,
+        Question::Offer { service, spec } => {
+            Reply::Offered(hob.grants.offer_here(service, spec).await)
+        }
+        // Whose a socket is may be asked of a database on a network.
+        question => tokio::task::spawn_blocking(move || reply(question, stranger, &hob))
+            .await
+            .map_err(io::Error::other)?,
+    };
+    let mut text = serde_json::to_vec(&reply)?;
     text.push(b'\n');
     write.write_all(&text).await
 }
@@ -143,7 +153,7 @@ fn reply(question: Question, stranger: Option<u32>, hob: &Hob) -> Reply {
     };
     match question {
         // Answered elsewhere.
-        Question::Call { .. } => Reply::Unknown,
+        Question::Call { .. } | Question::Offer { .. } => Reply::Unknown,
         Question::Status if stranger.is_some() => Reply::Refused,
         Question::Status => Reply::Status(Box::new(hob.status())),
         Question::List => Reply::Bindings(bindings()),

@@ -11,10 +11,11 @@ use hob::person::{Opened, Person, PersonError};
 
 use crate::boss::{Boss, BossError, Loan};
 use crate::lang::{duration, rfc3339};
+use crate::live;
 use crate::project::{Project, boss_error};
 
 use super::watch::Interrupts;
-use super::{Context, Failure, Outcome, exit, remembered, runtime};
+use super::{Context, Failure, Outcome, exit, remembered, runtime, who};
 
 /// The longest that a person may have a service at a time: a working day, with lunch.
 const FOR_MAX: Duration = Duration::from_hours(12);
@@ -62,7 +63,7 @@ impl Open {
             user.unwrap_or("somebody"),
             host.nodename().to_string_lossy()
         );
-        let exporter = exporter(&self.service, &snapshot)?;
+        let exporter = exporter(&self.service, &project, &snapshot)?;
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -174,8 +175,12 @@ impl Drop for Directory {
 type Exporter = ((gobs_model::Instance, u64), gobs_model::Name);
 
 /// Returns the machine that offers a service, as it is now.
-fn exporter(service: &str, snapshot: &Snapshot) -> Result<Exporter, Failure> {
-    let offered = super::who::offered(service, snapshot)?;
+fn exporter(service: &str, project: &Project, snapshot: &Snapshot) -> Result<Exporter, Failure> {
+    let offered = who::address(service)?;
+    if !snapshot.rows.contains_key(&offered) {
+        let report = runtime()?.block_on(live::report(project, snapshot))?;
+        who::offered(&offered, snapshot, &report)?;
+    }
     let row = snapshot.rows.get(&offered);
     let has = |kind: &&str| row.is_some_and(|row| row.wanted.get(kind).is_some());
     if let Some(kind) = ["secret", "sturdyref"].into_iter().find(has) {

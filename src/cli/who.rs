@@ -1,10 +1,12 @@
 //! `gobs who`
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gobs_model::{Address, Diagnostic};
 use gobs_state::Snapshot;
 
+use crate::boss::StatusReport;
 use crate::live;
 use crate::project::store_error;
 
@@ -27,8 +29,9 @@ pub(super) struct Who {
 impl Who {
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
         let (project, snapshot) = remembered(context)?;
-        let service = offered(&self.service, &snapshot)?;
+        let service = address(&self.service)?;
         let report = runtime()?.block_on(live::report(&project, &snapshot))?;
+        offered(&service, &snapshot, &report)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_s = now.map_or(0, |since| since.as_secs());
         let holders = view::who::holders(&service, &report, &snapshot);
@@ -51,25 +54,37 @@ impl Who {
     }
 }
 
-/// Returns the address of a service that the state has.
-pub(super) fn offered(text: &str, snapshot: &Snapshot) -> Result<Address, Failure> {
-    let parsed = text.parse();
-    let Ok(service @ Address::Service { .. }) = parsed else {
-        let detail = format!("{text:?} is not a service's address.");
-        let error = Diagnostic::error("No such service", detail);
-        let hint = "An address looks like machine.db.service.orders.";
-        return Err(error.hint(hint).into());
-    };
-    if snapshot.rows.contains_key(&service) {
+/// Returns the address of a service.
+pub(super) fn address(text: &str) -> Result<Address, Failure> {
+    if let Ok(service @ Address::Service { .. }) = text.parse() {
         return Ok(service);
     }
-    let detail = format!("{service} is not offered, as far as the state tells.");
+    let detail = format!("{text:?} is not a service's address.");
     let error = Diagnostic::error("No such service", detail);
-    let offered = snapshot.rows.keys();
-    let offered: Vec<_> = offered
-        .filter(|it| matches!(it, Address::Service { .. }))
-        .map(ToString::to_string)
-        .collect();
+    let hint = "An address looks like machine.db.service.orders.";
+    Err(error.hint(hint).into())
+}
+
+/// Checks that the state has a service, or that its machine's hob offers it.
+pub(super) fn offered(
+    service: &Address,
+    snapshot: &Snapshot,
+    report: &StatusReport,
+) -> Result<(), Failure> {
+    let hobs = report.hobs.iter().filter_map(|hob| {
+        let offers = hob.status.as_ref()?.offers.iter();
+        Some(offers.map(|it| format!("{}.service.{}", hob.machine, it.service)))
+    });
+    let rows = snapshot.rows.keys();
+    let rows = rows.filter(|it| matches!(it, Address::Service { .. }));
+    let rows = rows.map(ToString::to_string);
+    let offered: BTreeSet<_> = hobs.flatten().chain(rows).collect();
+    if offered.contains(&service.to_string()) {
+        return Ok(());
+    }
+    let detail = format!("{service} is not offered, as far as the state and the hobs tell.");
+    let error = Diagnostic::error("No such service", detail);
+    let offered = Vec::from_iter(offered);
     let hint = match offered.is_empty() {
         true => "No service is.".into(),
         false => format!("These are: {}.", offered.join(", ")),

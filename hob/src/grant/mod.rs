@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::protocol::{
     Attenuate, Check, Generation, Grant, GrantStatus, HOST_SIZE, NEAR_NAME_SIZE, Offer, Probe,
-    ServiceSpec, code,
+    ServiceKind, ServiceSpec, code,
 };
 use crate::service::{GrantSecret, Lease, ServiceError, Services};
 use crate::store::{GrantRefused, Span, Store, StoreError, swissnum_hash};
@@ -94,6 +94,8 @@ impl Grants {
             let known = contents.offers.contains_key(&service);
             let full = !known && contents.offers.len() >= OFFERS_MAX;
             if !full {
+                // What the project declares is no longer the machine's own affair.
+                contents.offered_here.remove(&service);
                 contents.offers.insert(service, spec);
             }
             full
@@ -105,6 +107,46 @@ impl Grants {
             )),
             false => Ok(()),
         }
+    }
+
+    /// Lets a service be granted that somebody on the machine offers; without `spec`, no more. An
+    /// error is a sentence.
+    pub(crate) async fn offer_here(
+        &self,
+        service: String,
+        spec: Option<ServiceSpec>,
+    ) -> Result<(), String> {
+        if !matches!(
+            spec.as_ref().map(|it| &it.kind),
+            None | Some(ServiceKind::Tcp(_) | ServiceKind::Unix(_))
+        ) {
+            return Err("services of other kinds are declared in the project".into());
+        }
+        let written = self.store.write(move |contents| {
+            let is_known = contents.offers.contains_key(&service);
+            let is_full = contents.offers.len() >= OFFERS_MAX;
+            match spec {
+                _ if is_known && !contents.offered_here.contains(&service) => {
+                    return Err(format!("the project declares the service {service}"));
+                }
+                None if !is_known => return Err(format!("no service {service} is offered")),
+                Some(_) if !is_known && is_full => {
+                    return Err("this machine offers no more services".into());
+                }
+                None => {
+                    contents.offers.remove(&service);
+                    contents.offered_here.remove(&service);
+                }
+                Some(spec) => {
+                    contents.offers.insert(service.clone(), spec);
+                    contents.offered_here.insert(service);
+                }
+            }
+            Ok(())
+        });
+        written
+            .await
+            .map_err(|error| Broken::from(error).to_string())?
     }
 
     /// Asks a service whether it answers its protocol.

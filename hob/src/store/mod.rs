@@ -56,6 +56,9 @@ pub struct Contents {
     pub registered: bool,
     /// The services offered.
     pub offers: BTreeMap<String, ServiceSpec>,
+    /// Those of them that somebody on the machine offers, and no project declares.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub offered_here: BTreeSet<String>,
     /// The grants given out.
     pub grants: Vec<GrantRow>,
     /// The last revoked generation of each binding.
@@ -227,6 +230,7 @@ impl Default for Contents {
             presence: None,
             registered: false,
             offers: BTreeMap::new(),
+            offered_here: BTreeSet::new(),
             grants: Vec::new(),
             revoked: BTreeMap::new(),
             leaving: Vec::new(),

@@ -7,7 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use hob::protocol::{Expose, Held, Registration, code, from_passable, method, to_passable};
+use hob::protocol::{
+    Expose, Held, Registration, ServiceKind, code, from_passable, method, to_passable,
+};
 use ocapn::Broken;
 
 use crate::postgres::cluster::free_port;
@@ -467,4 +469,63 @@ async fn s5_a_killed_receiver_leaves_no_socket_at_which_nobody_listens() {
         assert!((4..STEPS_MAX).contains(&deaths), "{deaths} deaths");
         assert!(left > 0, "no death left a socket");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_on_a_machine_offers_is_there_until_it_is_withdrawn() {
+    let mut pair = Pair::start(&echo().await).await;
+    let offered = async |pair: &Pair| {
+        let offers = pair.exporter.status().await.offers;
+        let offers = offers.into_iter().map(|it| it.service);
+        offers.collect::<Vec<_>>().join(" ")
+    };
+    let said = |pair: &Pair, args: &[&str]| {
+        let output = pair.db.command().arg("offer").args(args).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        (output.status.code().unwrap(), line)
+    };
+    let done = (0, String::new());
+    assert_eq!(said(&pair, &["extra", "--tcp", "127.0.0.1:1"]), done);
+    assert_eq!(said(&pair, &["more", "--unix", "/run/more"]), done);
+    assert_eq!(offered(&pair).await, "extra more orders");
+    let declared = "hob: the project declares the service orders";
+    for wish in [&["--withdraw"][..], &["--tcp", "127.0.0.1:1"]] {
+        let args = [&["orders"], wish].concat();
+        assert_eq!(said(&pair, &args), (1, declared.into()));
+    }
+    let unknown = "hob: no service nothing is offered";
+    assert_eq!(said(&pair, &["nothing", "--withdraw"]), (1, unknown.into()));
+    for (args, why) in [
+        (&["x", "--tcp", "here"][..], "hob: here is not HOST:PORT"),
+        (
+            &["x", "--unix", "run/x"],
+            "hob: run/x does not begin with /",
+        ),
+        (&["x y", "--withdraw"], "hob: \"x y\" is no name"),
+        (&["x"], "hob: hob offer takes NAME, and --tcp"),
+    ] {
+        let (code, text) = said(&pair, args);
+        assert!(code == 64 && text.starts_with(why), "{code} {text}");
+    }
+    if is_root() {
+        open_up(&pair.db);
+        let mut command = as_user(OTHER);
+        command.args([env!("CARGO_BIN_EXE_hob"), "--dir"]);
+        command.arg(pair.db.layout.dir());
+        let refused = command.args(["offer", "extra", "--withdraw"]).output();
+        let text = String::from_utf8(refused.unwrap().stderr).unwrap();
+        let expected = "hob: the hob tells this to root and to its own user only";
+        assert!(text.starts_with(expected), "{text}");
+    }
+    pair.db.kill();
+    pair.db.start_again();
+    pair.exporter = pair.boss.client("machine.db").await;
+    assert_eq!(offered(&pair).await, "extra more orders");
+    assert_eq!(said(&pair, &["extra", "--withdraw"]), done);
+    // What the project comes to declare is its own.
+    let kind = ServiceKind::Tcp("127.0.0.1:1".into());
+    pair.exporter.offer("more", kind).await;
+    assert_eq!(said(&pair, &["more", "--withdraw"]).0, 1);
+    assert_eq!(offered(&pair).await, "more orders");
 }

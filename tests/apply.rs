@@ -554,6 +554,16 @@ fn what_does_not_answer_is_waited_for_and_tried_by_the_next_apply() {
     let root = project.path().display().to_string();
     let socket = project.path().join("db.sock");
     let listen = || std::os::unix::net::UnixListener::bind(&socket).expect("listens");
+    // Who waits for longer is told why, and who gives up too.
+    let patient = between(&root, "").replace("\"1s\"", "\"5m\"");
+    project.write("main.gobs.hcl", &patient);
+    let run = project.start(APPLY);
+    run.wait_for("db.sock failed: No such file");
+    run.signal(rustix::process::Signal::INT);
+    let run = run.end().code(1);
+    contains(&run.stderr, "machine.db.service.hello did not answer yet (");
+    contains(&run.stderr, "db.sock failed: No such file");
+
     project.write("main.gobs.hcl", &between(&root, ""));
     let run = project.gobs(APPLY).code(1);
     contains(&run.stderr, "with machine.db.service.hello");

@@ -17,7 +17,7 @@ use super::home::{Awaited, Invited};
 use super::left::{after_lost, look_for, only_made, perhaps};
 use super::prepare::{set_enrolled, with_observed};
 use super::retire::{Retirement, take_back};
-use super::teller::Teller;
+use super::teller::{Teller, last_of};
 
 /// How often a call that the provider was too busy for is made: with the waits that providers
 /// ask for, a quarter of an hour and more.
@@ -200,15 +200,17 @@ impl Work {
             } => {
                 teller.waiting("the service");
                 let address = teller.address.clone();
-                let offer = boss.offer(&machine, &service, &spec, ready);
+                let reason = watch::Sender::default();
+                let offer = boss.offer(&machine, &service, &spec, ready, &reason);
                 let done = tokio::select! {
                     done = offer => done,
+                    never = teller.reasons(&reason) => match never {},
                     // What was offered is offered again by the next apply.
                     () = asked_to_stop(&mut stop) => return Ended::Failed {
                         diagnostic: Box::new(Diagnostic::error(
                             "Stopped waiting",
-                            format!("{address} did not answer yet. The next apply waits for it \
-                                     again."),
+                            format!("{address} did not answer yet{}. The next apply waits for it \
+                                     again.", last_of(&reason)),
                         )),
                         changes: unsettled(old.as_deref()),
                     },

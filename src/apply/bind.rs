@@ -15,7 +15,7 @@ use super::Walk;
 use super::act::{Ended, Work, asked_to_stop, not_ready, pending, refusal};
 use super::prepare::{Detail, Prepared, bug, first, known, service_of, with_bound};
 use super::promise::keeps_promise;
-use super::teller::Teller;
+use super::teller::{Teller, last_of};
 
 /// A grant, and what it takes the place of.
 pub(super) struct BindWork {
@@ -156,10 +156,15 @@ impl BindWork {
         self.teller.waiting("the service");
         let binding = self.request.binding.clone();
         let mut stop = self.stop.clone();
+        let reason = watch::Sender::default();
         let bound = tokio::select! {
-            bound = self.boss.bind(self.request.clone()) => bound,
+            bound = self.boss.bind(self.request.clone(), &reason) => bound,
+            never = self.teller.reasons(&reason) => match never {},
             () = asked_to_stop(&mut stop) => {
-                let detail = format!("{binding} was not in use yet; what was granted is taken back.");
+                let detail = format!(
+                    "{binding} was not in use yet{}; what was granted is taken back.",
+                    last_of(&reason)
+                );
                 let diagnostic = Diagnostic::error("Stopped waiting", detail);
                 return self.abandon(Box::new(diagnostic)).await;
             }

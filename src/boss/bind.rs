@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use gobs_model::{Address, Instance, Known, Name, Value};
 use hob::protocol::{self, Attenuate, Generation, code, method};
 use ocapn::{Broken, Passable};
+use tokio::sync::watch;
 
 use super::{Boss, BossError, CALL_TIMEOUT, Key, RETRY_MAX, RETRY_MIN};
 
@@ -87,7 +88,8 @@ pub enum Unbound {
 }
 
 impl Boss {
-    /// Tells a machine's hob of a service; returns when that answers its protocol.
+    /// Tells a machine's hob of a service; returns when that answers its protocol. Until then
+    /// `reason` says why it does not.
     ///
     /// # Errors
     /// When the hob is away or refuses, or the service does not answer in time.
@@ -97,6 +99,7 @@ impl Boss {
         service: &Name,
         spec: &Known,
         ready: Duration,
+        reason: &watch::Sender<String>,
     ) -> Result<(), BossError> {
         let name = service.to_string();
         let data = Passable::Struct(
@@ -108,7 +111,8 @@ impl Boss {
         self.call(&key, method::OFFER, vec![data], HOB_DEADLINE)
             .await?;
         let probe = protocol::to_passable(&protocol::Probe { service: name });
-        self.wait_ready((&key, method::PROBE, probe), machine, service, ready)
+        let asked = (&key, method::PROBE, probe);
+        self.wait_ready(asked, (machine, service), ready, reason)
             .await
     }
 
@@ -134,12 +138,17 @@ impl Boss {
     }
 
     /// Grants a service and hands it over; returns when the service answers through the binding.
+    /// Until then `reason` says why it does not.
     ///
     /// Every call is idempotent by binding and generation, so a lost answer is asked for again.
     ///
     /// # Errors
     /// When a hob is away or refuses, or the service does not answer in time.
-    pub async fn bind(&self, request: BindRequest) -> Result<Bound, BossError> {
+    pub async fn bind(
+        &self,
+        request: BindRequest,
+        reason: &watch::Sender<String>,
+    ) -> Result<Bound, BossError> {
         let (exporter, importer) = (key(&request.exporter), key(&request.importer));
         for (machine, incarnation) in [&exporter, &importer] {
             self.refuse_contested(machine, *incarnation)?;
@@ -167,6 +176,7 @@ impl Boss {
             let answer = match granted {
                 // The server is down, starts or is full: as when it is offered.
                 Err(error) if is_away(&error) && begun.elapsed() < request.ready => {
+                    reason.send_replace(error.to_string());
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
                     continue;
@@ -190,7 +200,7 @@ impl Boss {
                 };
                 let probe = (&exporter, method::PROBE, protocol::to_passable(&probe));
                 let (machine, service) = (&request.exporter, &request.service);
-                self.wait_ready(probe, machine, service, request.ready)
+                self.wait_ready(probe, (machine, service), request.ready, reason)
                     .await?;
             }
             let granted = protocol::Granted::from_passable(&answer)
@@ -220,9 +230,9 @@ impl Boss {
         let check = protocol::to_passable(&generation(&request.binding, request.generation));
         self.wait_ready(
             (&importer, method::CHECK_BINDING, check),
-            &request.exporter,
-            &request.service,
+            (&request.exporter, &request.service),
             request.ready,
+            reason,
         )
         .await?;
         Ok(Bound {
@@ -245,7 +255,7 @@ impl Boss {
             .await;
         let answer = match exposed {
             Err(BossError::Refused { code: Some(it), .. }) if it == code::UNKNOWN => {
-                return self.bind(request).await;
+                return self.bind(request, &watch::Sender::default()).await;
             }
             answer => answer?,
         };
@@ -261,9 +271,9 @@ impl Boss {
     async fn wait_ready(
         &self,
         (asked, method, data): (&Key, &str, Passable),
-        exporter: &(Instance, u64),
-        service: &Name,
+        (exporter, service): (&(Instance, u64), &Name),
         ready: Duration,
+        reason: &watch::Sender<String>,
     ) -> Result<(), BossError> {
         let deadline = Instant::now() + ready;
         let mut pause = RETRY_MIN;
@@ -284,6 +294,7 @@ impl Boss {
                     log: self.log_of(exporter, service).await,
                 });
             }
+            reason.send_replace(check.detail);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         }

@@ -268,6 +268,7 @@ impl Pair {
                 &name("orders"),
                 &spec,
                 PATIENCE,
+                &tokio::sync::watch::Sender::default(),
             )
             .await;
         offered.expect("offered");
@@ -276,7 +277,8 @@ impl Pair {
 
     /// Gives `db` to the app.
     pub(super) async fn bind(&self, generation: u64) -> Result<Bound, BossError> {
-        self.boss.bind(bind_request(generation)).await
+        let reason = tokio::sync::watch::Sender::default();
+        self.boss.bind(bind_request(generation), &reason).await
     }
 }
 

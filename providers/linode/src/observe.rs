@@ -142,6 +142,7 @@ pub(crate) fn observed(instance: &Json, set: &Known) -> Result<Observed, Error> 
         ("memory", number(&specs["memory"])),
         ("disk", number(&specs["disk"])),
         ("vcpus", number(&specs["vcpus"])),
+        ("gpus", number(&specs["gpus"])),
         ("transfer", number(&specs["transfer"])),
         (
             marks::ATTRIBUTE,

@@ -419,6 +419,7 @@ fn attributes() -> Block {
         ("memory", seen(Type::Number, "Its memory in MB.")),
         ("disk", seen(Type::Number, "Its disk in MB.")),
         ("vcpus", seen(Type::Number, "How many virtual CPUs it has.")),
+        ("gpus", seen(Type::Number, "How many GPUs it has.")),
         (
             "transfer",
             seen(Type::Number, "Its monthly transfer in GB."),

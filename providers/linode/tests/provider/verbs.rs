@@ -35,6 +35,7 @@ async fn a_machine_carries_its_token_and_its_name() {
     assert_eq!(seen.attributes.get("tags"), Some(&ours));
     assert_eq!(seen.attributes.get("private_ip"), Some(&true.into()));
     assert_eq!(seen.attributes.get("root_pass"), None);
+    assert_eq!(seen.attributes.get("gpus"), Some(&0.into()));
     let found = linode
         .find(&request.token)
         .await

@@ -8,8 +8,8 @@ use gobs_model::{Address, Diagnostic, Instance, Known, ProviderSchema, Value};
 use gobs_provider::{Error, Observed, Token};
 use gobs_state::{Outcome, Row, RowChange, RowKind, Snapshot, Store};
 
-use crate::apply::{Providers, mark_of};
-use crate::lang::{Import, MachineValues};
+use crate::apply::{Providers, mark_of, perhaps};
+use crate::lang::MachineValues;
 use crate::plan::wanted_of;
 use crate::project::{Project, store_error};
 use crate::run::{finish, intend};
@@ -61,8 +61,14 @@ pub async fn import(
                 Some("Take that mark off it first."),
             )
         }
-        Ok(Some((token, observed))) => {
-            let row = row_of(&address, &values, schema, &snapshot, (token, observed))?;
+        Ok(Some((own, observed))) => {
+            let is_ours = own != token;
+            let row = row_of(&address, &values, schema, &snapshot, (own, observed))?;
+            // One that was this project's before may still have what belonged to it then.
+            let asked = Known::try_from(wanted_of(&schema.machine, &values, None)).ok();
+            let asked = asked.filter(|_| is_ours);
+            let had = asked.and_then(|asked| perhaps(&schema.machine, &row, &asked));
+            let row = had.unwrap_or(row);
             let row = vec![RowChange::PutRow(Box::new(row))];
             return finish(&mut store, started, Outcome::Done, row).map_err(one);
         }
@@ -96,22 +102,22 @@ pub async fn look(
     let evaluator = project.evaluator()?;
     let mut known = Marked::new();
     let mut errors = Vec::new();
+    let mut all = Vec::new();
     for import in &project.config.imports {
+        match evaluator.imported(import) {
+            Ok(found) => all.extend(found.into_iter().map(|it| (import, it))),
+            Err(wrong) => errors.extend(wrong),
+        }
+    }
+    for (at, (import, (instance, id))) in all.iter().enumerate() {
         let [to, at_id] = project.config.import_at(import);
-        let id = match evaluator.import_id(import) {
-            Ok(id) => id,
-            Err(wrong) => {
-                errors.extend(wrong);
-                continue;
-            }
-        };
-        let looked = looked(
-            project,
-            (providers, &mut known),
-            (snapshot, &rows),
-            import,
-            &id,
-        );
+        if all[..at].iter().any(|(_, (other, _))| other == instance) {
+            let detail = format!("Two imports lead to machine.{instance}.");
+            errors.push(Diagnostic::error("Duplicate import", detail).at(to));
+            continue;
+        }
+        let known = (providers, &mut known);
+        let looked = looked(project, known, (snapshot, &rows), instance, id);
         match looked.await {
             Ok(row) => rows.extend(row),
             Err(wrong) => {
@@ -150,12 +156,12 @@ async fn looked(
     project: &Project,
     (providers, known): (&Providers, &mut Marked),
     (snapshot, earlier): (&Snapshot, &[Row]),
-    import: &Import,
+    instance: &Instance,
     id: &str,
 ) -> Result<Option<Row>, Vec<Diagnostic>> {
-    let address = Address::Machine(import.to.clone());
+    let address = Address::Machine(instance.clone());
     let evaluator = project.evaluator()?;
-    let values = evaluator.machine(&import.to)?;
+    let values = evaluator.machine(instance)?;
     let name = &values.provider;
     let kind = name.split('.').next().unwrap_or_default();
     let (Some(schema), Some(provider)) = (project.schemas.get(kind), providers.get(name)) else {

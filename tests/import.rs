@@ -152,7 +152,11 @@ fn what_cannot_be_imported_is_an_error_with_its_place() {
         "hob { enabled = false }",
     ];
     errors(&hobbed, &no_hob);
-    let anew = machine("g6-standard-1", "interface_generation = \"linode\"");
+    let upgrade = format!("/linode/instances/{id}/upgrade-interfaces");
+    let body = json!({"dry_run": false});
+    account.double.ask("POST", &upgrade, &body).expect("done");
+    let older = "interface_generation = \"legacy_config\"";
+    let anew = machine("g6-standard-1", older);
     let replaced = [
         "Import would be replaced",
         "main.gobs.hcl line 11",
@@ -217,4 +221,96 @@ fn a1_an_import_that_dies_at_any_journal_write_converges() {
         }
     }
     assert!(deaths >= 4, "{deaths}");
+}
+
+#[test]
+fn one_block_imports_several_machines() {
+    let account = Account::unwitnessed(Project::empty(), 55);
+    let project = &account.project;
+    let ids = ["first", "second"].map(|label| by_hand(&account, label, &[]));
+    let block = |more: &str| {
+        let machine = machine("g6-standard-1", "for_each = toset([\"a\", \"b\"])");
+        let [a, b] = &ids;
+        format!(
+            "{machine}import {{
+               for_each = {{ a = \"{a}\", b = \"{b}\"{more} }}
+               to       = machine.one[each.key]
+               id       = each.value
+             }}\n"
+        )
+    };
+    let more = block(", c = \"1\"");
+    project.write("main.gobs.hcl", &more);
+    check(project.gobs(&["plan"]), 1, &["machine.one[\"c\"]"]);
+    let again = block("") + &import("machine.one[\"a\"]", &ids[0]);
+    project.write("main.gobs.hcl", &again);
+    check(
+        project.gobs(&["plan"]),
+        1,
+        &["Duplicate import", "machine.one[\"a\"]"],
+    );
+    project.write("main.gobs.hcl", &block(""));
+    let plan = ["Plan: 2 to import, 0 to add, 0 to change, 0 to destroy."];
+    check(project.gobs(&["plan"]), 0, &plan);
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    check(project.gobs(&["plan"]), 0, &[NOTHING]);
+    let listed = project.gobs(&["state", "list"]).ok().stdout;
+    assert_eq!(listed.matches("machine.one[").count(), 2, "{listed}");
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    assert_eq!(account.double.instances().len(), 0);
+}
+
+#[test]
+fn a_machine_that_was_forgotten_and_imported_goes_with_all_that_belongs_to_it() {
+    let account = Account::start(Project::empty(), 56);
+    let (project, double) = (&account.project, &account.double);
+    let domain = double.ask("POST", "/domains", &json!({"domain": "example.net"}));
+    let records = format!("/domains/{}/records", domain.expect("made")["id"]);
+    let text = machine(
+        "g6-standard-1",
+        "firewall {}
+         dns {
+           domain = \"example.net\"
+           name   = \"one\"
+         }
+         volume \"kept\" { size = 10 }
+         volume \"temp\" {
+           size   = 10
+           delete = true
+         }",
+    );
+    project.write("main.gobs.hcl", &text);
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    let id = double.instances()[0]["id"].to_string();
+    let retaken = || {
+        project.gobs(&["state", "rm", "machine.one"]).ok();
+        project.gobs(&["import", "machine.one", &id]).ok();
+    };
+    // The next apply finds what there is, and makes nothing twice.
+    retaken();
+    project.gobs(&["apply", "--auto-approve"]).ok();
+    check(project.gobs(&["plan"]), 0, &[NOTHING]);
+    let stats = double.stats();
+    let made = (
+        stats.firewalls_created,
+        stats.volumes_created,
+        stats.records_created,
+    );
+    assert_eq!(made, (1, 2, 1));
+    // And so does a destroy before any apply.
+    retaken();
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    let left = |path: &str| {
+        let all = double.ask("GET", path, &Value::Null).expect("listed");
+        all["data"].as_array().expect("a list").clone()
+    };
+    assert_eq!(left("/networking/firewalls").len(), 0);
+    assert_eq!(left(&records).len(), 0);
+    let volumes = left("/volumes");
+    assert_eq!(volumes.len(), 1);
+    assert_eq!(
+        volumes[0]["label"].as_str().map(|it| it.contains("kept")),
+        Some(true)
+    );
+    account.assert_machines(0, 1, "after destroy");
 }

@@ -34,7 +34,7 @@ pub(super) fn only_made(schema: &Block, row: Row, asked: &Known) -> Row {
 
 /// Returns a machine's row with what a change that asked for this may have added to it; nothing
 /// where it adds nothing.
-pub(super) fn perhaps(schema: &Block, row: &Row, asked: &Known) -> Option<Row> {
+pub(crate) fn perhaps(schema: &Block, row: &Row, asked: &Known) -> Option<Row> {
     let mut wanted = row.wanted.value().as_entries()?.clone();
     let mut observed = row.observed.value().as_entries()?.clone();
     let mut adds = false;

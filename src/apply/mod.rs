@@ -40,6 +40,7 @@ use act::{Ended, Work};
 use arrivals::Arrivals;
 pub use event::{Event, Summary, Verb};
 pub use home::homes;
+pub(crate) use left::perhaps;
 pub(crate) use prepare::observed_of;
 pub use recover::{Recovered, recover, recover_in_memory};
 

@@ -24,7 +24,15 @@ pub fn check(config: &Config, schemas: &Schemas) -> Vec<Diagnostic> {
         errors.extend(values(&evaluator, id));
     }
     for import in &config.imports {
-        names_in(&evaluator, &import.id, &mut errors);
+        let each = || match &import.each {
+            None => Each::None,
+            Some(_) => Each::Entry(Value::unknown(Type::String), Value::unknown(Type::Any)),
+        };
+        names_in(&evaluator, (&import.id, each()), &mut errors);
+        if let Some((for_each, key)) = &import.each {
+            names_in(&evaluator, (for_each, Each::None), &mut errors);
+            names_in(&evaluator, (key, each()), &mut errors);
+        }
     }
     unique(errors)
 }
@@ -48,7 +56,9 @@ fn blocks(config: &Config) -> Vec<BlockId> {
 /// Checks every name, also in what evaluation leaves out.
 fn names(evaluator: &Evaluator<'_>, id: &BlockId, errors: &mut Vec<Diagnostic>) {
     let config = evaluator.config;
-    config.exprs(id, &mut |expr| names_in(evaluator, expr, errors));
+    config.exprs(id, &mut |expr| {
+        names_in(evaluator, (expr, Each::None), errors);
+    });
     let depends_on = match id {
         BlockId::Machine(name) => config.machines.get(name).map(|it| &it.depends_on),
         BlockId::Binding(name) => config.bindings.get(name).map(|it| &it.depends_on),
@@ -69,9 +79,9 @@ fn names(evaluator: &Evaluator<'_>, id: &BlockId, errors: &mut Vec<Diagnostic>) 
 }
 
 /// Checks every name of an expression.
-fn names_in(evaluator: &Evaluator<'_>, expr: &Expr, errors: &mut Vec<Diagnostic>) {
+fn names_in(evaluator: &Evaluator<'_>, (expr, each): (&Expr, Each), errors: &mut Vec<Diagnostic>) {
     let config = evaluator.config;
-    let names = Names::new(evaluator, Each::None);
+    let names = Names::new(evaluator, each);
     reference::references(expr, &mut |reference, _| {
         errors.extend(names.declared(reference).err().map(|it| *it));
     });

@@ -297,12 +297,21 @@ pub struct Output {
 /// An `import` block.
 #[derive(Clone, Debug)]
 pub struct Import {
-    /// The machine that is declared for it.
+    /// The machine that is declared for it; without its key where the block has `for_each`.
     pub to: Instance,
+    /// `for_each`, and the key of the machine for each of it.
+    pub(crate) each: Option<(Expr, Expr)>,
     /// What its provider calls it.
     pub(crate) id: Expr,
     /// Where the machine is named.
     pub(crate) span: Span,
+}
+
+impl Import {
+    /// Returns whether it is for a machine, or may be for it.
+    pub fn leads_to(&self, machine: &Instance) -> bool {
+        self.to == *machine || self.each.is_some() && self.to.name == machine.name
+    }
 }
 
 impl Machine {

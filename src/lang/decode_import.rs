@@ -9,7 +9,7 @@ use super::syntax::{AccessKind, Block, Expr, ExprKind};
 impl Decoder<'_> {
     pub(super) fn import(&mut self, block: &Block) {
         self.no_labels(block);
-        let arguments = self.arguments(&block.body, &["to", "id"]);
+        let arguments = self.arguments(&block.body, &["to", "id", "for_each"]);
         self.only_blocks(&block.body, &[]);
         let (Some(to), Some(id)) = (arguments.get("to"), arguments.get("id")) else {
             for name in ["to", "id"] {
@@ -19,21 +19,36 @@ impl Decoder<'_> {
             }
             return;
         };
-        let Some(instance) = self.imported(&to.expr) else {
+        let for_each = arguments.get("for_each").map(|it| it.expr.clone());
+        let (target, example) = match for_each {
+            None => {
+                let instance = self.imported(&to.expr);
+                let example = "machine.db, or machine.web[\"a\"]";
+                (instance.map(|it| (it, None)), example)
+            }
+            Some(for_each) => {
+                let keyed = keyed(&to.expr);
+                let each = keyed.map(|(name, key)| (Instance { name, key: None }, key));
+                let each = each.map(|(to, key)| (to, Some((for_each, key))));
+                (each, "machine.web[each.key]")
+            }
+        };
+        let Some((instance, each)) = target else {
             let detail = "An import leads to a machine of this configuration.";
             self.error(to.expr.span, "Invalid import target", detail);
-            self.hint(Some(
-                "Such as to = machine.db, or machine.web[\"a\"].".into(),
-            ));
+            self.hint(Some(format!("Such as to = {example}.")));
             return;
         };
-        let first = self.config.imports.iter().find(|it| it.to == instance);
+        let mut before = self.config.imports.iter();
+        let is_same = |it: &&Import| it.each.is_none() && each.is_none() && it.to == instance;
+        let first = before.find(is_same);
         if let Some(first) = first.map(|it| it.span) {
             let what = format!("An import to machine.{instance}");
             return self.duplicate(to.expr.span, first, &what, "Duplicate import");
         }
         self.config.imports.push(Import {
             to: instance,
+            each,
             id: id.expr.clone(),
             span: to.expr.span,
         });
@@ -72,8 +87,12 @@ impl Decoder<'_> {
             let to = &import.to;
             let hint = match self.config.machines.get(&to.name).map(|it| &it.repeat) {
                 None => format!("Declare it: machine \"{}\" {{ … }}.", to.name),
-                Some(Repeat::Once) if to.key.is_some() => format!("It is machine.{}.", to.name),
-                Some(Repeat::Count(_) | Repeat::ForEach(_)) if to.key.is_none() => {
+                Some(Repeat::Once) if to.key.is_some() || import.each.is_some() => {
+                    format!("It is machine.{}.", to.name)
+                }
+                Some(Repeat::Count(_) | Repeat::ForEach(_))
+                    if to.key.is_none() && import.each.is_none() =>
+                {
                     "It has several instances: name one by its key.".into()
                 }
                 Some(_) => {
@@ -88,7 +107,24 @@ impl Decoder<'_> {
     }
 }
 
-fn key_of(value: &Value) -> Option<Key> {
+/// Returns the machine that an expression names, and what says its key.
+fn keyed(expr: &Expr) -> Option<(Name, Expr)> {
+    let ExprKind::Reference(reference) = &expr.kind else {
+        return None;
+    };
+    let [name, key] = &reference.path[..] else {
+        return None;
+    };
+    let (AccessKind::Attribute(name), AccessKind::Index(key)) = (&name.kind, &key.kind) else {
+        return None;
+    };
+    let name = Name::new(name).ok();
+    let name = name.filter(|_| &*reference.root.text == "machine")?;
+    Some((name, key.clone()))
+}
+
+/// Returns a key as instances have it.
+pub(super) fn key_of(value: &Value) -> Option<Key> {
     if let Some(text) = value.as_str() {
         return Some(Key::Text(text.into()));
     }

@@ -211,12 +211,43 @@ impl<'a> Evaluator<'a> {
         finish(eval.errors, value.sensitive_if(output.sensitive))
     }
 
-    /// Returns what a machine that is imported is called at its provider.
+    /// Returns the machines that a block imports, each with what it is called at its provider.
     ///
     /// # Errors
     /// Everything that is wrong with that, and that it is not known before an apply.
-    pub fn import_id(&self, import: &Import) -> Result<String, Vec<Diagnostic>> {
+    pub fn imported(&self, import: &Import) -> Result<Vec<(Instance, String)>, Vec<Diagnostic>> {
+        let Some((expr, key)) = &import.each else {
+            let id = self.import_id(import, Each::None)?;
+            return Ok(vec![(import.to.clone(), id)]);
+        };
         let names = Names::new(self, Each::None);
+        let mut eval = Eval::new(&names, &self.config.sources);
+        let all = for_each(&mut eval, expr);
+        let all = finish(eval.errors, all)?.unwrap_or_default();
+        let (mut imported, mut errors) = (Vec::new(), Vec::new());
+        for (at, value) in all {
+            let each = || Each::Entry(Kind::String(at.clone()).into(), value.clone());
+            let names = Names::new(self, each());
+            let mut eval = Eval::new(&names, &self.config.sources);
+            let found = super::decode_import::key_of(&eval.eval(key));
+            if eval.errors.is_empty() && found.is_none() {
+                let detail = "The key of an imported machine is text or a number that is known.";
+                eval.fail_at(key.span, "Invalid import target", detail, None);
+            }
+            errors.extend(eval.errors);
+            match self.import_id(import, each()) {
+                Ok(id) => {
+                    let name = import.to.name.clone();
+                    imported.push((Instance { name, key: found }, id));
+                }
+                Err(wrong) => errors.extend(wrong),
+            }
+        }
+        finish(errors, imported)
+    }
+
+    fn import_id(&self, import: &Import, each: Each) -> Result<String, Vec<Diagnostic>> {
+        let names = Names::new(self, each);
         let mut eval = Eval::new(&names, &self.config.sources);
         let value = eval.typed(&import.id, &Type::String, "\"id\"");
         let id = value.as_str().unwrap_or_default().to_owned();

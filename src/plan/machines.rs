@@ -302,7 +302,8 @@ impl Planner<'_> {
         let hint = "Declare it as it is, or name this in ignore_changes of its lifecycle block.";
         let error = Diagnostic::error("Import would be replaced", detail).hint(hint);
         let to = address.as_machine();
-        let import = self.config.imports.iter().find(|it| Some(&it.to) == to);
+        let mut imports = self.config.imports.iter();
+        let import = imports.find(|it| to.is_some_and(|to| it.leads_to(to)));
         self.errors.push(match import {
             Some(import) => error.at(self.config.import_at(import)[0].clone()),
             None => error.about(address.clone(), Path::default()),

@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use ocapn::{
-    Broken, EnlivenError, Identity, Peer, PeerId, PeerLocator, Reference, SessionEvent, Sturdyref,
-    SturdyrefTable, Swissnum, TlsRpk, TlsRpkOptions, Vat,
+    Broken, EnlivenError, Identity, Passable, Peer, PeerId, PeerLocator, Reference, SessionEvent,
+    Sturdyref, SturdyrefTable, Swissnum, TlsRpk, TlsRpkOptions, Vat,
 };
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,8 +32,8 @@ use crate::logs;
 use crate::process::start_time;
 use crate::programs::{Programs, Wanted, environment};
 use crate::protocol::{
-    BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply, method,
-    to_passable,
+    BYTES_ALPN, Generation, HobStatus, Malformed, Offer, PROTOCOL, Register, RegisterReply, code,
+    method, to_passable,
 };
 use crate::store::{Store, StoreError, swissnum_hash};
 use crate::units::{self, Units};
@@ -103,6 +103,11 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
     let _lock = lock(&layout)?;
     make_runtime(&machine.runtime)?;
     let store = Arc::new(Store::open(&layout)?);
+    let supervisor = std::env::var_os("NOTIFY_SOCKET");
+    if store.contents().bindings.is_empty() {
+        // Without one there is no socket to wait for, and user data may take its time.
+        units::tell_ready(supervisor.as_deref());
+    }
     tokio::select! {
         taken = user_data::take(&layout, &store, services) => taken?,
         () = signals.end() => return Ok(()),
@@ -175,6 +180,7 @@ pub(crate) async fn run(layout: Layout, services: &[String]) -> Result<(), Agent
         tokio::spawn(Arc::clone(&hob).stay(layout.clone())),
     ];
     tracing::info!(locator = %hob.locator, "hob runs");
+    units::tell_ready(supervisor.as_deref());
     signals.wait_for_end(&layout, &hob).await;
     for task in tasks {
         task.abort();
@@ -244,6 +250,18 @@ impl Hob {
         let logs = self.layout.logs();
         let read = tokio::task::spawn_blocking(move || logs::tail(&logs));
         read.await.unwrap_or_default()
+    }
+
+    /// Returns why a binding cannot be exposed: a machine that boots may get later what it lacks.
+    pub(crate) fn excused(&self, refused: Broken) -> Broken {
+        if refused.code() != Some(code::EXPOSE) || !self.machine.borrow().is_booting() {
+            return refused;
+        }
+        let reason = refused.reason();
+        let why = reason.as_struct().and_then(|it| it.get("message"));
+        let why = why.and_then(Passable::as_str).unwrap_or_default();
+        tracing::info!(why, "not exposed yet; the first boot may still change that");
+        Broken::new(code::BOOTING, format!("{why}, and its first boot goes on"))
     }
 
     /// Returns what an operator may see.

@@ -92,15 +92,16 @@ impl ClientPresence {
                     let held = hob
                         .bindings
                         .register(registration, capability, sturdyref)
-                        .await?;
-                    Ok(to_passable(&held))
+                        .await;
+                    Ok(to_passable(&held.map_err(|it| hob.excused(it))?))
                 })
             }
             method::EXPOSE_BINDING => {
                 let registration: Registration = args.data("expose-binding")?;
-                Answer::later(
-                    async move { Ok(to_passable(&hob.bindings.expose(registration).await?)) },
-                )
+                Answer::later(async move {
+                    let held = hob.bindings.expose(registration).await;
+                    Ok(to_passable(&held.map_err(|it| hob.excused(it))?))
+                })
             }
             method::UNREGISTER_BINDING => {
                 let given_up: Generation = args.data("unregister-binding")?;

@@ -61,6 +61,20 @@ pub struct Machine {
     /// Where drop-ins of systemd's units go. None: the machine has no systemd of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub units: Option<PathBuf>,
+    /// Where cloud-init says how far it is. None: the machine has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<PathBuf>,
+}
+
+impl Machine {
+    /// Returns whether cloud-init is at its work: what this boot is to make may not be there yet.
+    pub fn is_booting(&self) -> bool {
+        let has = |name: &str| {
+            let dir = self.cloud_init.as_ref();
+            dir.is_some_and(|dir| dir.join(name).symlink_metadata().is_ok())
+        };
+        has("enabled") && !has("result.json")
+    }
 }
 
 /// Why `machine.json` cannot be used.
@@ -196,6 +210,7 @@ mod tests {
             runtime: "/r".into(),
             run: vec!["true".into()],
             units: None,
+            cloud_init: None,
         };
         std::fs::write(layout.machine(), serde_json::to_vec(&machine).unwrap()).unwrap();
         assert_eq!(layout.read_machine().unwrap(), machine);

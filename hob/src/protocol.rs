@@ -128,6 +128,9 @@ pub mod code {
     pub const TAKEN: &str = "taken";
     /// The socket or port cannot be listened on.
     pub const EXPOSE: &str = "expose";
+    /// The same while the machine still boots: its first boot may make the user, or the unit, that
+    /// is not there yet. Worth another try.
+    pub const BOOTING: &str = "booting";
     /// The other machine or its service does not answer. Worth another try.
     pub const UNREACHABLE: &str = "unreachable";
     /// A limit is reached, such as `connections_max`. Worth another try.

@@ -5,8 +5,12 @@
 //! none of the unit.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -232,6 +236,24 @@ impl Units {
     }
 }
 
+/// Tells systemd that units after the hob's may start: the sockets of bindings are listened on.
+/// `socket` is the environment's `NOTIFY_SOCKET`; without one, nobody waits to be told.
+pub(crate) fn tell_ready(socket: Option<&OsStr>) {
+    let Some(socket) = socket.filter(|it| !it.is_empty()) else {
+        return;
+    };
+    let told = || {
+        let address = match socket.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(socket)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)
+    };
+    if let Err(error) = told() {
+        tracing::warn!(%error, "systemd is not told that the hob runs");
+    }
+}
+
 /// Returns what a unit was restarted with.
 fn digest(text: &str, environments: &BTreeMap<String, String>) -> String {
     let mut digest = Sha256::new();
@@ -276,4 +298,33 @@ async fn systemctl(args: &[&str]) -> Result<String, UnitError> {
         command: args.join(" "),
         words: words.trim().chars().take(WORDS_MAX).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_is_told_on_its_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let abstract_name = format!("@gobs-test-{}", std::process::id());
+        let name = abstract_name.trim_start_matches('@');
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        for (socket, named) in [
+            (UnixDatagram::bind(&path).unwrap(), path.as_os_str()),
+            (
+                UnixDatagram::bind_addr(&address).unwrap(),
+                OsStr::new(&abstract_name),
+            ),
+        ] {
+            tell_ready(Some(named));
+            let mut told = [0; 16];
+            let length = socket.recv(&mut told).unwrap();
+            assert_eq!(&told[..length], b"READY=1");
+        }
+        // Nobody listens, and nobody is to be told.
+        tell_ready(Some(dir.path().join("none").as_os_str()));
+        tell_ready(None);
+    }
 }

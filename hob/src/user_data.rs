@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,20 +11,26 @@ use zeroize::Zeroizing;
 use crate::agent::AgentError;
 use crate::layout::{Layout, MACHINE_FORMAT, Machine, RUNTIME_DEFAULT};
 use crate::metadata;
-use crate::protocol::UserData;
+use crate::protocol::{USER_DATA_HEADER, UserData};
 use crate::store::{Store, sync_dir};
 
 /// The largest user data that is read: clouds allow 64 KiB.
 const USER_DATA_BYTES_MAX: u64 = 64 << 10;
 
 /// Where cloud-init keeps copies of the user data.
-const CLOUD_INIT_DIRS: [&str; 2] = ["/var/lib/cloud/instances", "/run/cloud-init"];
+const CLOUD_INIT_DIRS: [&str; 2] = ["/var/lib/cloud/instances", CLOUD_INIT];
+
+/// Where it says how far it is.
+const CLOUD_INIT: &str = "/run/cloud-init";
 
 /// The largest file of cloud-init that is searched for a copy, how many there may be, and how
 /// deep: it keeps a few dozen files of kilobytes, two directories down.
 const COPY_BYTES_MAX: u64 = 4 << 20;
 const COPIES_MAX: usize = 1_000;
 const COPY_DEPTH_MAX: usize = 3;
+
+/// What a secret is written over with.
+const BLOT: u8 = b'x';
 
 /// Where systemd says that they are.
 const RUNTIME_VARIABLE: &str = "RUNTIME_DIRECTORY";
@@ -50,6 +57,7 @@ pub(crate) fn describe(layout: &Layout) -> Result<(), AgentError> {
         runtime: runtime.map_or_else(|| RUNTIME_DEFAULT.into(), PathBuf::from),
         run: Vec::new(),
         units: Path::new(SYSTEMD).is_dir().then(|| UNITS_DEFAULT.into()),
+        cloud_init: Path::new(CLOUD_INIT).is_dir().then(|| CLOUD_INIT.into()),
     };
     // Paths and texts only: this cannot fail.
     let text = serde_json::to_vec(&machine).unwrap_or_default();
@@ -64,8 +72,12 @@ pub(crate) async fn take(
     services: &[String],
 ) -> Result<(), AgentError> {
     if store.contents().registered {
-        // The last hob was killed between the claim and the erasure.
+        // The last hob was killed between the claim and the erasure; or cloud-init has asked the
+        // service again at this boot.
         erase(layout);
+        if !services.is_empty() {
+            blot_copies();
+        }
         return Ok(());
     }
     if store.contents().presence.is_some() {
@@ -98,12 +110,8 @@ pub(crate) async fn take(
 pub(crate) fn erase(layout: &Layout) {
     let path = layout.user_data();
     // Last, so that whoever is killed here finds it again.
-    if let Ok(text) = read(&path)
-        && let Some(secret) = UserData::sealed_in(&text)
-    {
-        for root in CLOUD_INIT_DIRS {
-            blot(Path::new(root), secret.as_bytes(), 0, &mut 0);
-        }
+    if read(&path).is_ok_and(|text| UserData::sealed_in(&text).is_some()) {
+        blot_copies();
     }
     let erased = fs::remove_file(&path).and_then(|()| sync_dir(&path));
     match erased {
@@ -143,9 +151,15 @@ fn keep(path: &Path, text: &[u8]) -> io::Result<()> {
     sync_dir(path)
 }
 
-/// Writes over a secret wherever it stands in the files below a directory, and leaves all else
-/// as it is: cloud-init reads those files again at the next boot.
-fn blot(dir: &Path, secret: &[u8], depth: usize, seen: &mut usize) {
+fn blot_copies() {
+    for root in CLOUD_INIT_DIRS {
+        blot(Path::new(root), 0, &mut 0);
+    }
+}
+
+/// Writes over the hob's document wherever it stands in the files below a directory, and leaves
+/// all else as it is: cloud-init reads those files again at the next boot.
+fn blot(dir: &Path, depth: usize, seen: &mut usize) {
     let Ok(entries) = fs::read_dir(dir) else {
         // Most machines have none.
         return;
@@ -156,10 +170,10 @@ fn blot(dir: &Path, secret: &[u8], depth: usize, seen: &mut usize) {
         };
         let path = entry.path();
         if kind.is_dir() && depth < COPY_DEPTH_MAX {
-            blot(&path, secret, depth + 1, seen);
+            blot(&path, depth + 1, seen);
         } else if kind.is_file() && *seen < COPIES_MAX {
             *seen += 1;
-            match blot_file(&path, secret) {
+            match blot_file(&path) {
                 Ok(true) => tracing::info!(path = %path.display(), "a copy of the secret erased"),
                 Ok(false) => {}
                 Err(error) => {
@@ -170,31 +184,39 @@ fn blot(dir: &Path, secret: &[u8], depth: usize, seen: &mut usize) {
     }
 }
 
-fn blot_file(path: &Path, secret: &[u8]) -> io::Result<bool> {
+fn blot_file(path: &Path) -> io::Result<bool> {
     let mut file = OpenOptions::new().read(true).open(path)?;
     let mut bytes = Zeroizing::new(Vec::new());
     (&mut file).take(COPY_BYTES_MAX).read_to_end(&mut bytes)?;
-    let places: Vec<usize> = find_all(&bytes, secret);
+    let places = documents_in(&bytes);
     if places.is_empty() {
         return Ok(false);
     }
     let file = OpenOptions::new().write(true).open(path)?;
-    for at in places {
-        file.write_all_at(&vec![b'x'; secret.len()], at as u64)?;
+    for place in places {
+        let blots = vec![BLOT; place.len()];
+        file.write_all_at(&blots, place.start as u64)?;
     }
     file.sync_all()?;
     Ok(true)
 }
 
-fn find_all(bytes: &[u8], secret: &[u8]) -> Vec<usize> {
+/// Returns where the values of the hob's header stand that are not written over yet.
+fn documents_in(bytes: &[u8]) -> Vec<Range<usize>> {
+    let header = format!("{USER_DATA_HEADER}: ");
+    let is_base64 = |it: &u8| it.is_ascii_alphanumeric() || b"+/=".contains(it);
     let mut found = Vec::new();
     let mut from = 0;
-    while let Some(at) = bytes[from..]
-        .windows(secret.len().max(1))
-        .position(|it| it == secret)
-    {
-        found.push(from + at);
-        from += at + secret.len().max(1);
+    let begins = |from: usize| {
+        let mut windows = bytes[from..].windows(header.len());
+        windows.position(|it| it == header.as_bytes())
+    };
+    while let Some(at) = begins(from) {
+        let start = from + at + header.len();
+        from = start + bytes[start..].iter().take_while(|it| is_base64(it)).count();
+        if bytes[start..from].iter().any(|it| *it != BLOT) {
+            found.push(start..from);
+        }
     }
     found
 }
@@ -209,13 +231,21 @@ mod tests {
         let instance = dir.path().join("i-1/scripts");
         fs::create_dir_all(&instance).unwrap();
         let copy = dir.path().join("i-1/user-data.txt");
-        fs::write(&copy, "a SECRET and SECRETSECRET, b").unwrap();
+        fs::write(&copy, "a\nX-Gobs-Hob: c2Vj+/0=\nb X-Gobs-Hob: c2Vj\\n").unwrap();
         let other = instance.join("part-001");
-        fs::write(&other, "SECRE T").unwrap();
-        blot(dir.path(), b"SECRET", 0, &mut 0);
-        let text = fs::read_to_string(&copy).unwrap();
-        assert_eq!(text, "a xxxxxx and xxxxxxxxxxxx, b");
-        assert_eq!(fs::read_to_string(&other).unwrap(), "SECRE T");
+        fs::write(&other, "X-Gobs: c2Vj").unwrap();
+        // What was erased stays so.
+        for has_document in [true, false] {
+            assert_eq!(blot_file(&copy).unwrap(), has_document);
+            blot(dir.path(), 0, &mut 0);
+            let text = fs::read_to_string(&copy).unwrap();
+            assert_eq!(text, "a\nX-Gobs-Hob: xxxxxxxx\nb X-Gobs-Hob: xxxx\\n");
+            assert_eq!(fs::read_to_string(&other).unwrap(), "X-Gobs: c2Vj");
+        }
+        // A later boot got it anew.
+        fs::write(&copy, "X-Gobs-Hob: c2Vj").unwrap();
+        blot(dir.path(), 0, &mut 0);
+        assert_eq!(fs::read_to_string(&copy).unwrap(), "X-Gobs-Hob: xxxx");
     }
 
     #[test]

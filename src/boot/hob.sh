@@ -137,7 +137,7 @@ After=network.target nftables.service
 StartLimitIntervalSec=0
 
 [Service]
-Type=exec
+Type=notify
 @IDENTITY@
 StateDirectory=gobs
 StateDirectoryMode=0700

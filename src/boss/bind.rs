@@ -222,6 +222,14 @@ impl Boss {
                 Err(error)
                     if is_away(&error)
                         && handing.get_or_insert_with(Instant::now).elapsed() < HOB_DEADLINE => {}
+                // What the machine is to have may come with its first boot.
+                Err(BossError::Refused {
+                    code: Some(it),
+                    message,
+                    ..
+                }) if it == code::BOOTING && begun.elapsed() < request.ready => {
+                    reason.send_replace(message);
+                }
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(pause).await;
@@ -254,7 +262,9 @@ impl Boss {
             .call(&importer, method::EXPOSE_BINDING, args, HOB_DEADLINE)
             .await;
         let answer = match exposed {
-            Err(BossError::Refused { code: Some(it), .. }) if it == code::UNKNOWN => {
+            Err(BossError::Refused { code: Some(it), .. })
+                if it == code::UNKNOWN || it == code::BOOTING =>
+            {
                 return self.bind(request, &watch::Sender::default()).await;
             }
             answer => answer?,

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gobs::boss::{BossError, Bound, UnbindRequest, Unbound};
+use gobs::boss::{BindRequest, BossError, Bound, UnbindRequest, Unbound};
+use gobs_model::Value;
 use rustix::process::Signal;
+use tokio::sync::watch;
 
-use super::home::{Client, Pair, eventually, unbind_request};
+use super::home::{Client, Pair, bind_request, eventually, unbind_request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_handed_over_and_taken_back() {
@@ -19,6 +21,28 @@ async fn a_service_is_handed_over_and_taken_back() {
     client.ends().await;
     let path = bound.address.strip_prefix("unix:").expect("a socket");
     assert!(!Path::new(path).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_first_boot_makes_is_waited_for_until_that_is_over() {
+    let pair = Pair::start().await;
+    let cloud_init = pair.app.path("cloud-init");
+    std::fs::create_dir(&cloud_init).expect("a directory");
+    std::fs::write(cloud_init.join("enabled"), "").expect("written");
+    let asked = BindRequest {
+        expose: Value::list([Value::object([("user", Value::from("gobs-not-there-yet"))])]),
+        ..bind_request(1)
+    };
+    let boss = pair.boss.clone();
+    let (reason, _) = watch::channel(String::new());
+    let mut bound = tokio::spawn(async move { boss.bind(asked, &reason).await });
+    let asked = async || pair.app.log().contains("no user gobs-not-there-yet");
+    eventually("the hob is asked", asked).await;
+    let early = tokio::time::timeout(Duration::ZERO, &mut bound).await;
+    assert!(early.is_err(), "{early:?}");
+    std::fs::write(cloud_init.join("result.json"), "").expect("written");
+    let refused = bound.await.expect("no panic").expect_err("nobody comes");
+    assert!(matches!(&refused, BossError::Refused { code: Some(code), .. } if code == "expose"));
 }
 
 /// An exporter that cannot be reached: what the boss waits for it, with room for a busy host.

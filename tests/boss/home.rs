@@ -161,6 +161,7 @@ impl Host {
             runtime: directory.path().join("run"),
             run: Vec::new(),
             units: None,
+            cloud_init: Some(directory.path().join("cloud-init")),
         };
         let text = serde_json::to_vec(&machine).expect("JSON");
         std::fs::write(layout.machine(), text).expect("written");

@@ -404,6 +404,7 @@ impl Host {
             runtime: self.runtime.clone(),
             run: run.iter().map(|line| (*line).to_owned()).collect(),
             units: Some(self.units()),
+            cloud_init: Some(self.units().with_file_name("cloud-init")),
         };
         let beside = self.layout.machine().with_extension("new");
         std::fs::write(&beside, serde_json::to_vec(&machine).unwrap()).unwrap();

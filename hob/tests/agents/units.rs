@@ -117,6 +117,28 @@ async fn a_unit_that_is_not_there_is_said_before_anything_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_first_boot_may_still_make_is_not_refused_for_good() {
+    let pair = Pair::start(&echo().await).await;
+    let _systemctl = Systemctl::new(&pair.app);
+    let asked = grant(1, &pair.importer.designator);
+    let cloud_init = pair.app.units().with_file_name("cloud-init");
+    fs::create_dir(&cloud_init).unwrap();
+    let mut of_nobody = told_to("app.service", "URL");
+    of_nobody.user = Some("gobs-not-there-yet".into());
+    for (made, code) in [("enabled", "booting"), ("result.json", "expose")] {
+        fs::write(cloud_init.join(made), "").unwrap();
+        for exposed in [told_to("late.service", "URL"), of_nobody.clone()] {
+            let granted = pair.exporter.grant(&asked).await.unwrap();
+            let asked = registration(1, &[exposed]);
+            let refused = pair.importer.register(&asked, &granted).await.unwrap_err();
+            assert_eq!(refused.code(), Some(code), "{refused}");
+            let expected = "this machine has no u";
+            assert!(refused.to_string().contains(expected), "{refused}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_that_fails_is_made_up_for() {
     let mut pair = Pair::start(&echo().await).await;
     let systemctl = Systemctl::new(&pair.app);

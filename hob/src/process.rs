@@ -108,6 +108,22 @@ pub(crate) fn find(
             found.insert(one.index, one);
         }
     }
+    // A program that writes its title over its environment, as Redis does, has no marks any more.
+    let unmarked: Vec<_> = recorded
+        .iter()
+        .filter(|(index, _)| !found.contains_key(index))
+        .filter_map(|(index, row)| {
+            let stat = stat(&row.pid.to_string())?;
+            let is_it = stat.started == row.started && stat.group == row.pid;
+            is_it.then_some(Marked {
+                pid: Pid::from_raw(row.pid)?,
+                stat,
+                index: *index,
+                digest: row.digest.clone(),
+            })
+        })
+        .collect();
+    found.extend(unmarked.iter().map(|one| (one.index, one)));
     let adopt = |(index, one): (usize, &Marked)| {
         // One that has ended by now is none.
         let process = Process::new(one.pid, one.stat, one.digest.clone(), None).ok()?;
@@ -210,6 +226,7 @@ impl Process {
         ProgramRow {
             pid: self.pid.as_raw_nonzero().get(),
             started: self.started,
+            digest: self.digest.clone(),
         }
     }
 

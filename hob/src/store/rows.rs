@@ -80,13 +80,16 @@ pub struct BindingRow {
 }
 
 /// A program that was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProgramRow {
     /// Its process.
     pub pid: i32,
     /// When that process started, in the kernel's ticks: a pid alone may come again.
     pub started: u64,
+    /// The digest of all that it was started with.
+    #[serde(default)]
+    pub digest: String,
 }
 
 /// Why a grant cannot be made.

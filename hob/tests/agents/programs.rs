@@ -163,3 +163,25 @@ async fn what_a_program_has_started_is_left_alone_by_the_next_hob() {
     .await;
     assert_eq!(host.programs(), running);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_hides_its_environment_is_adopted_all_the_same() {
+    let boss = Boss::new().await;
+    // As Redis does: its title takes the place of the marks.
+    let line = r#"echo started; exec perl -e '$0 = "t" x 8000; sleep 1000'"#;
+    let mut host = Host::start(&boss.invite("machine.db", &[]), &[line]);
+    eventually("its marks are gone", async || {
+        said(&host).len() == 1 && host.programs().is_empty()
+    })
+    .await;
+    host.kill();
+    host.start_again();
+    eventually("adopted", async || host.log().contains("program adopted")).await;
+    assert_eq!(said(&host).len(), 1);
+    host.describe(&[]);
+    host.signal(Signal::HUP);
+    eventually("it is ended", async || {
+        host.log().contains("program stopped")
+    })
+    .await;
+}

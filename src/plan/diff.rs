@@ -29,16 +29,30 @@ pub(crate) struct Difference {
 /// Returns how what is asked now differs from what was asked last.
 ///
 /// An attribute that the provider chooses where nobody does keeps its value when it is no longer
-/// asked for. A value that is not known yet differs: it cannot be promised to be the same.
-pub(crate) fn differences(block: &Block, was: &Value, wanted: &Value) -> Vec<Difference> {
+/// asked for; and to ask for what it chose, by what was observed, changes nothing. A value that is
+/// not known yet differs: it cannot be promised to be the same.
+pub(crate) fn differences(
+    block: &Block,
+    was: &Value,
+    observed: &Value,
+    wanted: &Value,
+) -> Vec<Difference> {
     let mut found = Vec::new();
     compare_block(block, was, wanted, &Path::default(), &mut found);
+    found.retain(|it| {
+        let [Segment::Attribute(name)] = &it.path.0[..] else {
+            return true;
+        };
+        let role = block.attributes.get(name).map(|it| it.role);
+        let was_chosen = role == Some(Role::OptionalComputed) && field(was, name).is_null();
+        !(was_chosen && field(observed, name).same(field(wanted, name)))
+    });
     found
 }
 
 /// Returns the costliest change from what was asked to what is asked now, if they differ.
 pub fn change_of(block: &Block, was: &Value, wanted: &Value) -> Option<Change> {
-    let found = differences(block, was, wanted);
+    let found = differences(block, was, &Value::NULL, wanted);
     found.into_iter().map(|it| it.change).max()
 }
 
@@ -489,7 +503,7 @@ mod tests {
     }
 
     fn check(was: Value, wanted: Value, expected: &[(&str, Change)]) {
-        let found = differences(&schema().machine, &was, &wanted);
+        let found = differences(&schema().machine, &was, &Value::NULL, &wanted);
         let found: Vec<(String, Change)> = found
             .iter()
             .map(|it| (it.path.to_string(), it.change))
@@ -534,6 +548,22 @@ mod tests {
             was,
             Value::object([("size", "s".into()), ("host", "h2".into())]),
             &[("host", Change::Replace)],
+        );
+    }
+
+    #[test]
+    fn to_ask_for_what_the_provider_chose_changes_nothing() {
+        let was = Value::object([("size", "s".into())]);
+        let observed = Value::object([("size", "l".into()), ("host", "h1".into())]);
+        let asked = |host: &str| Value::object([("size", "s".into()), ("host", host.into())]);
+        let found = |host| differences(&schema().machine, &was, &observed, &asked(host));
+        assert_eq!(found("h1"), []);
+        assert_eq!(found("h2").len(), 1);
+        // What was asked counts, where it was.
+        let grown = Value::object([("size", "l".into())]);
+        assert_eq!(
+            differences(&schema().machine, &was, &observed, &grown).len(),
+            1
         );
     }
 

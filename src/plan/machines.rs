@@ -390,7 +390,8 @@ impl Planner<'_> {
             return Fate::Replace(vec![Because::ProviderChanged { was }]);
         }
         let was = existing.row.wanted.value();
-        let mut found = diff::differences(block, was, attributes);
+        let observed = existing.row.observed.value();
+        let mut found = diff::differences(block, was, observed, attributes);
         let was_hob = was.get(HOB).unwrap_or(&Value::NULL);
         found.extend(diff::hob_differences(block, was_hob, hob));
         let mut because: Vec<Because> = found

@@ -1,0 +1,5 @@
+machine "web" {
+  provider = cloud
+  region   = "nl"
+  type     = "small"
+}

@@ -366,8 +366,15 @@ impl Grant {
 impl From<StoreError> for Broken {
     fn from(error: StoreError) -> Self {
         tracing::error!(error = %Chain(&error), "state not written");
-        // The path and the reason are in the machine's own log.
-        Self::new(code::STORE, "the machine could not write its state")
+        // The path is in the machine's own log.
+        let why = match &error {
+            StoreError::Io { source, .. } => source.to_string(),
+            _ => "its log says why".into(),
+        };
+        Self::new(
+            code::STORE,
+            format!("the machine could not write its state: {why}"),
+        )
     }
 }
 

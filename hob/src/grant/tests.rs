@@ -101,6 +101,7 @@ async fn a_disk_that_fails_does_not_keep_a_stream_open() {
         .await
         .unwrap_err();
     assert_eq!(broken.code(), Some(code::STORE));
+    assert!(broken.to_string().contains("Is a directory"), "{broken}");
     assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
 }
 

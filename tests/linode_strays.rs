@@ -65,7 +65,8 @@ const OTHER: &str = r#"
   }
 "#;
 
-/// Another generation of interfaces takes another machine, where it is not the newer one.
+/// The way back from the newer generation of interfaces takes another machine.
+const BEFORE: &str = "interface_generation = \"linode\"";
 const ANEW: &str = "interface_generation = \"legacy_config\"";
 
 fn configuration(more: &str, blocks: &str) -> String {
@@ -233,14 +234,14 @@ impl Step {
     ) -> Result<(&'static [&'static str], &'static str, &'static str), String> {
         let (first, more, blocks, command) = match self {
             Self::Create => (None, "", FULL, APPLY),
-            Self::Add => (Some(""), "", FULL, APPLY),
-            Self::Change => (Some(FULL), "", OTHER, APPLY),
-            Self::Remove => (Some(FULL), "", "", APPLY),
-            Self::Replace => (Some(FULL), ANEW, FULL, APPLY),
-            Self::Destroy => (Some(FULL), "", FULL, DESTROY),
+            Self::Add => (Some(("", "")), "", FULL, APPLY),
+            Self::Change => (Some(("", FULL)), "", OTHER, APPLY),
+            Self::Remove => (Some(("", FULL)), "", "", APPLY),
+            Self::Replace => (Some((BEFORE, FULL)), ANEW, FULL, APPLY),
+            Self::Destroy => (Some(("", FULL)), "", FULL, DESTROY),
         };
-        if let Some(first) = first {
-            life.declare("", first);
+        if let Some((more, blocks)) = first {
+            life.declare(more, blocks);
             life.run(APPLY)?;
         }
         life.declare(more, blocks);
@@ -432,7 +433,7 @@ fn a3_no_fault_at_what_belongs_to_a_machine_makes_an_apply_fail_or_repeat() {
         for (method, path) in all {
             double.fault(Fault::once(method, path, kind.clone()));
         }
-        for (more, blocks) in [("", FULL), ("", OTHER), (ANEW, OTHER), (ANEW, "")] {
+        for (more, blocks) in [(BEFORE, FULL), (BEFORE, OTHER), (ANEW, OTHER), (ANEW, "")] {
             life.declare(more, blocks);
             life.run(APPLY)?;
             life.run(&["plan", "--detailed-exitcode"])?;

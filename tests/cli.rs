@@ -255,6 +255,17 @@ fn the_agent_has_its_own_arguments() {
     let run = project.gobs(&["hob", "--dir", "nowhere", "list"]).code(1);
     assert!(run.stderr.contains("nowhere"), "{}", run.stderr);
     project.gobs(&["hob", "unheard-of"]).code(64);
+    // After a command too, but not where it is for somebody else.
+    for args in [
+        &["list", "--help"][..],
+        &["run", "-h"],
+        &["offer", "--help"],
+    ] {
+        let run = project.gobs(&[&["hob"], args].concat()).ok();
+        assert!(run.stdout.contains("Usage: hob"), "{}", run.stdout);
+    }
+    let run = project.gobs(&["hob", "--dir", "nowhere", "run", "ls", "--help"]);
+    assert!(run.code(1).stderr.contains("nowhere"));
 }
 
 /// Machines and a binding that are rows only: everything but the agents, at once.

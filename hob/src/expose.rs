@@ -23,9 +23,6 @@ use crate::units::UnitError;
 /// connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The name of the socket in a binding's directory.
-pub(crate) const DEFAULT_SOCKET: &str = "socket";
-
 /// The permissions of directories that are missing above a socket: as of those in `/run`.
 const PARENT_MODE: u32 = 0o755;
 

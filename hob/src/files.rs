@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::binding::deliver;
 use crate::expose::ExposeError;
@@ -15,6 +15,14 @@ use crate::service::postgres;
 
 /// The link in a binding's directory that is swapped when its files change.
 const DATA: &str = "..data";
+
+/// Where sockets are in a binding's directory. The libraries that read such a directory take what
+/// is in it for files with text, and fail at a socket; what begins like this they pass over, since
+/// Kubernetes keeps directories with such names there.
+const SOCKETS: &str = "..run";
+
+/// The socket of a binding that is not exposed otherwise.
+const DEFAULT_SOCKET: &str = "socket";
 
 /// The permissions of directories that others than the hob's user look into. Only the hob writes:
 /// it may run as root, and must not be led astray by a link.
@@ -67,8 +75,9 @@ pub(crate) fn entries(service: &Described, place: &Place, directory: &Path) -> E
     {
         let at = match place {
             Place::Tcp(address) => host_and_port(address),
-            Place::Unix(path) => postgres::of_socket(path)
-                .or_else(|| postgres::of_socket(&directory.join(postgres::SOCKET_NAME))),
+            Place::Unix(path) => {
+                postgres::of_socket(path).or_else(|| postgres::of_socket(&linked_socket(directory)))
+            }
         };
         let more = at.map(|at| postgres::entries(at, database, username));
         files.extend(more.into_iter().flatten());
@@ -76,16 +85,32 @@ pub(crate) fn entries(service: &Described, place: &Place, directory: &Path) -> E
     files
 }
 
+/// Returns where a binding with this directory is listened for, unless it is exposed otherwise.
+pub(crate) fn default_socket(directory: &Path) -> PathBuf {
+    directory.join(SOCKETS).join(DEFAULT_SOCKET)
+}
+
+/// Returns where a link to a binding's socket is, under the name that PostgreSQL's clients know.
+fn linked_socket(directory: &Path) -> PathBuf {
+    directory.join(SOCKETS).join(postgres::SOCKET_NAME)
+}
+
 /// Makes a link to a binding's socket in its directory, where the clients of its kind look for one
 /// by name.
-pub(crate) fn link_socket(kind: &str, place: &Place, directory: &Path) -> io::Result<()> {
+pub(crate) fn link_socket(
+    kind: &str,
+    place: &Place,
+    directory: &Path,
+    owner: &Owner,
+) -> io::Result<()> {
     let Place::Unix(path) = place else {
         return Ok(());
     };
     if kind != "postgres" || postgres::of_socket(path).is_some() {
         return Ok(());
     }
-    let link = directory.join(postgres::SOCKET_NAME);
+    make_dir(&directory.join(SOCKETS), owner.is_declared)?;
+    let link = linked_socket(directory);
     if fs::read_link(&link).is_ok_and(|leads| leads == *path) {
         return Ok(());
     }
@@ -218,6 +243,10 @@ pub(crate) fn write_file(path: &Path, text: &str) -> io::Result<bool> {
 /// The files stand in a directory of their own, to which one link leads; that is swapped.
 pub(crate) fn write_files(dir: &Path, files: &Entries, owner: &Owner) -> io::Result<()> {
     make_dir(dir, owner.is_declared)?;
+    let sockets = dir.join(SOCKETS);
+    if sockets.is_dir() {
+        make_dir(&sockets, owner.is_declared)?;
+    }
     let data = dir.join(DATA);
     let old = fs::read_link(&data).ok();
     if old.is_some() && is_as(&data, files, owner) {
@@ -354,7 +383,10 @@ mod tests {
         assert_eq!(unix["type"], "postgresql");
         // Of one with another name there is a link in the binding's directory.
         let unix = told(Place::Unix("/run/db.sock".into()));
-        assert_eq!((&*unix["host"], &*unix["port"]), ("/run/b/db", "5432"));
+        assert_eq!(
+            (&*unix["host"], &*unix["port"]),
+            ("/run/b/db/..run", "5432")
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! DIR/logs/           hob.log (the provider's redirection), run-N.log of each program
 //! RUNTIME/            short, since a socket's path is limited; made 0711 by the hob
 //!   hob.sock          where `hob status`, `hob list` and the like ask
-//!   bindings/NAME/    a binding's files, and `socket` unless it is exposed otherwise
+//!   bindings/NAME/    a binding's files, and `..run/socket` unless it is exposed otherwise
 //! ```
 //!
 //! Whoever ends a machine ends every process whose environment holds `GOBS_MACHINE_TOKEN=TOKEN`:

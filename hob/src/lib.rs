@@ -164,6 +164,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), String> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if asks_for_help(&args) {
+        return Ok((Layout::new(DIR_DEFAULT), Command::Help));
+    }
     let mut args = args.into_iter();
     let dir = std::env::var_os(DIR_VARIABLE).unwrap_or_else(|| DIR_DEFAULT.into());
     let mut dir = PathBuf::from(dir);
@@ -195,7 +199,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
                 as_json = true;
                 continue;
             }
-            "--help" | "-h" | "help" => Command::Help,
+            "help" => Command::Help,
             "--version" | "-V" | "version" => Command::Version,
             "status" => question(Question::Status),
             "list" => question(Question::List),
@@ -248,6 +252,15 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Layout, Command), 
         _ => {}
     }
     Ok((Layout::new(dir), command))
+}
+
+/// Returns whether help is asked for, before or after the command: all have the same. What else
+/// follows `run` and `call` is for others.
+fn asks_for_help(args: &[OsString]) -> bool {
+    let of_others = args.iter().position(|arg| arg == "run" || arg == "call");
+    let ours = of_others.map_or(args.len(), |at| args.len().min(at + 2));
+    let mut ours = args[..ours].iter();
+    ours.any(|arg| arg == "--help" || arg == "-h")
 }
 
 /// Reads what follows `call`.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::{Semaphore, watch};
 
 use crate::binding::{Link, deliver, lock};
-use crate::expose::{DEFAULT_SOCKET, ExposeError, Socket};
+use crate::expose::{ExposeError, Socket};
 use crate::files::{self, Entries};
 use crate::front;
 use crate::owner::Owner;
@@ -188,7 +188,7 @@ impl Slot {
     }
 
     fn place(&self, expose: &Expose) -> Place {
-        let default = || Place::Unix(self.directory.join(DEFAULT_SOCKET));
+        let default = || Place::Unix(files::default_socket(&self.directory));
         expose.place.clone().unwrap_or_else(default)
     }
 
@@ -216,14 +216,9 @@ impl Slot {
             }
             let bound = bound.get(n).unwrap_or(place);
             let opened = async {
-                if matches!(place, Place::Unix(path) if path.starts_with(&self.directory)) {
+                if let Place::Unix(path) = place {
                     let shared = asked.iter().any(|it| it.owner.is_declared);
-                    files::make_dir(&self.directory, shared).map_err(|source| {
-                        ExposeError::Listen {
-                            address: self.directory.display().to_string(),
-                            source,
-                        }
-                    })?;
+                    self.make_dirs(path, shared)?;
                 }
                 Socket::open(place.clone(), bound, *owner, take()).await
             };
@@ -241,6 +236,21 @@ impl Slot {
         }
         let sockets = sockets.into_iter().map(|(socket, _)| socket);
         (sockets.collect(), failed)
+    }
+
+    /// Makes the directories of a socket, if they are the binding's own.
+    fn make_dirs(&self, socket: &Path, is_shared: bool) -> Result<(), ExposeError> {
+        let own = socket.ancestors().skip(1);
+        let mut own: Vec<_> = own
+            .take_while(|it| it.starts_with(&self.directory))
+            .collect();
+        own.reverse();
+        own.into_iter().try_for_each(|dir| {
+            files::make_dir(dir, is_shared).map_err(|source| ExposeError::Listen {
+                address: dir.display().to_string(),
+                source,
+            })
+        })
     }
 
     fn listenings(&self, exposes: &[Expose]) -> Result<Vec<Listening>, ExposeError> {
@@ -338,7 +348,7 @@ impl Slot {
             if let Some(owner) = owner {
                 files::write_files(&directory, &entries, &owner)?;
                 if let Some(first) = &first {
-                    files::link_socket(&kind, first, &directory)?;
+                    files::link_socket(&kind, first, &directory, &owner)?;
                 }
             }
             if let Some(dir) = environment.parent() {

@@ -53,7 +53,7 @@ fn open_up(host: &Host) {
 #[tokio::test(flavor = "multi_thread")]
 async fn s2_other_users_than_the_declared_one_are_refused() {
     let pair = Pair::start(&echo().await).await;
-    let socket = pair.app.runtime.join("bindings/db/socket");
+    let socket = pair.app.runtime.join("bindings/db/..run/socket");
     let owned = Expose {
         user: Some(USER.into()),
         ..Expose::default()
@@ -182,6 +182,33 @@ async fn sockets_are_there_before_the_grant_and_connections_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s3_libraries_find_nothing_but_texts_in_a_directory() {
+    let pair = Pair::start(&echo().await).await;
+    let held = pair.bind(1, &[]).await;
+    let mut read = Vec::new();
+    for entry in fs::read_dir(&held.directory).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        // As they pass over what Kubernetes keeps there.
+        if !name.starts_with("..") {
+            let path = Path::new(&held.directory).join(&name);
+            read.push((name, fs::read_to_string(path).unwrap()));
+        }
+    }
+    read.sort();
+    let path = held.address.strip_prefix("unix:").unwrap();
+    let expected = [
+        ("path", path),
+        ("provider", "gobs"),
+        ("type", "orders"),
+        ("uri", &held.address),
+    ];
+    assert_eq!(
+        read,
+        expected.map(|(name, text)| (name.into(), text.into()))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_connections_wait_for_a_grant_and_more_are_closed() {
     /// As many as `hob/src/slot.rs` lets wait.
     const WAITING: usize = 1_024;
@@ -195,7 +222,7 @@ async fn a_thousand_connections_wait_for_a_grant_and_more_are_closed() {
     rustix::process::setrlimit(files, raised).unwrap();
 
     let pair = Pair::start(&echo().await).await;
-    let path = pair.app.runtime.join("bindings/db/socket");
+    let path = pair.app.runtime.join("bindings/db/..run/socket");
     eventually("listening", async || path.exists()).await;
     let address = format!("unix:{}", path.display());
     let mut waiting = Vec::new();

@@ -337,8 +337,8 @@ mod tests {
                 control.write_all(&shown).await.unwrap();
                 control.shutdown().await.unwrap();
                 let mut rest = Vec::new();
-                let _ = control.read_to_end(&mut rest).await;
-                assert_eq!(rest, b"");
+                let ended = timeout(HAND_TIMEOUT, control.read_to_end(&mut rest)).await;
+                assert!(ended.is_ok() && rest.is_empty(), "{rest:?}");
             };
             let (lent, ()) = tokio::join!(lend(&near, &ticket, b"early", &program), strange);
             assert!(matches!(lent, Err(HandError::Broke(_))));
@@ -373,7 +373,8 @@ mod tests {
 
         drop(lent);
         let mut rest = Vec::new();
-        app.read_to_end(&mut rest).await.unwrap();
+        let ended = timeout(HAND_TIMEOUT, app.read_to_end(&mut rest)).await;
+        ended.expect("it ends for both").unwrap();
         assert!(rest.len() < large.len() && rest.iter().all(|byte| *byte == 7));
         assert!(app.write_all(b"y").await.is_err());
         drop(kept);

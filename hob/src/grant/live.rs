@@ -76,20 +76,34 @@ impl Grants {
     }
 
     /// Takes a ticket out, if it is this peer's and still good.
-    pub(super) fn redeem(&self, ticket: &[u8], from: &PeerId) -> Option<Arc<Membrane>> {
+    pub(super) fn redeem(
+        &self,
+        ticket: &[u8],
+        from: &PeerId,
+        now: Instant,
+    ) -> Option<Arc<Membrane>> {
         // A foreign key must not use up what is not its own.
-        let taken = self.take_out(ticket, |membrane| membrane.answers(Some(from)));
+        let taken = self.take_out(ticket, |membrane| membrane.answers(Some(from)), now);
         taken.map(|ticket| ticket.membrane)
     }
 
     /// Takes a ticket out that is presented on this host, where it alone says whose it is: it was
     /// given to the receiver's key only. Returns what proves to the importer who took it, too.
-    pub(super) fn redeem_near(&self, ticket: &[u8]) -> Option<(Arc<Membrane>, [u8; PROOF_SIZE])> {
-        let taken = self.take_out(ticket, |_| true)?;
+    pub(super) fn redeem_near(
+        &self,
+        ticket: &[u8],
+        now: Instant,
+    ) -> Option<(Arc<Membrane>, [u8; PROOF_SIZE])> {
+        let taken = self.take_out(ticket, |_| true, now)?;
         Some((taken.membrane, taken.proof))
     }
 
-    fn take_out(&self, ticket: &[u8], may: impl FnOnce(&Membrane) -> bool) -> Option<Ticket> {
+    fn take_out(
+        &self,
+        ticket: &[u8],
+        may: impl FnOnce(&Membrane) -> bool,
+        now: Instant,
+    ) -> Option<Ticket> {
         let hash = swissnum_hash(ticket);
         let mut live = self.live();
         live.tickets
@@ -97,7 +111,7 @@ impl Grants {
             .filter(|ticket| may(&ticket.membrane))?;
         let ticket = live.tickets.remove(&hash)?;
         ticket.membrane.tickets.fetch_sub(1, Ordering::Relaxed);
-        (ticket.expires > Instant::now()).then_some(ticket)
+        (ticket.expires > now).then_some(ticket)
     }
 
     /// Takes a place for a stream, or for a call that gives something out.

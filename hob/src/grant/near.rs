@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Grants;
 use super::live::Membrane;
@@ -108,7 +108,7 @@ impl Grants {
         let mut hello = [0; 1 + TICKET_SIZE];
         control.read_exact(&mut hello).await?;
         let redeemed = match hello {
-            [NEAR_VERSION, ticket @ ..] => self.redeem_near(&ticket),
+            [NEAR_VERSION, ticket @ ..] => self.redeem_near(&ticket, Instant::now()),
             _ => None,
         };
         let Some((membrane, proof)) = redeemed else {

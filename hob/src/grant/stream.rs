@@ -8,7 +8,7 @@ use std::time::Duration;
 use ocapn::IncomingStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Grants;
 use super::live::{Membrane, Place};
@@ -53,7 +53,7 @@ impl Grants {
         timeout(TICKET_TIMEOUT, stream.read_exact(&mut hello)).await??;
         drop(permit);
         let redeemed = match hello {
-            [BYTES_VERSION, ticket @ ..] => self.redeem(&ticket, &peer),
+            [BYTES_VERSION, ticket @ ..] => self.redeem(&ticket, &peer, Instant::now()),
             _ => None,
         };
         let entered = match &redeemed {

@@ -546,6 +546,9 @@ mod tests {
             ("app:users", "app:users", true),
             ("app:users", "app:users2", false),
             ("a[bc]*", "ab*", false),
+            // One star, and a class that is still open: not a beginning with anything after it.
+            ("a\\*", "a\\bc", false),
+            ("a[*", "a[bc]", false),
             ("a?*", "a?*", true),
         ] {
             assert_eq!(covers(held, asked), fits, "{held} {asked}");

@@ -247,6 +247,7 @@ mod tests {
 
     use super::super::tests::{grant, offering};
     use super::*;
+    use crate::protocol::Access;
 
     #[test]
     fn grants_repeat_and_generations_only_rise() {
@@ -267,6 +268,35 @@ mod tests {
         assert_eq!(admit(unknown), Err(GrantRefused::UnknownService));
         assert_eq!(admit(grant("binding.db", 3)), Ok(7));
         assert_eq!(contents.grants.len(), 2);
+    }
+
+    #[test]
+    fn s7_a_grant_is_of_what_its_parent_is_of_and_of_what_can_be_enforced() {
+        let mut contents = offering();
+        let spec = contents.offers["orders"].clone();
+        contents.offers.insert("other".into(), spec);
+        let mut admit = |grant: Grant| contents.admit(grant, "hash".into(), 7).map(drop);
+        let attenuate = Attenuate {
+            access: Some(Access::Read),
+            ..Attenuate::default()
+        };
+        let unenforceable = Grant {
+            attenuate,
+            ..grant("binding.db", 1)
+        };
+        let refused = admit(unenforceable).unwrap_err();
+        assert!(
+            matches!(refused, GrantRefused::Unenforceable(_)),
+            "{refused}"
+        );
+        admit(grant("binding.db", 1)).unwrap();
+        let child = |service: &str| Grant {
+            service: service.into(),
+            parent: Some(grant("binding.db", 1).generation()),
+            ..grant("binding.on", 1)
+        };
+        assert_eq!(admit(child("other")), Err(GrantRefused::Parent));
+        assert_eq!(admit(child("orders")), Ok(()));
     }
 
     proptest! {

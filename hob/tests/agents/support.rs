@@ -669,7 +669,8 @@ impl Pair {
 /// Returns whether a connection ends without more bytes.
 pub(crate) async fn ends(stream: &mut dyn Stream) -> bool {
     let mut byte = [0; 1];
-    matches!(stream.read(&mut byte).await, Ok(0) | Err(_))
+    let read = timeout(PATIENCE, stream.read(&mut byte)).await;
+    matches!(read, Ok(Ok(0) | Err(_)))
 }
 
 /// Sends a byte to [`echo`] and waits for it to come back.

@@ -236,6 +236,30 @@ async fn what_a_role_does_to_itself_ends_with_its_generation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_generation_has_a_role_with_keys_and_a_limit_of_its_own() {
+    let cluster = Cluster::shared();
+    let bound = Bound::offer(cluster).await;
+    for number in [1, 2] {
+        let limit = Attenuate {
+            connections_max: Some(number + 2),
+            ..Attenuate::default()
+        };
+        bound.bind(number.into(), limit).await;
+    }
+    let roles = cluster.roles(&bound.database).join("', '");
+    // The server's own limit holds for whoever finds a way around the hob; and what somebody has
+    // learned of one generation is of no use for another.
+    let statement = format!(
+        "select array_agg(rolconnlimit order by rolname), count(distinct rolname),
+         count(distinct split_part(rolpassword, '$', 2)),
+         count(distinct split_part(rolpassword, '$', 3)),
+         bool_or(rolsuper or rolcreaterole or rolcreatedb or rolreplication or rolbypassrls)
+         from pg_authid where rolname in ('{roles}')"
+    );
+    assert_eq!(cluster.sql("postgres", &statement), "{3,4}|2|2|2|f");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_grant_ends_its_sessions_too() {
     let cluster = Cluster::shared();
     let bound = Bound::offer(cluster).await;

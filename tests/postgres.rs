@@ -111,6 +111,48 @@ fn a_rebuild_and_a_destroy_of_the_database_s_machine_leave_no_role_at_a_server_t
 }
 
 #[test]
+fn a_move_away_from_a_machine_that_ends_drains_and_leaves_no_role() {
+    let cluster = Cluster::shared();
+    let databases = [Cluster::database(), Cluster::database()];
+    let [one, two] = databases.each_ref().map(String::as_str);
+    let project = Project::empty();
+    let text = configuration(cluster, [one, two], Some(two));
+    let old = "machine \"old\" {\n  provider = dummy\n".to_owned();
+    let (begin, end) = (
+        text.find("service").unwrap(),
+        text.find("machine \"app\"").unwrap(),
+    );
+    let first = text.replace(
+        &format!("machine.db.service.{two}"),
+        &format!("machine.old.service.{one}"),
+    );
+    project.write(
+        "main.gobs.hcl",
+        &format!("{old}{}\n{first}", &text[begin..end]),
+    );
+    project.gobs(APPLY).ok();
+    assert_eq!(ask(&project, "select current_database()"), one);
+    assert_eq!(cluster.roles(one).len(), 1);
+
+    std::thread::scope(|scope| {
+        let last = "select pg_sleep(3); select current_database()";
+        let lives = scope.spawn(|| ask(&project, last));
+        let asleep = "select count(*) from pg_stat_activity where query like 'select pg_sleep(3)%'
+                      and datname = current_database() and pid <> pg_backend_pid()";
+        eventually("a program is busy", Duration::from_secs(60), || {
+            cluster.sql(one, asleep) == "1"
+        });
+        project.write("main.gobs.hcl", &text);
+        project.gobs(APPLY).ok();
+        let said = lives.join().unwrap();
+        assert!(said.ends_with(one), "{said}");
+    });
+    assert_eq!(ask(&project, "select current_database()"), two);
+    assert_eq!(cluster.roles(one).len(), 0);
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
 fn rights_that_cannot_be_changed_now_leave_those_before_and_a_busy_server_is_waited_for() {
     let cluster = Cluster::shared();
     let databases = [Cluster::database(), Cluster::database()];

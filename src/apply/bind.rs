@@ -13,8 +13,9 @@ use crate::plan::{Action, Grant, Held, Step};
 
 use super::Walk;
 use super::act::{Ended, Work, asked_to_stop, not_ready, pending, refusal};
-use super::prepare::{Detail, Prepared, bug, first, known, service_of, with_bound};
+use super::prepare::{Detail, Prepared, bug, first, incarnation_of, known, service_of, with_bound};
 use super::promise::keeps_promise;
+use super::retire::take_back;
 use super::teller::{Teller, last_of};
 
 /// A grant, and what it takes the place of.
@@ -24,6 +25,9 @@ pub(super) struct BindWork {
     /// Whether the grant is there already, and only how programs see it changes.
     pub(super) is_held: bool,
     pub(super) revokes: Option<UnbindRequest>,
+    /// That grant at its exporter, where that one ends later in this run: it is let end, and taken
+    /// back as far as that can be done.
+    pub(super) ends: Option<UnbindRequest>,
     /// How long live streams may go on before that.
     pub(super) drain: Duration,
     /// The row that the binding has until now.
@@ -93,6 +97,7 @@ impl Walk<'_> {
             request,
             old: self.rows.get(&step.address).cloned(),
             is_held: matches!(step.action, Action::Expose { .. }),
+            ends: revokes.and_then(|held| self.ends(&step.address, held)),
             revokes: revokes.map(|held| {
                 let mut request = self.unbind_request(&step.address, held);
                 // The receiver has switched to the new grant by then.
@@ -111,6 +116,23 @@ impl Walk<'_> {
             stop: self.apply.stop.clone(),
             teller: self.teller(step),
         })))
+    }
+
+    /// Returns a grant at an exporter that is there now and ends later in this run.
+    fn ends(&self, binding: &Address, held: &Held) -> Option<UnbindRequest> {
+        let mut request = self.unbind_request(binding, held);
+        let Some(RowKind::Binding {
+            from_incarnation, ..
+        }) = self.rows.get(binding).map(|row| &row.kind)
+        else {
+            return None;
+        };
+        let machine = held.from.as_machine()?;
+        let row = self.rows.get(&Address::Machine(machine.clone()))?;
+        let is_there = incarnation_of(row) == Some(*from_incarnation);
+        request.exporter = Some((machine.clone(), *from_incarnation));
+        request.importer = None;
+        Some(request).filter(|_| held.settled_by_delete && is_there)
     }
 
     pub(super) fn unbind_request(&self, binding: &Address, held: &Held) -> UnbindRequest {
@@ -184,10 +206,13 @@ impl BindWork {
             if !self.drain.is_zero() {
                 self.teller.waiting("live streams to end");
                 tokio::select! {
-                    () = self.boss.drain(&revokes, self.drain) => {}
+                    () = self.boss.drain(self.ends.as_ref().unwrap_or(&revokes), self.drain) => {}
                     // The rest of the time is not given then.
                     () = asked_to_stop(&mut stop) => {}
                 }
+            }
+            if let Some(ends) = self.ends {
+                take_back(&self.boss, ends).await;
             }
             let detail = match self.boss.unbind(revokes).await {
                 // The access is cut; the hob takes away the rest, whoever asks it.

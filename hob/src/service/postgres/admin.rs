@@ -24,7 +24,7 @@ pub(super) const INSTALL: &str = include_str!("install.sql");
 
 /// The version of it that this hob needs: `gobs.version()`. A later one has all of an earlier, and
 /// whoever has an earlier one gets this: so the number rises whenever the file changes.
-const INSTALL_VERSION: u32 = 2;
+const INSTALL_VERSION: u32 = 3;
 
 /// The oldest major version of PostgreSQL that still gets mended.
 const SERVER_VERSION_MIN: u32 = 14;
@@ -320,17 +320,29 @@ impl Place {
         admin.run(SETTINGS).await?;
         let known = "select 1 from pg_roles
                      where rolname = $1 and shobj_description(oid, 'pg_authid') like $2";
-        if admin
-            .call(known, &[role, "Kept by gobs: %"])
-            .await?
-            .is_empty()
-        {
+        let ours = "Kept by gobs: %";
+        if admin.call(known, &[role, ours]).await?.is_empty() {
             return Ok(());
         }
         let role = role.replace('"', "\"\"");
         // Its sessions were in the database that is gone.
         admin.run(&format!("alter role \"{role}\" nologin")).await?;
-        admin.run(&format!("drop role \"{role}\"")).await
+        admin.run(&format!("drop role \"{role}\"")).await?;
+        // The last one takes the database's groups along.
+        let groups = "select quote_ident(rolname) from pg_roles,
+                        lateral (select shobj_description(oid, 'pg_authid')) c(comment)
+                      where comment ~ '^Kept by gobs: (read|write|owner), database '
+                        and starts_with(split_part(comment, ', database ', 2) || ', ', $1 || ', ')
+                        and not exists (select from pg_auth_members where roleid = oid)";
+        let groups = admin.call(groups, &[&spec.database]).await?;
+        for group in groups.into_iter().flatten() {
+            match admin.run(&format!("drop role if exists {group}")).await {
+                // It has something in a database that is there.
+                Err(AdminError::Refused { report, .. }) if report.code == "2BP01" => {}
+                dropped => dropped?,
+            }
+        }
+        Ok(())
     }
 
     /// Begins a session in the service's database, where everything is installed.
@@ -346,11 +358,13 @@ impl Place {
                 let mut admin = self.enter(MAINTENANCE, &identity).await?;
                 let name = spec.database.replace('"', "\"\"");
                 match admin.run(&format!("create database \"{name}\"")).await {
-                    // Another made it meanwhile.
+                    // Another made it meanwhile, whose it is.
                     Err(AdminError::Refused { report, .. }) if report.code == "42P04" => {}
-                    other => other?,
+                    other => {
+                        other?;
+                        made = true;
+                    }
                 }
-                made = true;
                 self.enter(&spec.database, &identity).await?
             }
             other => other?,
@@ -470,7 +484,7 @@ mod tests {
             "gobs.version() is no {INSTALL_VERSION}"
         );
         let digest = HEXLOWER.encode(&Sha256::digest(INSTALL)[..16]);
-        // Of version 2. Where it differs, raise the version in both files, and then change this.
-        assert_eq!(digest, "5e3d03baea3ded62b7669a234b9733ea");
+        // Of version 3. Where it differs, raise the version in both files, and then change this.
+        assert_eq!(digest, "82b9d3d116f8b2d75b03c152439b3d64");
     }
 }

@@ -60,14 +60,24 @@ create table if not exists gobs.role (
   schema oid  not null default 0, -- the one that a group is for; 0: all of them
   note   text not null            -- which binding it is
 );
+-- The database that a row was written in: see gobs.present.
+alter table gobs.role add column if not exists db oid;
+update gobs.role set db = (select oid from pg_database where datname = current_database())
+  where db is null;
+
+-- Whoever dumps the database reads its tables. Who the roles are tells the server everybody anyway.
+grant usage on schema gobs to public;
+grant select on gobs.role to public;
 
 create or replace function gobs.version() returns integer
-language sql immutable as 'select 2';
+language sql immutable as 'select 3';
 
--- The roles of the ledger that are there: a restored dump has rows of another cluster's.
+-- The roles of the ledger that are there and this database's: one that was restored from a dump, or
+-- made from a template, has rows of another one.
 create or replace view gobs.present as
   select r.* from gobs.role r
-  join pg_catalog.pg_authid a on a.oid = r.id and a.rolname = r.name;
+  join pg_catalog.pg_authid a on a.oid = r.id and a.rolname = r.name
+  join pg_catalog.pg_database d on d.oid = r.db and d.datname = current_database();
 
 -- The schemas that hold people's things.
 create or replace view gobs.schemas as
@@ -126,7 +136,7 @@ begin
   delete from gobs.role r where r.kind = access and r.schema = in_schema
     or r.name = wanted or r.id = to_regrole(quote_ident(wanted));
   insert into gobs.role values
-    (to_regrole(quote_ident(wanted)), wanted, access, in_schema, note);
+    (to_regrole(quote_ident(wanted)), wanted, access, in_schema, note, dbid);
   execute format('grant %s on database %I to %I',
     case access when 'read' then 'connect' when 'write' then 'connect, temporary' else 'all' end,
     db, wanted);
@@ -266,6 +276,40 @@ begin
 end
 $$;
 
+-- Writes a binding's role into the ledger.
+create or replace function gobs.enter(role_name text, note text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from gobs.role r where r.name = role_name or r.id = to_regrole(role_name);
+  insert into gobs.role select to_regrole(role_name), role_name, 'binding', 0, note, oid
+    from pg_database where datname = current_database();
+end
+$$;
+
+-- The same for one that the ledger does not know, since the database was dropped and made again. The
+-- role's comment says whose it is: that no role can change of itself.
+create or replace function gobs.enter_lost(role_name text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  suffix constant text := format(', for the database %I', current_database());
+  comment constant text := (select shobj_description(oid, 'pg_authid') from pg_authid
+                            where rolname = role_name);
+begin
+  if comment like 'Kept by gobs: %' and right(comment, length(suffix)) = suffix
+    and not exists (select from gobs.present p where p.name = role_name) then
+    perform gobs.enter(role_name, substr(comment, 15, length(comment) - 14 - length(suffix)));
+  end if;
+end
+$$;
+
+-- Returns whether a binding's role is in the ledger, and in a group.
+create or replace function gobs.knows(role_name text) returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select exists (select from gobs.present p
+    join pg_auth_members m on m.member = p.id join gobs.present g on g.id = m.roleid
+    where p.name = role_name and p.kind = 'binding' and g.kind <> 'binding')
+$$;
+
 -- Makes the role of a binding, or makes it as it should be.
 create or replace function gobs.mint(role_name text, verifier text, connections integer,
   access text, schemas json, note text) returns void
@@ -289,11 +333,12 @@ begin
     raise exception using errcode = 'invalid_schema_name',
       message = format('the database %I has no schema %s', current_database(), absent);
   end if;
+  perform gobs.enter_lost(role_name);
   if to_regrole(role_name) is null then
     execute format('create role %I', role_name);
-    execute format('comment on role %I is %L', role_name, 'Kept by gobs: ' || note);
-    delete from gobs.role r where r.name = role_name or r.id = to_regrole(role_name);
-    insert into gobs.role values (to_regrole(role_name), role_name, 'binding', 0, note);
+    execute format('comment on role %I is %L', role_name,
+                   format('Kept by gobs: %s, for the database %I', note, current_database()));
+    perform gobs.enter(role_name, note);
   elsif not exists (select from gobs.present p where p.name = role_name and p.kind = 'binding') then
     raise exception using errcode = 'duplicate_object',
       message = format('the role %I exists, and gobs did not make it', role_name),
@@ -321,9 +366,28 @@ $$;
 -- Ends a role's logins; returns its number, or null where there is no such role any more.
 create or replace function gobs.close(role_name text) returns oid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  lost record;
 begin
+  lock table gobs.role in share row exclusive mode;
+  perform gobs.enter_lost(role_name);
   if exists (select from gobs.present p where p.name = role_name and p.kind = 'binding') then
     execute format('alter role %I nologin password null', role_name);
+    -- The database's groups, too, so that they go when nobody is in them. They are no schema's any
+    -- more: nothing is shared with them.
+    for lost in
+      select g.oid as id, g.rolname as name, substr(c.comment, 15) as note
+      from pg_authid g
+      cross join lateral (select shobj_description(g.oid, 'pg_authid')) c(comment)
+      where c.comment ~ '^Kept by gobs: (read|write|owner), database '
+        and starts_with(split_part(c.comment, ', database ', 2) || ', ', current_database() || ', ')
+        and not exists (select from gobs.present p where p.id = g.oid)
+    loop
+      delete from gobs.role r where r.id = lost.id or r.name = lost.name;
+      insert into gobs.role
+        select lost.id, lost.name, split_part(lost.note, ',', 1), 1, lost.note, d.oid
+        from pg_database d where d.datname = current_database();
+    end loop;
   end if;
   return (select r.id from gobs.role r where r.name = role_name and r.kind = 'binding');
 end
@@ -393,7 +457,7 @@ end
 $$;
 
 revoke all on all routines in schema gobs from public;
-grant execute on function gobs.version(), gobs.close(text), gobs.cut(oid), gobs.unmake(text),
-  gobs.forget(oid), gobs.mint(text, text, integer, text, json, text) to gobs_hob;
+grant execute on function gobs.version(), gobs.knows(text), gobs.close(text), gobs.cut(oid),
+  gobs.unmake(text), gobs.forget(oid), gobs.mint(text, text, integer, text, json, text) to gobs_hob;
 
 commit;

@@ -57,6 +57,13 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Sessions of the hob's own that are kept for one service: grants of a machine come one by one.
 const IDLE_SESSIONS_MAX: usize = 2;
 
+/// How often it is seen to that the server still knows a binding's role, when programs connect: its
+/// database may have been dropped and made again, and lets it in all the same.
+const KNOWN_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long a program waits for that.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What the hob knows of the machine's servers. Nothing of it must be kept.
 #[derive(Default)]
 pub(crate) struct Servers {
@@ -68,6 +75,8 @@ pub(crate) struct Servers {
     sessions: Mutex<HashMap<CancelKey, Generation>>,
     /// Held while a grant's role is mended or taken away, so that it is not made after its end.
     mending: Mutex<HashMap<Generation, Weak<tokio::sync::Mutex<()>>>>,
+    /// When it was last seen to that a grant's role is known.
+    known: Mutex<HashMap<Generation, Instant>>,
 }
 
 /// Sessions that wait, by their service, each since when.
@@ -89,6 +98,8 @@ enum Task {
     Probe,
     /// Make a role: what `gobs.mint` takes.
     Mint([String; 6]),
+    /// The same, unless it is as it should be.
+    Keep([String; 6]),
     /// Unmake the role of this name.
     Unmint(String),
 }
@@ -114,6 +125,15 @@ impl Servers {
 
     /// Makes the grant's role, and sees that it gets in.
     pub(crate) async fn mint(&self, spec: &Postgres, lease: &Lease) -> Result<(), ServiceError> {
+        self.make(spec, lease, Task::Mint).await
+    }
+
+    async fn make(
+        &self,
+        spec: &Postgres,
+        lease: &Lease,
+        task: fn([String; 6]) -> Task,
+    ) -> Result<(), ServiceError> {
         let role = Role::of(lease);
         let access = access(lease)?;
         let schemas = lease.rights.schemas.as_deref().unwrap_or_default();
@@ -132,7 +152,8 @@ impl Servers {
             schemas,
             note,
         ];
-        self.perform(spec, &Task::Mint(parameters)).await?;
+        self.perform(spec, &task(parameters)).await?;
+        lock(&self.known).insert(lease.generation.clone(), Instant::now());
         let place = Place::of(spec);
         if !lock(&self.routes).contains_key(&place) {
             let startup = role.startup(spec, wire::VERSION, Vec::new());
@@ -152,6 +173,7 @@ impl Servers {
         let role = role_name(&gone.generation, &gone.secret);
         let mending = self.mending(&gone.generation);
         let _mending = mending.lock_owned().await;
+        lock(&self.known).remove(&gone.generation);
         Ok(self.perform(spec, &Task::Unmint(role)).await?)
     }
 
@@ -222,17 +244,26 @@ impl Servers {
         startup: &Startup,
     ) -> Result<(Dialled, LoggedIn), Report> {
         let place = Place::of(spec);
-        let error = match self.log_in(&place, startup, role).await {
+        let (logged_in, ()) = tokio::join!(
+            self.log_in(&place, startup, role),
+            self.see_known(spec, lease)
+        );
+        let error = match logged_in {
             Ok(logged_in) => return Ok(logged_in),
             Err(error) => error,
         };
         let spoiled = match &error {
+            LoginError::Refused(report) if report.code == "3D000" => {
+                // When its database is there again, that knows nothing of it.
+                lock(&self.known).remove(&lease.generation);
+                false
+            }
             // A role can change its own password.
             LoginError::Refused(report) => report.code == "28P01" || report.code == "28000",
             LoginError::Mismatch(_) => true,
             LoginError::Io(_) | LoginError::Method(_) => false,
         };
-        let error = if spoiled && self.mend(spec, lease).await {
+        let error = if spoiled && self.mend(spec, lease, Task::Mint).await {
             match self.log_in(&place, startup, role).await {
                 Ok(logged_in) => return Ok(logged_in),
                 Err(error) => error,
@@ -252,16 +283,38 @@ impl Servers {
         })
     }
 
+    /// Sees to it now and then that the server knows the role. Where that cannot be seen, what the
+    /// role may do is what the program hears of it.
+    async fn see_known(self: &Arc<Self>, spec: &Postgres, lease: &Lease) {
+        let is_due = {
+            let mut known = lock(&self.known);
+            let seen = known.get(&lease.generation);
+            let is_due = seen.is_none_or(|seen| seen.elapsed() >= KNOWN_PAUSE);
+            if is_due {
+                known.insert(lease.generation.clone(), Instant::now());
+            }
+            is_due
+        };
+        if is_due {
+            let _ = timeout(KNOWN_TIMEOUT, self.mend(spec, lease, Task::Keep)).await;
+        }
+    }
+
     /// Makes a role again that somebody has spoiled. Whoever revokes waits for all streams to be
     /// cut, and then for this to be done: so it goes on when the stream is cut.
-    async fn mend(self: &Arc<Self>, spec: &Postgres, lease: &Lease) -> bool {
+    async fn mend(
+        self: &Arc<Self>,
+        spec: &Postgres,
+        lease: &Lease,
+        task: fn([String; 6]) -> Task,
+    ) -> bool {
         let mending = self.mending(&lease.generation).lock_owned().await;
         let (servers, spec, lease) = (Arc::clone(self), spec.clone(), lease.clone());
-        let minting = async move {
+        let making = async move {
             let _mending = mending;
-            servers.mint(&spec, &lease).await.is_ok()
+            servers.make(&spec, &lease, task).await.is_ok()
         };
-        tokio::spawn(minting).await.unwrap_or(false)
+        tokio::spawn(making).await.unwrap_or(false)
     }
 
     /// Returns what is held while the role of a grant is mended or taken away.
@@ -351,7 +404,9 @@ impl Servers {
         }
         let place = Place::of(spec);
         let opened = match (
-            place.open(spec, !matches!(task, Task::Unmint(_))).await,
+            place
+                .open(spec, matches!(task, Task::Probe | Task::Mint(_)))
+                .await,
             task,
         ) {
             (Err(AdminError::NoDatabase { .. }), Task::Unmint(role)) => {
@@ -396,6 +451,12 @@ impl Task {
             Self::Probe => admin.call("select gobs.version()", &[]).await.map(drop),
             Self::Mint(parameters) => {
                 let statement = "select gobs.mint($1, $2, $3::integer, $4, $5::json, $6)";
+                let parameters = parameters.each_ref().map(String::as_str);
+                admin.call(statement, &parameters).await.map(drop)
+            }
+            Self::Keep(parameters) => {
+                let statement = "select gobs.mint($1, $2, $3::integer, $4, $5::json, $6)
+                                 where not gobs.knows($1)";
                 let parameters = parameters.each_ref().map(String::as_str);
                 admin.call(statement, &parameters).await.map(drop)
             }

@@ -191,7 +191,7 @@ impl Cluster {
         rustix::process::Pid::from_raw(pid.expect("a pid")).expect("a pid")
     }
 
-    fn psql(&self, database: &str, statements: &str) -> Output {
+    pub(crate) fn psql(&self, database: &str, statements: &str) -> Output {
         let mut psql = as_superuser("psql");
         psql.args([
             "-XAtq",

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use futures_util::{SinkExt, StreamExt};
-use hob::protocol::Attenuate;
+use hob::protocol::{Access, Attenuate};
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
@@ -166,6 +166,29 @@ async fn prepared_statements_and_copy_pass_untouched() {
     assert_eq!(lines, ROWS);
     let one = client.query_one(&sum, &[&2_i64]).await.unwrap();
     assert_eq!(one.get::<_, i64>(0), 1, "the session goes on after a COPY");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_dumped_through_its_binding() {
+    let bound = Bound::start(Attenuate::default()).await;
+    let made = "create table t (n serial, x int); insert into t(x) values (4711)";
+    bound.ask(made).await.unwrap();
+    for (number, access) in [(1, None), (2, Some(Access::Read))] {
+        let limits = Attenuate {
+            access,
+            ..Attenuate::default()
+        };
+        bound.bind(number, limits).await;
+        let host = bound.directory.display().to_string();
+        let dumped = Command::new("pg_dump")
+            .args(["-h", &host, "-U", "y", "x"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&dumped.stderr);
+        assert!(dumped.status.success(), "{access:?}: {said}");
+        let text = String::from_utf8_lossy(&dumped.stdout);
+        assert!(text.contains("1\t4711\n"), "{access:?}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

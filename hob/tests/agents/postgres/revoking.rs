@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hob::protocol::{Attenuate, code};
+use hob::protocol::{Access, Attenuate, code};
 use tokio::time::timeout;
 
 use super::bound::{Bound, ask};
@@ -106,6 +106,46 @@ async fn s5_a_role_goes_with_a_database_that_is_gone() {
         cluster.sql("postgres", &format!("{made}'{}'", bound.database)),
         "0"
     );
+    assert_eq!(groups(&bound.database), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s5_a_database_that_is_made_again_is_used_again_and_its_roles_go() {
+    let cluster = Cluster::shared();
+    for access in [Access::Owner, Access::Write] {
+        let limits = Attenuate {
+            access: Some(access),
+            ..Attenuate::default()
+        };
+        let bound = Bound::start(limits).await;
+        let again = |bound: &Bound| {
+            let name = &bound.database;
+            let drop = format!("drop database {name} with (force)");
+            cluster.sql("postgres", &drop);
+            cluster.sql("postgres", &format!("create database {name}"));
+            cluster.sql(name, "create table t (n int)");
+        };
+        let role = bound.role();
+        again(&bound);
+        // Its role still gets in, and had no rights there: what holds them went with the other one.
+        eventually("its rights are back", async || {
+            bound.ask("insert into t values (1)").await.is_ok()
+        })
+        .await;
+        assert_eq!(bound.role(), role);
+        again(&bound);
+        bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+        let left = format!("select count(*) from pg_roles where rolname = '{role}'");
+        assert_eq!(cluster.sql("postgres", &left), "0");
+        assert_eq!(groups(&bound.database), "0");
+    }
+}
+
+/// Counts the groups that were made for a database.
+fn groups(database: &str) -> String {
+    let groups = "select count(*) from pg_roles where shobj_description(oid, 'pg_authid') ~ ";
+    let sql = format!("{groups}'^Kept by gobs: (read|write|owner), database {database}$'");
+    Cluster::shared().sql("postgres", &sql)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,7 +89,8 @@ async fn a_reader_reads_and_no_setting_lets_it_write() {
             "copy u to program 'true'",
             "alter role current_user valid until 'infinity'",
             "alter role current_user createdb",
-            "table gobs.role",
+            "delete from gobs.role",
+            "table gobs.present",
             "select gobs.version()",
         ],
     )
@@ -206,6 +207,43 @@ async fn owners_own_together_and_what_they_made_stays() {
     let owner = format!("gobs_owner_{}", bound.database);
     assert_eq!(cluster.sql(&bound.database, owners), owner);
     assert_eq!(cluster.sql(&bound.database, "select x from shared"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_to_a_copy_of_a_database_has_no_rights_in_the_first() {
+    let cluster = Cluster::shared();
+    let mut first = Bound::start(Attenuate::default()).await;
+    first.ask("create table t ()").await.unwrap();
+    // The hob's own sessions end with it, and a template must have none.
+    first.pair.db.kill();
+    let copy = Bound::offer(cluster).await;
+    let names = (&copy.database, &first.database);
+    eventually("nobody is in it", async || {
+        let made = format!("create database {} template {}", names.0, names.1);
+        cluster.psql("postgres", &made).status.success()
+    })
+    .await;
+    copy.bind(1, Attenuate::default()).await;
+    let owner = format!("gobs_owner_{}", first.database);
+    check_denied(
+        &copy,
+        &[
+            &format!("set role {owner}"),
+            &format!("alter database {} set search_path = x", first.database),
+            &format!("drop database {}", first.database),
+        ],
+    )
+    .await;
+    let members = "select count(*) from pg_auth_members where roleid = ";
+    let members = cluster.sql("postgres", &format!("{members}'{owner}'::regrole"));
+    assert_eq!(members, "1", "its own binding");
+    // What is revoked in the copy is the copy's.
+    copy.pair.exporter.revoke(&generation(1)).await.unwrap();
+    first.pair.db.start_again();
+    eventually("the first one goes on", async || {
+        first.ask("alter table t add x int").await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

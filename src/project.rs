@@ -359,9 +359,7 @@ impl Project {
             .map_err(|error| lock_error(&error))?;
         let store = Store::open(&paths.state, &self.key()?, lock);
         let mut store = store.map_err(|error| open_error(&error))?;
-        if let Some(point) = self.surroundings.crash_at {
-            store.crash_at(point);
-        }
+        store.crash_at(self.surroundings.crash_at);
         Ok(store)
     }
 
@@ -382,6 +380,7 @@ impl Project {
             program: self.surroundings.agent.first().map(PathBuf::from),
             clock: Clock::system(),
             homes: homes(snapshot, &self.schemas),
+            dies_after: self.surroundings.crash_at.and_then(CrashAt::calls),
         }
     }
 

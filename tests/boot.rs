@@ -47,6 +47,7 @@ impl Site {
             program: Some(program.to_owned()),
             clock: gobs::clock::Clock::system(),
             homes: Vec::new(),
+            dies_after: None,
         };
         let boss = Boss::start(tables, options).await.expect("the boss starts");
         let site = Self { directory, boss };

@@ -301,7 +301,7 @@ impl Stage {
         died
     }
 
-    /// Applies while gobs dies at this journal write. Returns whether it died.
+    /// Applies while gobs dies at this journal write, or thing done. Returns whether it died.
     fn kill_gobs(&self, when: &str, write: u64) -> bool {
         let mut command = self.project.command(APPLY);
         command.env("GOBS_TEST_CRASH_AT", format!("{when}:{write}"));
@@ -404,9 +404,9 @@ impl Stage {
         }
     }
 
-    /// Kills gobs at each journal write of each operation.
+    /// Kills gobs at each journal write of each operation, and when a hob has done a thing for it.
     fn kill_runs(&self) {
-        for when in ["before", "after"] {
+        for when in ["before", "after", "call"] {
             let mut deaths = [0_u64; 3];
             for write in 1..=STEPS_MAX {
                 let before = deaths;

@@ -29,6 +29,7 @@ mod plan;
 mod plugins;
 mod postgres;
 mod restore;
+mod resume;
 mod rights;
 mod secrecy;
 mod support;

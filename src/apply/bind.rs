@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gobs_model::{Address, Diagnostic, Known, Name, Path, Value};
-use gobs_state::{Phase, Row, RowChange, RowKind};
+use gobs_state::{Intent, Phase, Row, RowChange, RowKind};
 use tokio::sync::watch;
 
 use crate::boss::{BindRequest, Boss, BossError, UnbindRequest, Unbound};
@@ -13,7 +13,10 @@ use crate::plan::{Action, Grant, Held, Step};
 
 use super::Walk;
 use super::act::{Ended, Work, asked_to_stop, not_ready, pending, refusal};
-use super::prepare::{Detail, Prepared, bug, first, incarnation_of, known, service_of, with_bound};
+use super::prepare::{
+    Detail, Granting, GrantingRow, Prepared, bug, detail, first, incarnation_of, known, service_of,
+    with_bound,
+};
 use super::promise::keeps_promise;
 use super::retire::take_back;
 use super::teller::{Teller, last_of};
@@ -45,6 +48,7 @@ impl Walk<'_> {
         grant: &Grant,
         revokes: Option<&Held>,
         simulated: bool,
+        intent: &mut Intent,
     ) -> Prepared<Work> {
         let mut grant = grant.clone();
         if grant.attenuate.contains_unknown() || grant.expose.contains_unknown() {
@@ -70,6 +74,29 @@ impl Walk<'_> {
                 phase: Phase::Granted,
             },
         };
+        let is_held = matches!(step.action, Action::Expose { .. });
+        // Rights that are narrowed end at once; it is another service that takes over.
+        let drain_s = match &step.action {
+            Action::Move { .. } => grant.drain_s,
+            _ => 0,
+        };
+        // Nothing has to be taken back where its end is not known: the grant is there.
+        if !is_held {
+            intent.detail = detail(&Detail::Bind(Granting {
+                generation: grant.generation,
+                from: grant.from.clone(),
+                from_incarnation: grant.from_incarnation,
+                to: grant.to.clone(),
+                to_incarnation: grant.to_incarnation,
+                row: Some(GrantingRow {
+                    wanted: row.wanted.clone(),
+                    depends_on: row.depends_on.clone(),
+                    parent: grant.via.as_ref().map(|via| via.generation),
+                    ready_s: grant.ready_s,
+                    drain_s,
+                }),
+            }));
+        }
         if simulated {
             let row = with_bound(row, grant.name.as_str(), "simulated", "simulated");
             return Ok(Work::Rows(vec![RowChange::PutRow(Box::new(row))]));
@@ -96,7 +123,7 @@ impl Walk<'_> {
             boss: self.boss(step)?,
             request,
             old: self.rows.get(&step.address).cloned(),
-            is_held: matches!(step.action, Action::Expose { .. }),
+            is_held,
             ends: revokes.and_then(|held| self.ends(&step.address, held)),
             revokes: revokes.map(|held| {
                 let mut request = self.unbind_request(&step.address, held);
@@ -106,11 +133,7 @@ impl Walk<'_> {
                 }
                 request
             }),
-            // Rights that are narrowed end at once; it is another service that takes over.
-            drain: match &step.action {
-                Action::Move { .. } => Duration::from_secs(grant.drain_s),
-                _ => Duration::ZERO,
-            },
+            drain: Duration::from_secs(drain_s),
             name: grant.name,
             row,
             stop: self.apply.stop.clone(),
@@ -157,16 +180,6 @@ impl Walk<'_> {
             exporter: machine(&held.from, from_incarnation, held.settled_by_delete),
             importer: machine(&held.to, to_incarnation, held.importer_gone),
         }
-    }
-}
-
-pub(super) fn bind_detail(grant: &Grant) -> Detail {
-    Detail::Bind {
-        generation: grant.generation,
-        from: grant.from.clone(),
-        from_incarnation: grant.from_incarnation,
-        to: grant.to.clone(),
-        to_incarnation: grant.to_incarnation,
     }
 }
 
@@ -223,7 +236,8 @@ impl BindWork {
             if let Some(detail) = detail {
                 let detail = format!(
                     "The new grant of {binding} is in use, but the old one could not be revoked: \
-                     {detail}. The next apply takes both back and grants it afresh."
+                     {detail}. The next apply revokes it; if it still cannot, it takes both back \
+                     and grants {binding} afresh."
                 );
                 let diagnostic = Diagnostic::error("Old grant not revoked", detail)
                     .about(binding, Path::default());

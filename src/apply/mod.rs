@@ -16,6 +16,7 @@ mod left;
 mod prepare;
 mod promise;
 mod recover;
+mod resume;
 mod retire;
 mod teller;
 mod user_data;

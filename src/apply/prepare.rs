@@ -10,10 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::boss::Boss;
 use crate::lang::HobValues;
-use crate::plan::{Action, HOB, Step, wanted_of};
+use crate::plan::{Action, Because, HOB, Step, made_stale, wanted_of};
 
 use super::act::{MachineWork, Work};
-use super::bind::bind_detail;
 use super::home::{self, Awaited, Invited};
 use super::left::ended_as;
 use super::promise::keeps_promise;
@@ -47,20 +46,42 @@ pub(super) enum Detail {
         rebuilt: bool,
     },
     /// The grant that may have been made.
-    Bind {
-        /// The grant's generation.
-        generation: u64,
-        /// The service.
-        from: Address,
-        /// The incarnation of its machine.
-        from_incarnation: u64,
-        /// The machine that gets it.
-        to: Address,
-        /// Its incarnation.
-        to_incarnation: u64,
-    },
+    Bind(Granting),
     /// Nothing beside the row is needed.
     Other {},
+}
+
+/// A grant that is about to be made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Granting {
+    /// Its generation.
+    pub(super) generation: u64,
+    /// The service.
+    pub(super) from: Address,
+    /// The incarnation of its machine.
+    pub(super) from_incarnation: u64,
+    /// The machine that gets it.
+    pub(super) to: Address,
+    /// Its incarnation.
+    pub(super) to_incarnation: u64,
+    /// The rest of what is needed to end what was begun; not in journals of older versions.
+    #[serde(default)]
+    pub(super) row: Option<GrantingRow>,
+}
+
+/// What the row of a binding becomes, and how its grant comes into use.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct GrantingRow {
+    /// The row's `wanted`.
+    pub(super) wanted: Known,
+    /// The row's direct dependencies.
+    pub(super) depends_on: Vec<Address>,
+    /// The generation of the binding that it is made from.
+    pub(super) parent: Option<u64>,
+    /// How long the service may take until it answers.
+    pub(super) ready_s: u64,
+    /// How long streams of the grant before may go on.
+    pub(super) drain_s: u64,
 }
 
 /// Returns the intent of writing outputs, which have no effect outside.
@@ -282,7 +303,8 @@ impl Walk<'_> {
                         unsettled: false,
                     },
                 };
-                let changes = vec![RowChange::PutRow(Box::new(row))];
+                let mut changes = vec![RowChange::PutRow(Box::new(row))];
+                changes.extend(self.stale(&step.address));
                 match (simulated, service_of(&step.address)) {
                     (false, Some((machine, service))) => Work::Offer {
                         boss: self.boss(step)?,
@@ -327,20 +349,15 @@ impl Walk<'_> {
                 grant,
                 revokes,
                 simulated,
-            } => {
-                intent.detail = detail(&bind_detail(grant));
-                self.bind_work(step, grant, revokes.as_ref(), *simulated)?
-            }
+            } => self.bind_work(step, grant, revokes.as_ref(), *simulated, &mut intent)?,
             Action::Move {
                 grant,
                 revokes,
                 simulated,
-            } => {
-                intent.detail = detail(&bind_detail(grant));
-                self.bind_work(step, grant, Some(revokes), *simulated)?
+            } => self.bind_work(step, grant, Some(revokes), *simulated, &mut intent)?,
+            Action::Expose { grant, simulated } => {
+                self.bind_work(step, grant, None, *simulated, &mut intent)?
             }
-            // Nothing has to be taken back where its end is not known: the grant is there.
-            Action::Expose { grant, simulated } => self.bind_work(step, grant, None, *simulated)?,
             Action::Unbind { held, simulated } => {
                 let row = self.rows.get(&step.address).cloned();
                 if *simulated {
@@ -381,6 +398,19 @@ impl Walk<'_> {
             _ => None,
         });
         Ok(ended_as(schema, row, next))
+    }
+
+    /// Returns the rows of bindings that are to be granted again since their service becomes
+    /// another one: once it has, only that tells whoever plans after a run that went no further.
+    fn stale(&self, service: &Address) -> impl Iterator<Item = RowChange> {
+        let says = move |because: &Because| match because {
+            Because::ServiceChanged { service: it } => it == service,
+            _ => false,
+        };
+        let steps = self.apply.plan.steps.iter();
+        let again = steps.filter(move |it| it.because.iter().any(says));
+        let rows = again.filter_map(|it| self.rows.get(&it.address));
+        rows.map(|row| RowChange::PutRow(Box::new(made_stale(row))))
     }
 
     /// Returns what a machine is to be: as planned, with what was not known then.

@@ -6,17 +6,17 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use gobs_model::{Address, Diagnostic, Kind, Known, Value};
 use gobs_provider::{Observed, Provider, Token};
-use gobs_state::{
-    Doubt, Finished, Outcome, Phase, Row, RowChange, RowKind, Snapshot, Store, StoreError,
-};
+use gobs_state::{Doubt, Finished, Outcome, Row, RowChange, RowKind, Snapshot, Store, StoreError};
 
-use crate::boss::{Boss, UnbindRequest, Unbound};
+use crate::boss::Boss;
 use crate::plan::without_additions;
 
 use super::act::unsettled;
 use super::bind::unseen;
 use super::left::{ended_as, look_for, only_made, perhaps};
 use super::prepare::{Detail, observed_of, provider_wanted, with_observed};
+use super::resume::{Resumed, resume};
+use super::teller::Teller;
 use super::{Event, Events, Providers, home};
 
 /// How many steps are settled at once: most of them wait, and a provider takes this many reads.
@@ -48,7 +48,8 @@ pub async fn recover(
     }
     let snapshot = store.snapshot()?;
     let (mut finished, mut told) = (Vec::new(), Vec::new());
-    for (doubt, verdict) in settle_all(doubts, &snapshot, providers, (boss, true)).await {
+    let settled = settle_all(doubts, &snapshot, providers, (boss, Some(events)));
+    for (doubt, verdict) in settled.await {
         match verdict {
             Ok(Verdict {
                 outcome,
@@ -104,7 +105,8 @@ pub async fn recover_in_memory(
     // Only an apply can ask the hobs; until then the rows say what is known.
     doubts.retain(|doubt| !matches!(doubt.started.intent().action.as_str(), "bind" | "move"));
     let mut errors = Vec::new();
-    for (_, verdict) in settle_all(doubts, &snapshot.clone(), providers, (None, false)).await {
+    let last = snapshot.clone();
+    for (_, verdict) in settle_all(doubts, &last, providers, (None, None)).await {
         let changes = match verdict {
             Ok(verdict) => verdict.changes,
             Err(diagnostic) => {
@@ -132,12 +134,12 @@ pub async fn recover_in_memory(
 }
 
 /// Settles many at once: each may have to wait until a provider's list shows what is new. Whoever
-/// only looks takes nothing away that an apply would.
+/// only looks, and tells nobody, takes nothing away that an apply would.
 async fn settle_all(
     doubts: Vec<Doubt>,
     snapshot: &Snapshot,
     providers: &Providers,
-    (boss, acts): (Option<&Boss>, bool),
+    (boss, acts): (Option<&Boss>, Option<&Events>),
 ) -> Vec<(Doubt, Result<Verdict, Box<Diagnostic>>)> {
     let settling = doubts.into_iter().map(|doubt| async move {
         let verdict = settle(&doubt, snapshot, providers, (boss, acts)).await;
@@ -180,7 +182,7 @@ async fn settle(
     doubt: &Doubt,
     snapshot: &Snapshot,
     providers: &Providers,
-    (boss, acts): (Option<&Boss>, bool),
+    (boss, acts): (Option<&Boss>, Option<&Events>),
 ) -> Result<Verdict, Box<Diagnostic>> {
     let intent = doubt.started.intent();
     let address = &intent.address;
@@ -213,7 +215,7 @@ async fn settle(
             match found.map_err(|error| cannot(format!("{error}.")))? {
                 None => {
                     let bare = without_additions(&provider.schema().machine, wanted.value());
-                    if acts && bare != *wanted.value() {
+                    if acts.is_some() && bare != *wanted.value() {
                         // Something may have been made for it, which comes before it.
                         let gone = provider.abandon(address).await;
                         gone.map_err(|error| cannot(format!("{error}.")))?;
@@ -260,7 +262,7 @@ async fn settle(
             match seen.map_err(|error| cannot(format!("{error}.")))? {
                 Some(_) => Ok(Verdict::again("still there")),
                 None => {
-                    if acts {
+                    if acts.is_some() {
                         // What belonged to it may not have gone with it.
                         let last = ended_as(&provider.schema().machine, row, None);
                         let gone = provider.delete(&last, Arc::new(drop)).await;
@@ -319,31 +321,21 @@ async fn settle(
                 vec![RowChange::PutRow(Box::new(row))],
             ))
         }
-        ("bind" | "move", Some(detail @ Detail::Bind { .. })) => {
-            let Some(boss) = boss else {
+        ("bind" | "move", Some(Detail::Bind(granting))) => {
+            let (Some(boss), Some(events)) = (boss, acts) else {
                 return Err(cannot("its hobs can only be asked by an apply.".into()));
             };
-            if let Some(request) = revocation(snapshot, address, detail) {
-                match boss.unbind(request).await {
-                    Ok(Unbound::Done | Unbound::Left(_)) => {}
-                    Ok(Unbound::Pending(why)) => return Err(cannot(format!("{why}."))),
-                    Err(error) => return Err(cannot(format!("{error}."))),
-                }
-            }
-            // What the binding had before is not in use any more, and is granted afresh.
-            let change = match row {
-                Some(row) => {
-                    let mut row = row.clone();
-                    if let RowKind::Binding { phase, .. } = &mut row.kind {
-                        *phase = Phase::RevokePending;
-                    }
-                    RowChange::PutRow(Box::new(row))
-                }
-                None => RowChange::RemoveRow(address.clone()),
+            let teller = Teller {
+                events: events.clone(),
+                address: address.clone(),
             };
-            Ok(Verdict {
-                changes: vec![change],
-                ..Verdict::again("taken back")
+            let resumed = resume(boss, snapshot, granting, &teller).await;
+            Ok(match resumed.map_err(|why| cannot(format!("{why}.")))? {
+                Resumed::InUse(changes) => Verdict::done("granted", changes),
+                Resumed::TakenBack(changes) => Verdict {
+                    changes,
+                    ..Verdict::again("taken back")
+                },
             })
         }
         ("expose", _) => Ok(Verdict {
@@ -357,42 +349,6 @@ async fn settle(
         // Waits, withdrawals and revocations are asked for again: each is idempotent.
         _ => Ok(Verdict::again("to be done again")),
     }
-}
-
-/// Returns how the grant that may have been made is taken back; nothing where neither machine is
-/// what it was then.
-fn revocation(snapshot: &Snapshot, binding: &Address, detail: Detail) -> Option<UnbindRequest> {
-    let Detail::Bind {
-        generation,
-        from,
-        from_incarnation,
-        to,
-        to_incarnation,
-    } = detail
-    else {
-        return None;
-    };
-    let alive = |address: &Address, then: u64| {
-        let machine = address.as_machine()?;
-        match snapshot.rows.get(&Address::Machine(machine.clone()))?.kind {
-            RowKind::Machine {
-                incarnation,
-                enrolled: Some(_),
-                ..
-            } if incarnation == then => Some((machine.clone(), then)),
-            _ => None,
-        }
-    };
-    let (exporter, importer) = (alive(&from, from_incarnation), alive(&to, to_incarnation));
-    if exporter.is_none() && importer.is_none() {
-        return None;
-    }
-    Some(UnbindRequest {
-        binding: binding.clone(),
-        generation,
-        exporter,
-        importer,
-    })
 }
 
 /// Returns whether a provider shows everything that was asked for, as far as it shows it at all.

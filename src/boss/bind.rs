@@ -235,18 +235,55 @@ impl Boss {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         };
-        let check = protocol::to_passable(&generation(&request.binding, request.generation));
-        self.wait_ready(
-            (&importer, method::CHECK_BINDING, check),
-            (&request.exporter, &request.service),
-            request.ready,
-            reason,
-        )
-        .await?;
+        self.check(&request, reason).await?;
         Ok(Bound {
             address: held.address,
             directory: held.directory,
         })
+    }
+
+    /// Waits until the service answers through a grant that the importer has. Until then `reason`
+    /// says why it does not.
+    ///
+    /// # Errors
+    /// When the importer is away or has another one, or the service does not answer in time.
+    pub async fn check(
+        &self,
+        request: &BindRequest,
+        reason: &watch::Sender<String>,
+    ) -> Result<(), BossError> {
+        let check = protocol::to_passable(&generation(&request.binding, request.generation));
+        self.wait_ready(
+            (&key(&request.importer), method::CHECK_BINDING, check),
+            (&request.exporter, &request.service),
+            request.ready,
+            reason,
+        )
+        .await
+    }
+
+    /// Returns which grant of a binding a machine has in use, and how its programs reach it.
+    ///
+    /// # Errors
+    /// When its hob is away or refuses.
+    pub async fn held(
+        &self,
+        importer: &(Instance, u64),
+        binding: &Address,
+    ) -> Result<Option<(u64, Bound)>, BossError> {
+        let key = key(importer);
+        let answer = self
+            .call(&key, method::LIST_BINDINGS, Vec::new(), REVOKE_DEADLINE)
+            .await?;
+        let all: Vec<protocol::BindingStatus> =
+            protocol::from_passable("list-bindings's answer", &answer)
+                .map_err(|error| malformed(&key, &error))?;
+        let name = binding.to_string();
+        let held = all.into_iter().find(|it| it.binding == name);
+        Ok(held.map(|it| {
+            let (address, directory) = (it.address, it.directory);
+            (it.generation, Bound { address, directory })
+        }))
     }
 
     /// Lets programs see a binding in another way; the grant stays, and so do its streams. The
@@ -477,7 +514,10 @@ impl Boss {
         let answer = self.call_until_answered(key, method, args, &mut detail);
         let machine = key.0.clone();
         match tokio::time::timeout(within, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                self.step();
+                Ok(answer)
+            }
             Ok(Err(refused)) => Err(BossError::Refused {
                 machine,
                 code: refused.code().map(ToOwned::to_owned),

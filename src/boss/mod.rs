@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ pub struct BossOptions {
     pub clock: Clock,
     /// From where hobs are to call that have not registered yet.
     pub homes: Vec<Home>,
+    /// How many things hobs do for it before this process dies, in tests of crash safety.
+    pub dies_after: Option<u64>,
 }
 
 /// Why the boss could not do what it was asked.
@@ -202,6 +205,10 @@ struct Inner {
     homes: Mutex<HashMap<Key, arrival::Caller>>,
     /// Counts registrations, for whoever waits for one.
     registrations: watch::Sender<u64>,
+    /// For tests of crash safety.
+    dies_after: Option<u64>,
+    /// How many things hobs have done for it.
+    done: AtomicU64,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -250,6 +257,8 @@ impl Boss {
             dialer: netlayer.stream_dialer(),
             homes: Mutex::new(arrival::callers(options.homes)),
             registrations: watch::Sender::new(0),
+            dies_after: options.dies_after,
+            done: AtomicU64::new(0),
             tasks: Mutex::default(),
         });
         let peer = Peer::builder()
@@ -288,6 +297,16 @@ impl Boss {
         let peer = lock(&self.0.peer).take();
         if let Some(peer) = peer {
             peer.close().await;
+        }
+    }
+
+    /// Counts what a hob has done; dies here, as by SIGKILL, where a test has asked for it.
+    fn step(&self) {
+        let done = self.0.done.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.0.dies_after == Some(done) {
+            use rustix::process::{Signal, getpid, kill_process};
+            // No destructor may run, as none would.
+            let _ = kill_process(getpid(), Signal::KILL);
         }
     }
 

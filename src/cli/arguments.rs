@@ -187,7 +187,7 @@ fn clock_scale(env: &Environment) -> Result<u32, Failure> {
         })
 }
 
-/// Reads where a test of crash safety wants the run to die: `before:3`, `after:3`.
+/// Reads where a test of crash safety wants the run to die: `before:3`, `after:3`, `call:3`.
 fn crash_at(text: &OsStr) -> Result<CrashAt, Failure> {
     let point = text.to_str().and_then(|text| {
         let (when, commit) = text.split_once(':')?;
@@ -195,11 +195,13 @@ fn crash_at(text: &OsStr) -> Result<CrashAt, Failure> {
         match when {
             "before" => Some(CrashAt::Before(commit)),
             "after" => Some(CrashAt::After(commit)),
+            "call" => Some(CrashAt::Call(commit)),
             _ => None,
         }
     });
     point.ok_or_else(|| {
-        let detail = "GOBS_TEST_CRASH_AT, which is for tests alone, is before:N or after:N.";
+        let detail =
+            "GOBS_TEST_CRASH_AT, which is for tests alone, is before:N, after:N or call:N.";
         Diagnostic::error("Bad value in the environment", detail).into()
     })
 }

@@ -1,6 +1,6 @@
 //! What becomes of each binding: granted, granted again, moved, revoked.
 
-use gobs_model::{Address, Change, Diagnostic, Instance, Kind, Name, Path, Type, Value};
+use gobs_model::{Address, Change, Diagnostic, Instance, Kind, Known, Name, Path, Type, Value};
 use gobs_state::{Phase, Row, RowKind};
 
 use crate::lang::{BindingValues, BlockId, ServiceKind};
@@ -187,6 +187,22 @@ impl Grant {
     }
 }
 
+/// In what is kept of a grant: its service has become another one since. It is of no concern to
+/// whoever refers to the binding.
+const STALE: &str = "stale";
+
+/// Returns the row of a binding whose service has become another one: it is granted again, by this
+/// run or a later one.
+pub fn made_stale(row: &Row) -> Row {
+    let mut observed = row.observed.value().as_entries().cloned();
+    let observed = observed.get_or_insert_default();
+    observed.insert(STALE.into(), true.into());
+    let mut row = row.clone();
+    // What is known stays known with one more field.
+    row.observed = Known::try_from(Value::object(observed.clone())).unwrap_or(row.observed);
+    row
+}
+
 /// Returns what a reference to a binding shows, as its row has it.
 pub fn binding_object(row: &Row) -> Value {
     object(
@@ -249,7 +265,8 @@ impl Planner<'_> {
             Some(existing) => {
                 let parent = via.clone().map(Address::Binding);
                 let mut because = differences(existing, &values, parent.as_ref(), ends);
-                let moved = self.service(&values.from).is_some_and(|it| it.moved);
+                let moved = self.service(&values.from).is_some_and(|it| it.moved)
+                    || existing.row.observed.get(STALE).is_some();
                 if moved && (because.is_empty() || is_exposure(&because)) {
                     let service = values.from.clone();
                     because.push(Because::ServiceChanged { service });

@@ -28,7 +28,7 @@ use gobs_state::Snapshot;
 
 use crate::lang::{BlockId, Config, Evaluator, HobValues, Inputs, Schemas};
 
-pub use bindings::binding_object;
+pub use bindings::{binding_object, made_stale};
 pub use diff::{HOB, change_of, drift, fingerprint, machine_object};
 pub use file::{PlanFile, PlanFileError, RecordedFile, RecordedFiles, RecordedInputs};
 pub use review::{ImpossiblePlan, review};

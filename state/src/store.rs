@@ -34,6 +34,18 @@ pub enum CrashAt {
     Before(u64),
     /// After the commit of this number: intents are written, and nothing of them is done.
     After(u64),
+    /// When hobs have done this many things for it: an effect is half done. Not the store's affair.
+    Call(u64),
+}
+
+impl CrashAt {
+    /// Returns after how many things that hobs did.
+    pub fn calls(self) -> Option<u64> {
+        match self {
+            Self::Call(calls) => Some(calls),
+            Self::Before(_) | Self::After(_) => None,
+        }
+    }
 }
 
 impl Reader {
@@ -185,8 +197,8 @@ impl Store {
     }
 
     /// Kills this process at a commit to come, for tests of crash safety.
-    pub fn crash_at(&mut self, point: CrashAt) {
-        self.crash = Some(point);
+    pub fn crash_at(&mut self, point: Option<CrashAt>) {
+        self.crash = point;
     }
 
     fn crash_if(&self, point: CrashAt) {

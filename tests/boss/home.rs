@@ -87,6 +87,7 @@ impl Home {
             program: None,
             clock: self.clock.clone(),
             homes: Vec::new(),
+            dies_after: None,
         };
         Boss::start(self.tables(), options).await
     }

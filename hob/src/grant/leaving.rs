@@ -1,5 +1,6 @@
 //! Ends that come later: what is left of a revoked grant at its server, and grants with an end.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The longest that a grant's end is slept towards: the clock may be set meanwhile.
-const CLOCK_PAUSE_MAX: Duration = Duration::from_secs(10);
+const CLOCK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl Grants {
     /// Takes away what is left of grants at their servers: of a binding up to this generation, and
@@ -147,9 +148,14 @@ impl Grants {
                     }
                 });
             }
-            let pause = next.map(|end| Duration::from_secs(end - now).min(CLOCK_PAUSE_MAX));
+            let until_next = async {
+                match next {
+                    Some(end) => sleep(Duration::from_secs(end - now).min(CLOCK_PAUSE_MAX)).await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
-                () = sleep(pause.unwrap_or(CLOCK_PAUSE_MAX)) => {}
+                () = until_next => {}
                 () = self.ending.notified() => {}
             }
         }

@@ -8,7 +8,7 @@ use ocapn::{Broken, PeerId};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
-use super::Grants;
+use super::{Grants, now};
 use crate::protocol::{
     Generation, GrantStatus, Near, Opened, PROOF_SIZE, ServiceKind, StreamReply, TICKET_LIFETIME,
     TICKET_SIZE, code,
@@ -143,15 +143,26 @@ impl Grants {
             place.entered.push(membrane);
         }
         // After the count, since a revocation sets the mark before it looks at the count.
-        match place.entered.iter().any(|it| *it.revoked.borrow()) {
+        match place.entered.iter().any(|it| self.is_over(it)) {
             true => Err(StreamReply::Refused),
             false => Ok(place),
         }
     }
 
+    /// Returns whether a grant is revoked, or its time is over: then it is about to be revoked,
+    /// whatever the clock has been set to meanwhile.
+    fn is_over(&self, membrane: &Membrane) -> bool {
+        let end = membrane.row.rights.expires;
+        let has_expired = end.is_some_and(|end| end <= now());
+        if has_expired {
+            self.ending.notify_one();
+        }
+        has_expired || *membrane.revoked.borrow()
+    }
+
     /// Gives out one more ticket.
     pub(super) fn ticket(&self, membrane: &Arc<Membrane>) -> Result<Opened, Broken> {
-        if *membrane.revoked.borrow() {
+        if self.is_over(membrane) {
             return Err(Broken::new(code::REVOKED, "this grant is revoked"));
         }
         let mut live = self.live();

@@ -245,6 +245,37 @@ async fn a_grant_ends_by_the_exporters_clock() {
 }
 
 #[tokio::test]
+async fn a_grant_whose_time_is_over_lets_nobody_in_whoever_looks_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let grants = offering(&Layout::new(dir.path()));
+    let end = now() + 2;
+    let until = Grant {
+        attenuate: Attenuate {
+            expires: Some(end),
+            ..Attenuate::default()
+        },
+        ..grant(1)
+    };
+    // Nobody waits for its end here, as where the clock has just been set.
+    let membrane = granted(&grants, until).await.unwrap();
+    assert!(grants.enter(&membrane).is_ok());
+    while now() < end {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(grants.enter(&membrane).err(), Some(StreamReply::Refused));
+    assert_eq!(
+        grants.ticket(&membrane).err().unwrap().code(),
+        Some(code::REVOKED)
+    );
+    // Who ends it is told, and it stays ended.
+    let clock = tokio::spawn(Arc::clone(&grants).expire());
+    let mut revoked = membrane.revoked.subscribe();
+    let ended = timeout(PATIENCE, revoked.wait_for(|revoked| *revoked)).await;
+    assert!(ended.is_ok(), "it has not ended");
+    clock.abort();
+}
+
+#[tokio::test]
 async fn s6_what_is_left_at_a_server_is_remembered_until_it_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(dir.path());

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use hob::protocol::{Attenuate, Http, ServiceKind};
+use hob::protocol::{
+    Attenuate, Check, Http, Probe, ServiceKind, from_passable, method, to_passable,
+};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -198,6 +200,21 @@ async fn s1_curl_asks_with_a_key_that_it_does_not_have() {
         none,
         "gobs: the key of this binding cannot be read on the service's machine\n502"
     );
+    // A service that is offered without its key is not ready, whatever its server answers.
+    let probe = async || -> Check {
+        let asked = Probe {
+            service: "orders".into(),
+        };
+        let asked = pair.exporter.call(method::PROBE, vec![to_passable(&asked)]);
+        from_passable("probe", &asked.await.unwrap()).unwrap()
+    };
+    let probed = probe().await;
+    assert!(
+        !probed.answers && probed.detail.contains("line 1 is not"),
+        "{probed:?}"
+    );
+    std::fs::write(&key, "X-Api-Key: sesame-four\n").unwrap();
+    assert!(probe().await.answers);
     let logs = pair.db.log() + &pair.app.log();
     assert!(logs.contains("line 1 is not `name: value`"));
     assert!(!logs.contains("sesame"), "the key is in no log");

@@ -261,7 +261,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    async fn call(&self, method: &str, args: Vec<Passable>) -> Result<Passable, Broken> {
+    pub(crate) async fn call(&self, method: &str, args: Vec<Passable>) -> Result<Passable, Broken> {
         timeout(PATIENCE, self.hob.call(method, args))
             .await
             .expect("an answer")

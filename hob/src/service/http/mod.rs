@@ -59,9 +59,12 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 
 type Body = Either<Incoming, Full<Bytes>>;
 
-/// Makes one exchange: any answer of HTTP will do.
+/// Makes one exchange: any answer of HTTP will do. Without its key no request would get one.
 pub(super) async fn probe(http: &Http) -> Result<(), ServiceError> {
     let address = &http.address;
+    let key = KeyFile::new(http.header_file.clone());
+    let unread = |why| ServiceError::Away(format!("the key for http://{address}: {why}"));
+    key.read().await.map_err(unread)?;
     let mut service = dial(&ServiceKind::Http(http.clone())).await?;
     let failed = |error: io::Error| ServiceError::Away(format!("http://{address}: {error}"));
     check(&mut *service, address).await.map_err(failed)?;

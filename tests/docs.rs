@@ -18,19 +18,30 @@ fn fenced(text: &str, language: &str) -> Vec<String> {
         .collect()
 }
 
+/// Returns what people read, by its path.
+fn documents() -> Vec<String> {
+    let mut files = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"]
+        .map(str::to_owned)
+        .to_vec();
+    let pages = std::fs::read_dir(repository().join("docs")).expect("docs");
+    let pages = pages.map(|it| {
+        it.expect("an entry")
+            .file_name()
+            .into_string()
+            .expect("UTF-8")
+    });
+    files.extend(
+        pages
+            .filter(|it| it.ends_with(".md"))
+            .map(|it| format!("docs/{it}")),
+    );
+    assert!(files.len() > 9, "{files:?}");
+    files
+}
+
 #[test]
 fn links_lead_somewhere() {
-    for file in [
-        "README.md",
-        "ARCHITECTURE.md",
-        "CHANGELOG.md",
-        "docs/plugins.md",
-        "docs/postgres.md",
-        "docs/webapp.md",
-        "docs/hobs.md",
-        "docs/linode.md",
-        "docs/linode-double.md",
-    ] {
+    for file in &documents() {
         let path = repository().join(file);
         let beside = path.parent().expect("a directory");
         let text: String = read(file).split("```").step_by(2).collect();
@@ -61,18 +72,94 @@ const TESTS: &str = ".ci/test";
 
 #[test]
 fn the_test_command_is_what_ci_runs() {
+    assert!(read("docs/webapp.md").contains(&format!("\n{WEBAPP}\n")));
     let commands = fenced(&read("README.md"), "sh").concat();
     assert!(commands.contains(&format!("{TESTS}\n")));
     assert!(read(".ci/run").contains(&format!("\n{TESTS}\n")));
     assert!(read(TESTS).contains("\ncargo test --workspace"));
 }
 
+/// What the snippets of a page leave out, for each in its order.
+const AROUND: [(&str, &[&str]); 5] = [
+    ("README.md", &[""]),
+    ("docs/postgres.md", &[""]),
+    (
+        "docs/services.md",
+        &["variable \"chat\" { sensitive = true }\nmachine \"app\" { provider = dummy }\n"],
+    ),
+    (
+        "docs/webapp.md",
+        &[
+            "variable \"apps\" { type = map(object({ access = string })) }\n\
+           machine \"db\" {\n provider = dummy\n service \"notes\" {\n postgres { database = \
+           \"notes\" }\n }\n}\nmachine \"app\" {\n for_each = var.apps\n provider = dummy\n}\n",
+        ],
+    ),
+    (
+        "docs/linode.md",
+        &[
+            "machine \"web\" {\n",
+            "machine \"web\" {\n for_each = toset([\"a\", \"b\"])\n",
+        ],
+    ),
+];
+
 #[test]
-fn the_database_of_the_docs_is_valid() {
-    let project = Project::empty();
-    let snippet = fenced(&read("docs/postgres.md"), "hcl").concat();
-    project.write("main.gobs.hcl", &snippet);
-    project.gobs(&["validate"]).ok();
+fn snippets_are_valid() {
+    for (file, around) in AROUND {
+        let snippets = fenced(&read(file), "hcl");
+        assert_eq!(snippets.len(), around.len(), "{file}");
+        for (snippet, around) in snippets.iter().zip(around) {
+            let mut text = format!("{around}{snippet}");
+            if file == "docs/linode.md" {
+                let page = fenced(&read("docs/linode-double.md"), "hcl").concat();
+                let body = page.split_once('\n').expect("lines").1;
+                text = format!("{around}{body}\n{snippet}");
+            }
+            let project = Project::new(&text);
+            let said = project.gobs(&["validate"]).ok().stdout;
+            assert!(said.contains("valid"), "{file}: {said}");
+        }
+    }
+}
+
+/// Every command that is named in a line of text is one, and has the options that are named.
+#[test]
+fn commands_that_are_named_are_there() {
+    let help = read("tests/cli/help.txt");
+    let hob = Project::empty().gobs(&["hob", "--help"]).ok().stdout;
+    let mut found = 0;
+    for file in documents() {
+        let prose: String = read(&file).split("```").step_by(2).collect();
+        for code in prose.split('`').skip(1).step_by(2) {
+            let words: Vec<&str> = code.split_whitespace().collect();
+            let help = match words[..] {
+                ["gobs", "help", ..] | ["hob", "{", ..] => continue,
+                ["gobs", "hob", ..] => hob.clone(),
+                ["gobs", name, ..] => {
+                    let title = format!("$ gobs {name} ");
+                    let of_it = help.split_inclusive("\n\n$ ").filter(|it| {
+                        it.starts_with(&title) || it.starts_with(&title["$ ".len()..])
+                    });
+                    of_it.collect::<String>()
+                }
+                ["hob", name, ..] => match hob.contains(&format!("] {name}"))
+                    || hob.contains(&format!("hob {name}"))
+                    || name.starts_with("--")
+                {
+                    true => hob.clone(),
+                    false => String::new(),
+                },
+                _ => continue,
+            };
+            assert!(!help.is_empty(), "{file}: {code}");
+            for option in words.iter().filter(|it| it.starts_with("--")) {
+                assert!(help.contains(option), "{file}: {code}: {option}");
+            }
+            found += 1;
+        }
+    }
+    assert!(found > 30, "{found} commands");
 }
 
 /// How README runs the program.
@@ -244,10 +331,4 @@ fn the_page_on_the_double_is_true() {
     assert_eq!(status.matches(" connected ").count(), 1, "{status}");
     project.gobs(&["destroy", "--auto-approve"]).ok();
     assert_eq!(double.instances().len(), 0);
-}
-
-#[test]
-fn the_snippet_of_readme_is_valid() {
-    let snippet = fenced(&read("README.md"), "hcl").concat();
-    Project::new(&snippet).gobs(&["validate"]).ok();
 }

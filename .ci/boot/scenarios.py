@@ -397,7 +397,116 @@ def elsewhere():
     server.wait()
 
 
-SCENARIOS = {it.__name__: it for it in (first, late, elsewhere)}
+# Units that count how often they start, and note what they are given.
+UNITS = """#!/bin/sh
+for unit in shop app@; do
+    cat >/etc/systemd/system/$unit.service <<'UNIT'
+[Service]
+ExecStart=sh -c 'echo >>/root/starts-%p-%i; env -0 >/root/env-%p-%i; exec sleep infinity'
+UNIT
+done
+printf '[Service]\\nExecStart=false\\n' >/etc/systemd/system/fails.service
+printf '[Service]\\nExecStart=true\\n' >/etc/systemd/system/masked.service
+systemctl daemon-reload
+ln -s /dev/null /run/systemd/system/masked.service
+mv /etc/systemd/system/masked.service /root
+systemctl daemon-reload
+"""
+
+# What a shell or systemd could read otherwise; a path may have all of it.
+ODD = "/run/odd/ q'u\"o`te\" b\\\\s %h %% $HOME ${HOME} #; é雪 \\"
+
+
+def given_to(*units, variable="ODD"):
+    quoted = json.dumps(ODD, ensure_ascii=False).replace("${", "$${")
+    lines = "".join(
+        f"""  expose {{
+    unix = "${{{quoted}}}{n}"
+    unit = "{unit}"
+    env  = {{ {variable}_{n} = "path" }}
+  }}
+"""
+        for n, unit in enumerate(units, 1)
+    )
+    return (
+        machine(
+            "db",
+            '  image = "linode/debian13"\n  service "orders" { tcp = "127.0.0.1:5432" }',
+            own=DB,
+        )
+        + machine("app", '  image = "linode/debian13"', user="root", own=UNITS)
+        + f"""
+binding "orders" {{
+  from = machine.db.service.orders
+  to   = machine.app
+{lines}}}
+"""
+    )
+
+
+def units():
+    """Units get a binding's values as they are, are restarted when these change, and lose them."""
+    with Account("units", given_to("shop.service", "app@1.service")) as account:
+        says(account.apply(), "Apply complete! Resources: 2 added", "Bindings: 1 granted.")
+        app = account.guest("app")
+
+        def starts(name, number):
+            file = f"/root/starts-{name}"
+            until(f"{name} starts", lambda: app.holds(f"[ $(wc -l <{file}) -ge {number} ]"))
+            same(app.run(f"wc -l <{file}"), str(number))
+            return app.run(f"tr '\\0' '\\n' </root/env-{name}").splitlines()
+
+        for name in ("shop-", "app-1"):
+            given = starts(name, 1)
+            assert {f"ODD_1={ODD}1", f"ODD_2={ODD}2"} < set(given), given
+        for unit in ("shop.service", "app@1.service"):
+            same(app.run(f"systemd-analyze verify {unit} 2>&1"), "")
+        read = f". /var/lib/gobs/environment/orders.env; printf %s \"$ODD_1\""
+        for shell in ("dash", "bash"):
+            same(app.run(f"{shell} <<'END'\n{read}\nEND"), ODD + "1")
+
+        # The same values are nothing to a unit, whoever starts again.
+        app.run("systemctl restart gobs-hob")
+        says(account.apply(), "No changes.")
+        account.write(given_to("shop.service", "app@1.service", variable="OTHER"))
+        says(account.apply(), "Bindings: 1 updated.")
+        assert f"OTHER_1={ODD}1" in starts("shop-", 2)
+        starts("app-1", 2)
+
+        # What cannot be restarted is said before anything changes.
+        for unit, why in [
+            ("none.service", "this machine has no unit none.service"),
+            ("masked.service", "masked"),
+        ]:
+            account.write(given_to(unit))
+            says(account.apply(fails=True), why)
+        starts("shop-", 2)
+
+        # A unit that fails is told of until it runs.
+        account.write(given_to("fails.service"))
+        says(account.apply(), "Apply complete!")
+        told = lambda: "fails.service: it failed" in account.gobs("status", fails=None)
+        until("the unit that fails is told of", told)
+        app.run("sed -i s/false/'sleep infinity'/ /etc/systemd/system/fails.service")
+        app.run("systemctl daemon-reload; systemctl restart fails.service")
+        until("it is told of no more", lambda: not told())
+        # Those that it was taken from have nothing of it any more, and were restarted.
+        for name in ("shop-", "app-1"):
+            assert not any("ODD" in it or "OTHER" in it for it in starts(name, 3))
+        left = "find /etc/systemd /run/systemd -name '*gobs.conf'"
+        same(app.run(left), "/etc/systemd/system/fails.service.d/50-gobs.conf")
+
+        # One that is removed meanwhile needs nobody.
+        app.run("systemctl stop fails; rm /etc/systemd/system/fails.service; systemctl daemon-reload")
+        account.write(given_to("shop.service").split('binding "orders"')[0])
+        says(account.apply(), "Bindings: 1 revoked.")
+        same(app.run(left), "")
+        until("nothing is told of", lambda: "fails" not in account.gobs("status", fails=None))
+        same(app.run("systemctl --failed --plain --no-legend | grep -v ^cloud || true"), "")
+        account.gobs("destroy", "--auto-approve")
+
+
+SCENARIOS = {it.__name__: it for it in (first, late, elsewhere, units)}
 
 
 def main():

@@ -162,11 +162,36 @@ mod tests {
 
     #[test]
     fn values_are_one_word_of_a_shell() {
-        for value in ["unix:/run/x", "", "a b", "it's", "$(id)", "a\nb", "é*"] {
-            let line = format!("printf %s {}", quoted(value));
-            let shell = Command::new("sh").args(["-c", &line]).output().unwrap();
-            assert_eq!(String::from_utf8(shell.stdout).unwrap(), value);
+        let values = [
+            "unix:/run/x",
+            "",
+            "a b",
+            "it's",
+            "'\\''",
+            "$(id)`id`$HOME\\",
+            "a\nb",
+            "é*?[a]{a,b}",
+            "-n ~ =ls !! ^a^b ; & | #",
+            "~",
+            "=ls",
+        ];
+        let mut shells = 0;
+        for shell in ["sh", "dash", "bash", "zsh", "busybox"] {
+            for value in values {
+                let line = r#"eval "$SAID"; printf %s "$V""#;
+                let mut command = Command::new(shell);
+                command.env("SAID", format!("export V={}", quoted(value)));
+                let applet = (shell == "busybox").then_some("sh");
+                let output = match command.args(applet).args(["-c", line]).output() {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    output => output.unwrap(),
+                };
+                shells += 1;
+                let read = String::from_utf8(output.stdout).unwrap();
+                assert_eq!(read, value, "{shell}");
+            }
         }
+        assert!(shells >= values.len(), "no shell was there");
         assert_eq!(quoted("unix:/run/x"), "unix:/run/x");
     }
 }

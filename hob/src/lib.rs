@@ -389,7 +389,10 @@ fn with_socket<T>(
         {
             Path::new(layout::RUNTIME_DEFAULT).join(layout::LOCAL_SOCKET)
         }
-        Err(error) => return Err(grant::Chain(&error).to_string()),
+        Err(error) => {
+            let error = grant::Chain(&error);
+            return Err(format!("{error}; --dir names the directory of a machine"));
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -4,7 +4,7 @@
 //! unit was restarted with last is on disk, so that a restart of the hob, or of the machine, is
 //! none of the unit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -41,9 +41,10 @@ const DROP_IN: &str = "50-gobs.conf";
 /// The hob's own unit, where it has one; the sockets of bindings are there after it.
 const HOB_UNIT: &str = "gobs-hob.service";
 
-/// How long it is waited before what systemd refused is tried again: it doubles with each try, up
-/// to where a person has long been told by `gobs status`.
-const RETRY_PAUSE_MIN: Duration = Duration::from_secs(10);
+/// How long it is waited before what systemd refused is tried again, and before it is looked how a
+/// unit has started: it doubles with each try, up to where a person has long been told by
+/// `gobs status`.
+const RETRY_PAUSE_MIN: Duration = Duration::from_secs(2);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// Bytes of systemd's own words that are passed on.
@@ -58,6 +59,8 @@ pub(crate) enum UnitError {
     Missing(String),
     #[error("the unit {unit} cannot be used: systemd says it is {state}")]
     State { unit: String, state: String },
+    #[error("it failed when it was restarted with its bindings: journalctl -u {0} says why")]
+    Failed(String),
     #[error("systemd cannot be asked")]
     Systemctl(#[from] io::Error),
     #[error("systemctl {command} failed: {words}")]
@@ -77,6 +80,8 @@ pub(crate) struct Units {
     dir: Option<PathBuf>,
     /// Units that are not as they are wanted, each with why.
     failing: Mutex<BTreeMap<String, String>>,
+    /// Units that were restarted, until they are seen to run.
+    starting: Mutex<BTreeSet<String>>,
 }
 
 impl Units {
@@ -87,6 +92,7 @@ impl Units {
             layout,
             dir,
             failing: Mutex::default(),
+            starting: Mutex::default(),
         }
     }
 
@@ -109,9 +115,7 @@ impl Units {
         if unit.contains('/') || unit.starts_with('.') {
             return Err(UnitError::Missing(unit.into()));
         }
-        let show = ["show", "--property=LoadState", "--value", "--", unit];
-        let state = systemctl(&show).await?;
-        match state.trim() {
+        match show(unit, "LoadState").await?.trim() {
             "loaded" => Ok(()),
             "not-found" => Err(UnitError::Missing(unit.into())),
             state => Err(UnitError::State {
@@ -131,7 +135,7 @@ impl Units {
                 None => Ok(()),
                 Some(now) => self.settle(&now).await,
             };
-            let is_settled = settled.is_ok();
+            let is_settled = settled.is_ok() && lock(&self.starting).is_empty();
             if let Err(error) = settled {
                 tracing::error!(error = %Chain(&error), ?pause, "units not told; trying again");
             }
@@ -203,16 +207,22 @@ impl Units {
             systemctl(&["daemon-reload"]).await?;
         }
         if is_settled {
-            return Ok(());
+            return self.check_start(unit).await;
         }
+        lock(&self.starting).remove(unit);
         // A unit that could not start without its bindings is started; one that loses them goes on
-        // only if it runs.
+        // only if it runs, and is there.
         let verb = match digest {
-            Some(_) => "restart",
-            None => "try-restart",
+            Some(_) => Some("restart"),
+            None => (show(unit, "LoadState").await?.trim() == "loaded").then_some("try-restart"),
         };
-        systemctl(&["--no-block", verb, "--", unit]).await?;
-        tracing::info!(unit, verb, "the unit's bindings have changed");
+        if let Some(verb) = verb {
+            systemctl(&["--no-block", verb, "--", unit]).await?;
+            tracing::info!(unit, verb, "the unit's bindings have changed");
+        }
+        if digest.is_some() {
+            lock(&self.starting).insert(unit.to_owned());
+        }
         let (key, name) = (unit.to_owned(), unit.to_owned());
         let written = self.store.write(move |contents| match digest {
             Some(digest) => contents.units.insert(key, digest),
@@ -220,6 +230,22 @@ impl Units {
         });
         let written = written.await.map(drop);
         written.map_err(|error| UnitError::Store(name, error))
+    }
+
+    /// Looks how a unit has started that was restarted: nobody waited for it.
+    async fn check_start(&self, unit: &str) -> Result<(), UnitError> {
+        if !lock(&self.starting).contains(unit) {
+            return Ok(());
+        }
+        let state = show(unit, "ActiveState,SubState").await?;
+        match state.split_whitespace().collect::<Vec<_>>()[..] {
+            ["failed", _] | [_, "auto-restart"] => Err(UnitError::Failed(unit.to_owned())),
+            ["activating" | "deactivating" | "reloading", _] => Ok(()),
+            _ => {
+                lock(&self.starting).remove(unit);
+                Ok(())
+            }
+        }
     }
 
     fn drop_in(&self, environments: &BTreeMap<String, String>) -> String {
@@ -274,6 +300,12 @@ fn remove(drop_ins: &Path, path: &Path) -> io::Result<bool> {
     // One that is not empty, or not there, stays so.
     let _ = std::fs::remove_dir(drop_ins);
     Ok(was_there)
+}
+
+/// Returns properties of a unit, each in a line.
+async fn show(unit: &str, properties: &str) -> Result<String, UnitError> {
+    let properties = format!("--property={properties}");
+    systemctl(&["show", &properties, "--value", "--", unit]).await
 }
 
 /// Asks systemd, and returns what it says.

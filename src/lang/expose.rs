@@ -19,6 +19,9 @@ const ARGUMENTS: [&str; 7] = ["unix", "tcp", "user", "group", "mode", "unit", "e
 /// What the name of a systemd unit ends with that runs programs.
 const UNIT_SUFFIXES: [&str; 1] = [".service"];
 
+/// The unit of the hob, which would restart itself for ever.
+const HOB_UNIT: &str = "gobs-hob.service";
+
 impl Decoder<'_> {
     /// Returns an `expose` block that sets what it may.
     pub(super) fn expose(&mut self, block: &Block) -> Option<Block> {
@@ -124,6 +127,11 @@ fn wrong_unit(text: &str) -> Option<String> {
     let letter = |letter: char| letter.is_ascii_alphanumeric() || ":_.\\@-".contains(letter);
     let suffix = UNIT_SUFFIXES.iter().any(|suffix| text.ends_with(suffix));
     match text.chars().all(letter) && !text.starts_with('.') {
+        true if text == HOB_UNIT => Some(format!("{text:?} is the hob's own")),
+        true if text.ends_with("@.service") => Some(format!(
+            "{text:?} is a template: name a unit that is made of it, such as {}",
+            text.replace("@.", "@1.")
+        )),
         true if suffix => None,
         true => Some(format!(
             "{text:?} is no service: a unit is named like app.service"

@@ -44,7 +44,10 @@ pub(super) fn service(eval: &mut Eval<'_>, service: &Service) -> ServiceValues {
     };
     let mut spec = vec![(kind.as_str(), value)];
     if let Some(expr) = &service.type_name {
-        let value = eval.typed(expr, &Type::String, "\"type\"");
+        let value = checked(eval, expr, "type", |text| match is_plain(text) {
+            true => Ok(()),
+            false => Err("it must be a word, such as mysql".into()),
+        });
         if !value.is_null() {
             spec.push(("type", value));
         }
@@ -72,7 +75,7 @@ fn argument(eval: &mut Eval<'_>, kind: ServiceKind, attribute: &Attribute) -> Va
         }
         (_, "create") => eval.typed(expr, &Type::Bool, "\"create\""),
         (_, name @ ("database" | "admin_user")) => checked(eval, expr, name, |text| {
-            if text.is_empty() || text.contains('\0') {
+            if !is_plain(text) {
                 return Err("it must be a name".into());
             }
             if text.len() > POSTGRES_NAME_BYTES_MAX {
@@ -88,6 +91,12 @@ fn argument(eval: &mut Eval<'_>, kind: ServiceKind, attribute: &Attribute) -> Va
         // What is left is the sturdyref. It is a secret, whatever it came from.
         _ => sturdyref(eval, expr),
     }
+}
+
+/// Returns whether a text can be in every file and environment that it is told in: systemd leaves
+/// out a variable with control characters.
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
 }
 
 /// Evaluates a text that is no secret, and checks it.

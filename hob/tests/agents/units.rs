@@ -11,7 +11,8 @@ use hob::protocol::{Expose, UnitStatus};
 
 use crate::support::{Host, Pair, echo, eventually, generation, grant, registration};
 
-/// The `systemctl` of a machine that has `app.service` only.
+/// The `systemctl` of a machine that has `app.service` only, until a file says that it is gone;
+/// another one says how it is.
 struct Systemctl {
     log: PathBuf,
 }
@@ -24,14 +25,22 @@ impl Systemctl {
         let text = format!(
             "#!/bin/sh\n\
              case $1 in\n\
-             show) [ \"$5\" = app.service ] && echo loaded || echo not-found;;\n\
+             show) [ $2 = --property=LoadState ] || exec cat {0}.state\n\
+             [ \"$5\" = app.service ] && [ ! -e {0}.gone ] && echo loaded || echo not-found;;\n\
              *) [ ! -e {0}.fails ] || {{ echo 'no bus' >&2; exit 1; }}; echo \"$*\" >> {0};;\n\
              esac\n",
             log.display()
         );
         fs::write(&path, text).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { log }
+        let systemctl = Self { log };
+        systemctl.say("state", "active\nrunning\n");
+        systemctl
+    }
+
+    /// Makes a file that it looks at.
+    fn say(&self, what: &str, text: &str) {
+        fs::write(self.log.with_extension(format!("log.{what}")), text).unwrap();
     }
 
     /// Returns what it was told since it was asked last, once that ends so.
@@ -169,6 +178,47 @@ async fn a_restart_that_fails_is_made_up_for() {
         pair.importer.status().await.units.is_empty()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_that_does_not_start_is_told_of_until_it_runs() {
+    let pair = Pair::start(&echo().await).await;
+    let systemctl = Systemctl::new(&pair.app);
+    for state in ["failed\nfailed\n", "activating\nauto-restart\n"] {
+        systemctl.say("state", state);
+        let generation = 1 + u64::from(state.starts_with('a'));
+        let asked = told_to("app.service", &format!("URL_{generation}"));
+        pair.bind(generation, &[asked]).await;
+        eventually("an operator sees it", async || {
+            let units = pair.importer.status().await.units;
+            let failed = "it failed when it was restarted with its bindings";
+            matches!(&units[..], [UnitStatus { error, .. }] if error.starts_with(failed))
+        })
+        .await;
+        systemctl.say("state", "active\nrunning\n");
+        eventually("nothing is seen of it", async || {
+            pair.importer.status().await.units.is_empty()
+        })
+        .await;
+        // It was restarted once, whatever became of it.
+        assert_eq!(systemctl.told(RESTART).await, ["daemon-reload", RESTART]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_that_is_gone_needs_nobody_when_its_binding_goes() {
+    let pair = Pair::start(&echo().await).await;
+    let systemctl = Systemctl::new(&pair.app);
+    pair.bind(1, &[told_to("app.service", "URL")]).await;
+    systemctl.told(RESTART).await;
+    systemctl.say("gone", "");
+    pair.importer.unregister(&generation(1)).await;
+    assert_eq!(systemctl.told("daemon-reload").await, ["daemon-reload"]);
+    assert!(!pair.app.units().join("app.service.d").exists());
+    // Another one is as always: the one before is no more thought of.
+    pair.bind(2, &[]).await;
+    assert!(pair.importer.status().await.units.is_empty());
+    systemctl.assert_told_nothing();
 }
 
 /// Lets systemd itself read the drop-in, where it is installed.

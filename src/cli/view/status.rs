@@ -200,7 +200,7 @@ fn of_hob(status: &HobStatus) -> Vec<String> {
     }
     more.extend(status.units.iter().map(|UnitStatus { unit, error }| {
         let (unit, error) = (printable_line(unit), printable_line(error));
-        format!("{unit} was not restarted: {error} (the hob tries again)")
+        format!("{unit}: {error} (the hob looks again by itself)")
     }));
     more
 }
@@ -475,8 +475,8 @@ Bindings
             ]),
             true,
             "Machines
-  machine.app       connected     hob 0.1.0, app.service was not restarted: no bus (the hob tries \
-             again)
+  machine.app       connected     hob 0.1.0, app.service: no bus (the hob looks again by \
+             itself)
   machine.away      not reached   last registered 5 minutes ago, gobs hob --dir /m starts it \
              again
   machine.never     unclaimed     its hob did not call home in time; the next apply offers to \

@@ -276,15 +276,20 @@ pub(crate) fn write_files(dir: &Path, files: &Entries, owner: &Owner) -> io::Res
             _ => {}
         }
     }
+    let is_data = |path: &Path| {
+        let number = path.to_str().and_then(|name| name.strip_prefix(".."));
+        number.is_some_and(|number| number.parse::<u64>().is_ok())
+    };
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let dangling = entry.file_type()?.is_symlink() && !entry.path().exists();
+        let (path, found) = (entry.path(), PathBuf::from(entry.file_name()));
+        let dangling = entry.file_type()?.is_symlink() && !path.exists();
         if dangling {
-            fs::remove_file(entry.path())?;
+            fs::remove_file(path)?;
+        } else if is_data(&found) && found != *name && Some(&found) != old.as_ref() {
+            // The one of before stays until the next change: a reader may be on its way into it.
+            remove_if_there(fs::remove_dir_all(path))?;
         }
-    }
-    if let Some(old) = old {
-        remove_if_there(fs::remove_dir_all(dir.join(old)))?;
     }
     Ok(())
 }
@@ -321,6 +326,8 @@ fn is_as(data: &Path, files: &Entries, owner: &Owner) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use super::*;
 
     fn service(kind: &str) -> Described {
@@ -366,10 +373,46 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["..2", "..data", "path", "provider", "type", "uri"]);
+        assert_eq!(
+            left,
+            ["..1", "..2", "..data", "path", "provider", "type", "uri"]
+        );
         remove_files(&dir).unwrap();
         remove_files(&dir).unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn s3_whoever_reads_meanwhile_sees_the_files_of_before_or_those_of_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("db");
+        let owner = Owner::of(&Expose::default()).unwrap();
+        // Too long to be written at once.
+        let texts = ["a", "b"].map(|it| it.repeat(100_000));
+        let write = |text: &str| {
+            let files = Entries::from([("type", "tcp".to_owned()), ("uri", text.to_owned())]);
+            write_files(&dir, &files, &owner).unwrap();
+        };
+        write(&texts[0]);
+        let (is_over, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    let read = fs::read_to_string(dir.join("uri")).unwrap();
+                    assert!(texts.contains(&read), "{} bytes", read.len());
+                    reads.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            for change in 0..400 {
+                let before = reads.load(Ordering::SeqCst);
+                write(&texts[change % 2]);
+                // Not again before it has come through.
+                while !reader.is_finished() && reads.load(Ordering::SeqCst) < before + 2 {
+                    std::thread::yield_now();
+                }
+            }
+            is_over.store(true, Ordering::SeqCst);
+        });
     }
 
     #[test]

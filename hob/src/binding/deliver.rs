@@ -395,3 +395,88 @@ fn is_in_memory(path: &Path) -> bool {
     let stat = rustix::fs::statfs(path);
     stat.is_ok_and(|stat| [TMPFS, RAMFS].contains(&stat.f_type))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    use super::*;
+    use crate::protocol::{Described, Expose, Registration};
+    use crate::store::BindingRow;
+
+    fn home() -> (tempfile::TempDir, Arc<Home>, Owner) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home {
+            dir: Some(dir.path().to_owned()),
+            on_disk: true,
+        };
+        let owner = Owner::of(&Expose::default()).unwrap();
+        (dir, Arc::new(home), owner)
+    }
+
+    #[tokio::test]
+    async fn s4_what_is_on_its_way_when_a_secret_is_given_up_does_not_come() {
+        let (dir, home, owner) = home();
+        let directory = dir.path().join("bindings/db");
+        let row = BindingRow {
+            registration: Registration {
+                name: "db".into(),
+                binding: "binding.db".into(),
+                generation: 1,
+                expose: Vec::new(),
+            },
+            grant: "ocapn://abc.tls-rpk/s/c2VjcmV0".parse().unwrap(),
+            bound: Vec::new(),
+            service: Described {
+                binding: "binding.db".into(),
+                generation: 1,
+                kind: KIND.into(),
+                r#type: None,
+                database: None,
+                username: None,
+            },
+        };
+        let link = Link::new(&row, None);
+        let put = async || {
+            let secret = Zeroizing::new(b"sesame".to_vec());
+            link.put(&home, directory.clone(), secret, owner).await
+        };
+        put().await.unwrap();
+        let delivered = link.delivered(directory.clone()).await;
+        assert_eq!(delivered.unwrap().as_slice(), b"sesame");
+        link.withdraw(directory.clone()).await.unwrap();
+        put().await.unwrap();
+        assert!(link.delivered(directory.clone()).await.is_none());
+        // Nor is it left where only the link led.
+        let left = fs::read_dir(own(dir.path()).unwrap()).unwrap().count();
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn whoever_reads_meanwhile_sees_the_secret_of_before_or_the_one_of_after() {
+        let (dir, home, owner) = home();
+        let directory = dir.path().join("bindings/db");
+        // Too long to be written at once.
+        let secrets = [b'a', b'b'].map(|byte| vec![byte; 100_000]);
+        let put = |secret: &[u8]| home.put(&directory, secret, owner).unwrap();
+        put(&secrets[0]);
+        let (is_over, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    let read = fs::read(directory.join(FILE)).unwrap();
+                    assert!(secrets.contains(&read), "{} bytes", read.len());
+                    reads.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            for change in 0..400 {
+                let before = reads.load(Ordering::SeqCst);
+                put(&secrets[change % 2]);
+                while !reader.is_finished() && reads.load(Ordering::SeqCst) < before + 2 {
+                    std::thread::yield_now();
+                }
+            }
+            is_over.store(true, Ordering::SeqCst);
+        });
+    }
+}

@@ -267,6 +267,13 @@ async fn a_binding_moves_and_its_address_stays() {
     assert_eq!(moved, held);
     exchange(connect(&held.address).await, b"to the other").await;
     ping(&mut before).await.unwrap();
+    // The grant of before is good still, and does not take the name back.
+    let asked = grant(1, &pair.importer.designator);
+    let earlier = pair.exporter.grant(&asked).await.unwrap();
+    let late = registration(1, &[]);
+    let late = pair.importer.register(&late, &earlier).await.unwrap_err();
+    assert_eq!(late.code(), Some("revoked"));
+    exchange(connect(&held.address).await, b"to the other yet").await;
     pair.exporter.revoke(&generation(1)).await.unwrap();
     assert!(ends(&mut before).await);
     exchange(connect(&held.address).await, b"to the other still").await;
@@ -308,5 +315,13 @@ async fn a_binding_that_cannot_be_exposed_says_why_and_leaves_nothing() {
     let granted = pair.exporter.grant(&grant).await.unwrap();
     let broken = pair.importer.register(&other, &granted).await.unwrap_err();
     assert_eq!(broken.code(), Some("taken"));
+    // Under a name of its own binding, a grant of another one is not taken either.
+    let crossed = registration(2, &[]);
+    let broken = pair
+        .importer
+        .register(&crossed, &granted)
+        .await
+        .unwrap_err();
+    assert_eq!(broken.code(), Some("malformed"));
     ping(&mut connect(&address).await).await.unwrap();
 }

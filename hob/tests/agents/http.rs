@@ -183,8 +183,22 @@ async fn s1_curl_asks_with_a_key_that_it_does_not_have() {
     for part in ["mine", "keep-alive", "alt-svc"] {
         assert!(!said.contains(part), "{part}: {said}");
     }
-    // It is read again when it changes, and a file that is none is told at the right place.
-    std::fs::write(&key, "X-Api-Key: sesame-two\n").unwrap();
+    // It is read again when it changes, for connections that are there as for new ones; and a file
+    // that is none is told at the right place.
+    let mut kept = UnixStream::connect(held.address.strip_prefix("unix:").unwrap())
+        .await
+        .unwrap();
+    for number in ["one", "two"] {
+        let line = format!("X-Api-Key: sesame-{number}\n");
+        std::fs::write(&key, &line).unwrap();
+        let ask = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
+        kept.write_all(ask).await.unwrap();
+        let mut heard = Vec::new();
+        while !String::from_utf8_lossy(&heard).contains(&line.to_ascii_lowercase()) {
+            let read = timeout(PATIENCE, kept.read_buf(&mut heard)).await;
+            assert_ne!(read.expect("the other key").unwrap(), 0, "{number}");
+        }
+    }
     let again = curl(
         &held.address,
         &["--http2-prior-knowledge", "http://x/a", "-i"],

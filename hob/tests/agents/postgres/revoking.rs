@@ -72,6 +72,26 @@ async fn s4_a_session_that_set_another_role_ends_with_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s4_sessions_of_a_role_that_somebody_has_dropped_end_too() {
+    let cluster = Cluster::shared();
+    let bound = Bound::start(Attenuate::default()).await;
+    let (role, client) = (bound.role(), bound.connect().await.unwrap());
+    let program = tokio::spawn(async move { ask(&client, "select pg_sleep(1000)").await });
+    let asleep = "select count(*) from pg_stat_activity
+        where datname = current_database() and query like 'select pg_sleep%'";
+    let sleeps = async || cluster.sql(&bound.database, asleep) == "1";
+    eventually("it sleeps", sleeps).await;
+    let drop_it = format!("drop owned by {role}; drop role {role}");
+    cluster.sql(&bound.database, &drop_it);
+    assert!(sleeps().await, "the server itself ends nothing");
+    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+    assert_eq!(cluster.sql(&bound.database, asleep), "0");
+    assert!(timeout(PATIENCE, program).await.unwrap().unwrap().is_err());
+    let ledger = format!("select count(*) from gobs.role where name = '{role}'");
+    assert_eq!(cluster.sql(&bound.database, &ledger), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s5_what_a_role_owns_elsewhere_goes_to_the_databases_owner() {
     let cluster = Cluster::shared();
     let bound = Bound::start(Attenuate::default()).await;

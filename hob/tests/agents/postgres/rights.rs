@@ -119,6 +119,12 @@ async fn a_reader_reads_and_no_setting_lets_it_write() {
             .contains("PUBLIC has rights on public.u"),
         "{refused}"
     );
+    // The group of readers goes with the last of them.
+    let groups = "select rolname from pg_roles, pg_database d
+        where datname = current_database() and rolname = 'gobs_read_' || d.oid";
+    assert_ne!(cluster.sql(&bound.database, groups), "");
+    bound.pair.exporter.revoke(&generation(2)).await.unwrap();
+    assert_eq!(cluster.sql(&bound.database, groups), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,6 +213,9 @@ async fn owners_own_together_and_what_they_made_stays() {
     let owner = format!("gobs_owner_{}", bound.database);
     assert_eq!(cluster.sql(&bound.database, owners), owner);
     assert_eq!(cluster.sql(&bound.database, "select x from shared"), "1");
+    // No command made it whose end the server tells of, so it was the role's own until then.
+    let large = "select count(*) from pg_largeobject_metadata where oid = 4711";
+    assert_eq!(cluster.sql(&bound.database, large), "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -412,7 +421,7 @@ async fn a_hob_that_is_no_superuser_makes_roles_once_it_was_set_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_of_a_database_s_owner_do_not_reach_the_hob() {
     let cluster = Cluster::shared();
-    let bound = Bound::offer(cluster).await;
+    let mut bound = Bound::offer(cluster).await;
     bound.bind(1, limited(Access::Owner, None)).await;
     let database = bound.database.clone();
     let statements = [
@@ -433,6 +442,10 @@ async fn settings_of_a_database_s_owner_do_not_reach_the_hob() {
         // Some of them are refused, and that is as good.
         let _ = bound.ask(statement).await;
     }
+    // They are for sessions that begin now, and the hob has one that it keeps.
+    bound.pair.db.kill();
+    bound.pair.db.start_again();
+    bound.pair.exporter = bound.pair.boss.client("machine.db").await;
     bound.bind(2, limited(Access::Owner, None)).await;
     bound.pair.exporter.revoke(&generation(2)).await.unwrap();
     let supers = "select count(*) from pg_roles where rolname like 'gobs\\_%' and rolsuper";

@@ -367,6 +367,42 @@ async fn whatever_is_thrown_at_it_no_stream_is_another_users() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_generation_has_a_password_of_its_own() {
+    let server = Server::start("").await;
+    let pair = Pair::of(server.kind()).await;
+    let mut passwords = Vec::new();
+    for number in [1, 2] {
+        pair.bind(number, &[]).await;
+    }
+    for user in server.users().await {
+        let shown = server.ask(&["ACL", "GETUSER", &user]).await;
+        let (_, rest) = shown.split_once("passwords, [").expect("passwords");
+        passwords.push(rest.split(']').next().unwrap().to_owned());
+    }
+    assert_eq!(passwords.len(), 2, "{passwords:?}");
+    assert_ne!(passwords[0], passwords[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_has_made_of_a_user_is_undone_when_it_is_granted_again() {
+    let server = Server::start("").await;
+    let pair = Pair::of(server.kind()).await;
+    let keys = Attenuate {
+        keys: listed(&["app:*"]),
+        ..Attenuate::default()
+    };
+    pair.bind_narrowed(1, &[], keys.clone()).await;
+    let [user] = server.users().await.try_into().unwrap();
+    let shown = async || server.ask(&["ACL", "GETUSER", &user]).await;
+    let before = shown().await;
+    let wider = ["ACL", "SETUSER", &user, ">mine", "~*", "(~* &* +@all)"];
+    assert_eq!(server.ask(&wider).await, "+OK");
+    assert_ne!(shown().await, before);
+    pair.bind_narrowed(1, &[], keys).await;
+    assert_eq!(shown().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s4_revoking_deletes_the_user_and_cuts_every_session() {
     let server = Server::start("").await;
     let pair = Pair::of(server.kind()).await;

@@ -11,6 +11,8 @@
 --   gobs_write_N  the same, and changes rows
 --   gobs_owner_D  may do everything in the database D, and owns what such bindings create: so it
 --                 stays when they go, and each of them can change what another one made
+-- Every role of a binding is in gobs_binding, too: it has no rights, and names them all at once in
+-- pg_hba.conf.
 -- An event trigger keeps this true for whatever is created later, by whomever.
 
 -- Whoever owns the database may have set another one, with functions of theirs in it.
@@ -21,6 +23,7 @@ begin;
 do $do$
 declare
   kept constant text := 'Kept by gobs: ';
+  own record;
 begin
   if current_setting('is_superuser') <> 'on' then
     raise exception using errcode = 'insufficient_privilege',
@@ -31,19 +34,25 @@ begin
     raise exception using errcode = 'duplicate_schema',
       message = 'a schema gobs exists in this database, and gobs did not make it';
   end if;
-  if exists (select from pg_authid a where a.rolname = 'gobs_hob'
-             and coalesce(shobj_description(a.oid, 'pg_authid'), '') not like kept || '%') then
-    raise exception using errcode = 'duplicate_object',
-      message = 'a role gobs_hob exists, and gobs did not make it';
-  end if;
-  if to_regrole('gobs_hob') is null then
-    begin
-      create role gobs_hob nologin;
-      execute format('comment on role gobs_hob is %L', kept || 'who may hand out databases');
-    exception when unique_violation or duplicate_object then
-      null; -- in another database at this moment
-    end;
-  end if;
+  for own in
+    select * from (values
+      ('gobs_hob', 'who may hand out databases'),
+      ('gobs_binding', 'the roles of bindings, for pg_hba.conf')) o(name, note)
+  loop
+    if exists (select from pg_authid a where a.rolname = own.name
+               and coalesce(shobj_description(a.oid, 'pg_authid'), '') not like kept || '%') then
+      raise exception using errcode = 'duplicate_object',
+        message = format('a role %s exists, and gobs did not make it', own.name);
+    end if;
+    if to_regrole(own.name) is null then
+      begin
+        execute format('create role %I nologin', own.name);
+        execute format('comment on role %I is %L', own.name, kept || own.note);
+      exception when unique_violation or duplicate_object then
+        null; -- in another database at this moment
+      end;
+    end if;
+  end loop;
   if to_regnamespace('gobs') is null then
     create schema gobs;
     execute format('comment on schema gobs is %L', kept || 'the roles of its bindings');
@@ -70,7 +79,7 @@ grant usage on schema gobs to public;
 grant select on gobs.role to public;
 
 create or replace function gobs.version() returns integer
-language sql immutable as 'select 3';
+language sql immutable as 'select 4';
 
 -- The roles of the ledger that are there and this database's: one that was restored from a dump, or
 -- made from a template, has rows of another one.
@@ -346,6 +355,10 @@ begin
   end if;
   execute format('alter role %I login nosuperuser nocreatedb nocreaterole noreplication '
     'nobypassrls inherit connection limit %s password %L', role_name, connections, verifier);
+  -- From version 16 on nobody can act as that group, and make what would outlive the role.
+  execute format('grant gobs_binding to %I', role_name)
+    || case when current_setting('server_version_num')::integer >= 160000
+       then ' with set false' else '' end;
   if nsps = '{}' then
     execute format('grant %I to %I', gobs.group_role(access, 0), role_name);
   else

@@ -57,6 +57,10 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Sessions of the hob's own that are kept for one service: grants of a machine come one by one.
 const IDLE_SESSIONS_MAX: usize = 2;
 
+/// How long roles go on to come in by TCP before the socket is tried again, which makes the server
+/// log a refusal: somebody may have added the line to `pg_hba.conf`.
+const TCP_KEPT: Duration = Duration::from_secs(600);
+
 /// How often it is seen to that the server still knows a binding's role, when programs connect: its
 /// database may have been dropped and made again, and lets it in all the same.
 const KNOWN_PAUSE: Duration = Duration::from_secs(10);
@@ -69,8 +73,8 @@ const KNOWN_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct Servers {
     /// Sessions of the hob's own that wait for the next call.
     idle: Arc<Mutex<Idle>>,
-    /// How roles get in, where that is known.
-    routes: Mutex<HashMap<Place, Route>>,
+    /// How roles got in, and since when they do.
+    routes: Mutex<HashMap<Place, (Route, Instant)>>,
     /// What cancels the sessions of each grant.
     sessions: Mutex<HashMap<CancelKey, Generation>>,
     /// Held while a grant's role is mended or taken away, so that it is not made after its end.
@@ -85,10 +89,10 @@ type Idle = HashMap<Postgres, Vec<(Instant, Admin)>>;
 /// How the roles of bindings get in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
-    /// By the server's socket.
+    /// By the server's socket: a third less time for a short query.
     Socket,
     /// By its TCP port: Debian's servers ask for no password on the socket, and take only whom the
-    /// machine knows by the role's name.
+    /// machine knows by the role's name. A line in `pg_hba.conf` lets roles of `gobs_binding` in.
     Tcp,
 }
 
@@ -337,12 +341,22 @@ impl Servers {
         role: &Role,
     ) -> Result<(Dialled, LoggedIn), LoginError> {
         let known = lock(&self.routes).get(place).copied();
+        let routes = match known {
+            Some((Route::Tcp, since)) if since.elapsed() < TCP_KEPT => [Route::Tcp, Route::Socket],
+            _ => [Route::Socket, Route::Tcp],
+        };
         let mut refused = None;
-        for route in known.map_or(vec![Route::Socket, Route::Tcp], |route| vec![route]) {
-            let mut server = dial(place, route).await?;
+        for route in routes {
+            let mut server = match dial(place, route).await {
+                Ok(server) => server,
+                // That the other way is closed says less than why this one was refused.
+                Err(error) => return Err(refused.unwrap_or_else(|| error.into())),
+            };
             match session::log_in(&mut *server, startup, Some(&role.keys)).await {
                 Ok(up) => {
-                    lock(&self.routes).insert(place.clone(), route);
+                    if known.is_none_or(|(before, _)| before != route) || route != routes[0] {
+                        lock(&self.routes).insert(place.clone(), (route, Instant::now()));
+                    }
                     return Ok((server, up));
                 }
                 // By this way the role does not come in at all.
@@ -363,9 +377,8 @@ impl Servers {
             return Ok(());
         }
         let place = Place::of(spec);
-        let known = lock(&self.routes).get(&place).copied();
         let ask = async {
-            let mut server = dial(&place, known.unwrap_or(Route::Socket)).await?;
+            let mut server = dial(&place, Route::Socket).await?;
             server.write_all(&key.encode()).await?;
             // It closes when it has passed the signal on: the client waits for that.
             server.read_to_end(&mut Vec::new()).await?;

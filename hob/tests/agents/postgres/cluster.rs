@@ -117,6 +117,23 @@ impl Cluster {
         cluster
     }
 
+    /// Lets the roles of bindings in by the socket, as the docs recommend, or no longer.
+    pub(crate) fn admit_on_socket(&self, admit: bool) {
+        const LINE: &str = "local all +gobs_binding scram-sha-256\n";
+        let file = self.dir.path().join("data/pg_hba.conf");
+        let lines = std::fs::read_to_string(&file).expect("pg_hba.conf");
+        let others = lines.strip_prefix(LINE).unwrap_or(&lines);
+        let line = if admit { LINE } else { "" };
+        std::fs::write(&file, [line, others].concat()).expect("pg_hba.conf");
+        let loaded = || self.sql("postgres", "select pg_conf_load_time()");
+        let before = loaded();
+        self.sql("postgres", "select pg_reload_conf()");
+        let begun = Instant::now();
+        while loaded() == before {
+            assert!(begun.elapsed() < PATIENCE, "{}", self.log());
+        }
+    }
+
     /// Returns the server that most tests share, each with a database of its own.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Cluster> = OnceLock::new();

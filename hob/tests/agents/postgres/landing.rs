@@ -66,6 +66,33 @@ async fn s2_a_program_lands_as_its_role_whatever_it_sends() {
     );
 }
 
+/// Where the server sees a program come from: nothing is its socket.
+const FROM: &str = "select coalesce(host(inet_client_addr()), '')";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_comes_by_the_socket_where_pg_hba_conf_lets_it() {
+    let cluster = Cluster::start(&[]);
+    let mut bound = Bound::offer(&cluster).await;
+    bound.bind(1, Attenuate::default()).await;
+    let by_tcp = Ok("127.0.0.1".to_owned());
+    assert_eq!(bound.ask(FROM).await, by_tcp);
+
+    // A hob that begins looks for the way anew.
+    cluster.admit_on_socket(true);
+    bound.pair.db.kill();
+    bound.pair.db.start_again();
+    bound.pair.exporter = bound.pair.boss.client("machine.db").await;
+    assert_eq!(bound.ask(FROM).await, Ok(String::new()));
+    let who = "select session_user = current_user and pg_has_role('gobs_binding', 'member')";
+    assert_eq!(bound.ask(who).await, Ok("t".into()));
+
+    // Programs do not notice when the line is taken away.
+    cluster.admit_on_socket(false);
+    assert_eq!(bound.ask(FROM).await, by_tcp);
+    bound.pair.exporter.revoke(&generation(1)).await.unwrap();
+    assert_eq!(cluster.roles(&bound.database).len(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn s1_programs_of_every_kind_connect_without_a_password() {
     let bound = Bound::start(Attenuate::default()).await;

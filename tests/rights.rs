@@ -326,6 +326,14 @@ fn a_person_opens_a_service_for_a_while_and_on_the_record() {
         assert!((at("since_s")..=now_s()).contains(&at("ended_s")), "{json}");
         assert!(loan["key"].is_string(), "{json}");
     }
+    // Whoever is killed gives nothing back: the clock of the machine that gives it ends it.
+    let run = open("5s");
+    run.wait_for("Ctrl-C ends it");
+    run.signal(rustix::process::Signal::KILL);
+    drop(run.end());
+    eventually("the grant has ended", WAIT_MAX, || {
+        who().starts_with("Nobody holds machine.db.service.one.")
+    });
     let wrong = ["open", "machine.db.service.one", "--for", "1d"];
     assert!(project.gobs(&wrong).code(1).stderr.contains("1d"));
     project.gobs(&["destroy", "--auto-approve"]).ok();

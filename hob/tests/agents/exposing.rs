@@ -499,6 +499,33 @@ async fn s5_a_killed_receiver_leaves_no_socket_at_which_nobody_listens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s5_a_receiver_that_is_killed_as_it_gives_a_binding_up_leaves_no_files() {
+    let mut pair = Pair::start(&echo().await).await;
+    let held = pair.bind(1, &[]).await;
+    let told = [
+        Path::new(&held.directory).join("type"),
+        pair.app.layout.environment("db"),
+    ];
+    let are_there = || told.each_ref().map(|it| it.exists());
+    assert_eq!(are_there(), [true; 2]);
+    // As soon as it is on disk that the binding is over. A release build has no steps.
+    if cfg!(debug_assertions) {
+        fs::write(pair.app.layout.dir().join("hob/die-at"), "2").unwrap();
+        let given_up = [to_passable(&generation(1))];
+        let called = pair.importer.hob.call(method::UNREGISTER_BINDING, given_up);
+        called.await.unwrap_err();
+        pair.app.kill();
+        assert_eq!(are_there(), [true; 2], "it died too late");
+        pair.app.start_again();
+        pair.importer = pair.boss.client("machine.app").await;
+    } else {
+        pair.importer.unregister(&generation(1)).await;
+    }
+    assert_eq!(are_there(), [false; 2]);
+    assert_eq!(pair.importer.status().await.bindings, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_on_a_machine_offers_is_there_until_it_is_withdrawn() {
     let mut pair = Pair::start(&echo().await).await;
     let offered = async |pair: &Pair| {

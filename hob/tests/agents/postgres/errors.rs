@@ -1,5 +1,7 @@
 //! Servers that are down, slow, full or odd, and names that clash: one clear error, at its place.
 
+use std::os::unix::fs::PermissionsExt;
+
 use hob::protocol::{Access, Attenuate, Postgres, ServiceKind, code};
 use rustix::process::{Signal, kill_process};
 
@@ -88,6 +90,39 @@ async fn a_full_server_is_said_to_be_full() {
         bound.connect().await.is_ok()
     })
     .await;
+}
+
+/// No such server is kept by Debian, so what one says of itself is said here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_an_unsupported_version_is_named() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(".s.PGSQL.5432");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    for path in [dir.path(), &path] {
+        // A hob that is root comes as somebody else.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut startup = vec![0; 1024];
+            let _ = stream.read(&mut startup).await;
+            let said = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19server_version\x0013.23\0Z\0\0\0\x05I";
+            let _ = stream.write_all(said).await;
+        }
+    });
+    let service = ServiceKind::Postgres(Postgres {
+        database: "orders".into(),
+        create: false,
+        socket: Some(path),
+        admin_user: None,
+    });
+    let bound = Bound::offer_of(service, "orders").await;
+    check(
+        refusal(&bound, 1, Attenuate::default()).await,
+        code::SERVICE,
+        "is PostgreSQL 13.23; gobs needs 14 or later",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -585,6 +585,34 @@ async fn servers_that_cannot_be_used_are_told_apart() {
     drop(only);
 }
 
+/// No such server is kept by Debian, so what one says of itself is said here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_an_unsupported_version_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("redis.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut asked = vec![0; 1024];
+            while let Ok(1..) = stream.read(&mut asked).await {
+                let info = "redis_version:6.2.14\r\n";
+                let said = format!("${}\r\n{info}\r\n", info.len());
+                let _ = stream.write_all(said.as_bytes()).await;
+            }
+        }
+    });
+    let pair = Pair::of(ServiceKind::Redis(Redis {
+        socket: Some(path),
+        admin_file: None,
+    }))
+    .await;
+    let asked = grant(1, &pair.importer.designator);
+    let refused = pair.exporter.grant(&asked).await.unwrap_err();
+    assert_eq!(refused.code(), Some(code::SERVICE), "{refused}");
+    let said = "this is Redis 6.2.14; bindings need 7.0 or newer";
+    assert!(refused.to_string().contains(said), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_connections_are_served() {
     let server = Server::start("maxclients 4000").await;

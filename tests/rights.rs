@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Project, eventually, free_port};
+use crate::support::{Project, eventually, free_port, hob_pid, is_dead};
 
 const APPLY: &[&str] = &["apply", "--auto-approve"];
 
@@ -219,6 +219,45 @@ fn a_move_lets_live_streams_drain_and_then_cuts_them() {
     assert_eq!(ask_anew(port), Some(b'1'));
     project.gobs(&["plan", "--detailed-exitcode"]).ok();
     project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
+fn s6_a_move_away_from_a_machine_that_does_not_answer_is_not_forgotten() {
+    let project = Project::empty();
+    let other = format!(
+        "machine \"other\" {{
+           provider = dummy
+           service \"three\" {{ tcp = \"127.0.0.1:{}\" }}
+         }}\n",
+        service(b'3')
+    );
+    let machines = machines([service(b'1'), service(b'2')]) + &other;
+    let port = free_port();
+    let declare = |from: &str| {
+        let text = machines.clone() + &binding("db", from, "app", port, "drain = \"1s\"");
+        project.write("main.gobs.hcl", &text);
+    };
+    declare("machine.db.service.one");
+    project.gobs(APPLY).ok();
+    assert_eq!(ask_anew(port), Some(b'1'));
+    let db = project.machine("db");
+    let pid = hob_pid(&db).expect("a hob runs");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is there");
+    eventually("the hob is dead", WAIT_MAX, || is_dead(pid));
+
+    declare("machine.other.service.three");
+    let run = project.gobs(APPLY).code(1);
+    let said = "Old grant not revoked";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    assert_eq!(ask_anew(port), Some(b'3'), "programs are led to the other");
+    let mut hob = project.start_hob(&db);
+    project.gobs(APPLY).ok();
+    let who = project.gobs(&["who", "machine.db.service.one"]).ok().stdout;
+    assert_eq!(who, "Nobody holds machine.db.service.one.\n");
+    assert_eq!(ask_anew(port), Some(b'3'));
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
+    project.gobs(&["destroy", "--auto-approve"]).ok();
+    hob.wait().expect("the hob has ended");
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(super) const INSTALL: &str = include_str!("install.sql");
 
 /// The version of it that this hob needs: `gobs.version()`. A later one has all of an earlier, and
 /// whoever has an earlier one gets this: so the number rises whenever the file changes.
-const INSTALL_VERSION: u32 = 4;
+const INSTALL_VERSION: u32 = 5;
 
 /// The oldest major version of PostgreSQL that still gets mended.
 const SERVER_VERSION_MIN: u32 = 14;

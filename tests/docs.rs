@@ -85,7 +85,10 @@ const AROUND: [(&str, &[&str]); 5] = [
     ("docs/postgres.md", &[""]),
     (
         "docs/services.md",
-        &["variable \"chat\" { sensitive = true }\nmachine \"app\" { provider = dummy }\n"],
+        &[
+            "",
+            "variable \"chat\" { sensitive = true }\nmachine \"app\" { provider = dummy }\n",
+        ],
     ),
     (
         "docs/webapp.md",

@@ -329,6 +329,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
+    use crate::protocol;
 
     fn service(kind: &str) -> Described {
         Described {
@@ -430,6 +431,29 @@ mod tests {
             (&*unix["host"], &*unix["port"]),
             ("/run/b/db/..run", "5432")
         );
+    }
+
+    #[test]
+    fn what_a_plan_takes_for_a_file_is_one() {
+        let dir = Path::new("/run/b/db");
+        for kind in ["tcp", "unix", "http", "redis", "postgres"] {
+            let mut service = service(kind);
+            if kind == "postgres" {
+                service.database = Some("orders".into());
+                service.username = Some("gobs_db_1".into());
+            }
+            for (place, is_tcp) in [
+                (Place::Tcp("127.0.0.1:1".into()), true),
+                (Place::Unix("/run/x".into()), false),
+            ] {
+                let names: Vec<_> = entries(&service, &place, dir).into_keys().collect();
+                assert_eq!(names, protocol::entry_names(kind, is_tcp), "{kind}");
+            }
+        }
+        for kind in ["secret", "sturdyref"] {
+            let names: Vec<_> = told(&service(kind), dir).into_keys().collect();
+            assert_eq!(names, protocol::entry_names(kind, false), "{kind}");
+        }
     }
 
     #[test]

@@ -84,7 +84,8 @@ pub fn entry_names(kind: &str, is_tcp: bool) -> &'static [&'static str] {
         ("postgres", false) => &[
             "database", "host", "path", "port", "provider", "type", "uri", "username",
         ],
-        ("secret" | "sturdyref", _) => &["path", "provider", "type"],
+        ("secret", _) => &["path", "provider", "type"],
+        ("sturdyref", _) => &["provider", "type"],
         (_, true) => &["host", "port", "provider", "type", "uri"],
         (_, false) => &["path", "provider", "type", "uri"],
     }

@@ -1,8 +1,12 @@
 //! Promise A1: killed at any journal write, the next run converges.
 
 use std::path::Path;
+use std::time::Duration;
 
-use crate::support::Project;
+use crate::support::{Project, eventually, hob_pid, is_dead};
+
+/// How long a condition is waited for.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// An answer to whoever connects, at a unix socket.
 const PROGRAM: &str = r"
@@ -110,6 +114,71 @@ fn change(then: impl Fn(&Project)) -> impl Fn(&Project) {
         project.gobs(&["apply", "--auto-approve"]).ok();
         then(project);
     }
+}
+
+/// A program whose environment names nothing, as that of Redis, is known to its hob alone.
+#[test]
+fn destroy_ends_a_program_that_shows_no_marks_and_whose_hob_was_killed() {
+    let project = Project::empty();
+    let root = project.path().display();
+    let program = "$SIG{TERM} = 'DEFAULT'; sleep 3600";
+    project.write("sleep.pl", program);
+    project.write(
+        "main.gobs.hcl",
+        &format!(
+            "machine \"one\" {{
+               provider = dummy
+               run      = [\"exec env -i /usr/bin/perl {root}/sleep.pl\"]
+             }}"
+        ),
+    );
+    project.gobs(APPLY).ok();
+    let machine = project.machine("one");
+    let program = || {
+        let directory = machine.to_string_lossy();
+        let told = project.gobs(&["hob", "--dir", &directory, "status"]).stdout;
+        let status: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
+        let pid = status["programs"][0]["pid"].as_i64()?;
+        rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)
+    };
+    let kill = |pid| {
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
+        eventually("it is dead", WAIT_MAX, || is_dead(pid));
+    };
+    let mut first = None;
+    eventually("the program runs", WAIT_MAX, || {
+        first = program();
+        first.is_some()
+    });
+    let first = first.expect("it runs");
+    // The session in which the first hob began tells nothing of what a later one starts.
+    kill(hob_pid(&machine).expect("a hob"));
+    let mut hob = project.start_hob(&machine);
+    eventually("the next hob has taken it up", WAIT_MAX, || {
+        // As systemd would: its port may be in use for a moment.
+        if hob.try_wait().expect("a child").is_some() {
+            hob = project.start_hob(&machine);
+        }
+        program() == Some(first)
+    });
+    kill(first);
+    let mut second = None;
+    eventually("it is started again", WAIT_MAX, || {
+        second = program().filter(|pid| *pid != first);
+        second.is_some()
+    });
+    let second = second.expect("it runs");
+    let recorded = format!("\"pid\": {second}");
+    eventually("it is written down", WAIT_MAX, || {
+        let state = std::fs::read_to_string(machine.join("hob/state.json"));
+        state.is_ok_and(|it| it.contains(&recorded))
+    });
+    kill(hob_pid(&machine).expect("a hob"));
+    hob.wait().expect("it is dead");
+    assert!(!is_dead(second), "a program outlives its hob");
+    project.gobs(DESTROY).ok();
+    assert!(is_dead(second), "a program is left over");
+    assert_eq!(project.processes(), []);
 }
 
 const APPLY: &[&str] = &["apply", "--auto-approve"];

@@ -2,15 +2,18 @@
 //! notices neither that nor the next run, which settles it. With real programs.
 
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::support::{Project, Run, free_port};
+use crate::support::{Project, Run, eventually, free_port};
 
 const APPLY: &[&str] = &["apply", "--auto-approve"];
+
+/// How long a condition is waited for.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// More than any operation has steps.
 const STEPS_MAX: u64 = 60;
@@ -23,6 +26,18 @@ const HELLO: &str = "use IO::Socket::INET; $SIG{PIPE} = 'IGNORE';
 my $server = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $ARGV[0],
     Listen => 128, ReuseAddr => 1) or die;
 while (my $client = $server->accept) { print $client qq($ARGV[1]\\n); close $client }";
+
+/// As [`HELLO`], until whoever connected ends.
+const LINGERS: &str = "use IO::Socket::INET; $SIG{CHLD} = 'IGNORE'; $| = 1;
+my $server = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $ARGV[0],
+    Listen => 128, ReuseAddr => 1) or die;
+while (1) {
+    my $client = $server->accept or next;
+    if (fork) { close $client; next }
+    syswrite $client, qq($ARGV[1]\\n);
+    1 while sysread $client, my $bytes, 99;
+    exit;
+}";
 
 /// Two machines that offer the same, and one with a binding.
 struct Stage {
@@ -172,4 +187,70 @@ fn s5_nobody_notices_a_run_that_dies_in_a_move() {
 #[test]
 fn s5_nobody_notices_a_run_that_dies_while_rights_change() {
     Stage::new().kill_everywhere([(0, 20), (0, 30)]);
+}
+
+/// A service that answers its own machine, and nobody through the new grant: what that took the
+/// place of is in use again.
+#[test]
+fn s5_a_grant_that_does_not_answer_gives_way_to_the_one_before() {
+    let project = Project::empty();
+    let [service, all, some] = [free_port(), free_port(), free_port()];
+    project.write("hello.pl", LINGERS);
+    let declare = |day: u32| {
+        let root = project.path().display();
+        let text = format!(
+            "machine \"db\" {{
+               provider = dummy
+               run      = [\"exec perl {root}/hello.pl {service} one\"]
+               service \"hello\" {{
+                 tcp   = \"127.0.0.1:{service}\"
+                 ready = \"3s\"
+               }}
+             }}
+             machine \"app\" {{ provider = dummy }}
+             binding \"all\" {{
+               from = machine.db.service.hello
+               to   = machine.app
+               attenuate {{ connections_max = 1 }}
+               expose {{ tcp = \"127.0.0.1:{all}\" }}
+             }}
+             binding \"some\" {{
+               from = binding.all
+               to   = machine.app
+               attenuate {{ expires = \"2999-01-0{day}T00:00:00Z\" }}
+               expose {{ tcp = \"127.0.0.1:{some}\" }}
+             }}"
+        );
+        project.write("main.gobs.hcl", &text);
+    };
+    let heard = |port: u16| {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
+        stream.shutdown(Shutdown::Write).expect("the end is told");
+        let mut text = String::new();
+        let _ = (&stream).read_to_string(&mut text);
+        text
+    };
+    declare(1);
+    project.gobs(APPLY).ok();
+    assert_eq!(heard(some), "one\n");
+
+    // The one connection that there may be is in use.
+    let mut held = TcpStream::connect(("127.0.0.1", all)).expect("somebody listens");
+    let mut line = [0; 4];
+    held.read_exact(&mut line).expect("a line");
+    declare(2);
+    let failed = project.gobs(APPLY).code(1);
+    let stays = "What it had before stays in use.";
+    let said = failed.stderr.split_whitespace().collect::<Vec<_>>();
+    assert!(said.join(" ").contains(stays), "{failed:?}");
+    held.shutdown(Shutdown::Both).expect("it ends");
+    drop(held);
+    eventually("the grant before is in use", WAIT_MAX, || {
+        heard(some) == "one\n"
+    });
+    let plan = project.gobs(&["plan"]).ok().stdout;
+    assert!(plan.contains("binding.some will be granted again"), "{plan}");
+    project.gobs(APPLY).ok();
+    eventually("so is the new one", WAIT_MAX, || heard(some) == "one\n");
+    project.gobs(&["plan", "--detailed-exitcode"]).ok();
 }

@@ -16,6 +16,9 @@ const APPLY: &[&str] = &["apply", "--auto-approve"];
 /// How long a condition is waited for.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// How long after its end something may still be heard of a stream: a second on a calm machine.
+const CUT_MAX: Duration = Duration::from_secs(5);
+
 /// Listens, and answers each byte with its own name.
 fn service(name: u8) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -404,6 +407,27 @@ fn a_person_opens_what_a_machine_offers_by_itself() {
     run.signal(rustix::process::Signal::INT);
     run.end().ok();
     assert!(project.gobs(&["plan"]).ok().stdout.contains("No changes."));
+
+    // What is withdrawn is cut, as by a revocation.
+    let run = project.start(&open);
+    run.wait_for("Ctrl-C ends it");
+    let mut streams = [unix(&socket), unix(&socket)];
+    assert_eq!(streams.each_mut().map(ask), [Some(b'3'); 2]);
+    offer(&["--withdraw"]).ok();
+    let withdrawn = Instant::now();
+    assert_eq!(streams.each_mut().map(ask), [None; 2]);
+    assert!(withdrawn.elapsed() < CUT_MAX, "{:?}", withdrawn.elapsed());
+    assert_eq!(ask(&mut unix(&socket)), None);
+    // Nor does it come back when something is offered by that name again.
+    offer(&["--tcp", &extra]).ok();
+    assert_eq!(ask(&mut unix(&socket)), None);
+    run.signal(rustix::process::Signal::INT);
+    run.end().ok();
+    let run = project.start(&open);
+    run.wait_for("Ctrl-C ends it");
+    assert_eq!(ask(&mut unix(&socket)), Some(b'3'));
+    run.signal(rustix::process::Signal::INT);
+    run.end().ok();
     offer(&["--withdraw"]).ok();
     project.gobs(&open).code(1);
     project.gobs(&["destroy", "--auto-approve"]).ok();

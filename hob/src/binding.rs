@@ -238,6 +238,7 @@ impl Bindings {
             checked.map_err(|error| Broken::new(code::EXPOSE, error.to_string()))?;
         }
         let link = Link::new(&row, live);
+        let before = self.store.contents().bindings.get(&name).cloned();
         // The sockets that the row asked for before stay as they are.
         let mut kept = std::mem::take(&mut *lock(&slot.sockets));
         let exposes = &row.registration.expose;
@@ -270,6 +271,13 @@ impl Bindings {
             last.stop_delivering().await;
         }
         slot.replace(link);
+        let generation = row.registration.generation;
+        let is_another = |before: &BindingRow| before.registration.generation != generation;
+        if let Some(before) = before.filter(is_another) {
+            // One that came back has nothing before it.
+            let is_earlier = before.registration.generation < generation;
+            *lock(&slot.before) = Some(before).filter(|_| is_earlier);
+        }
         let mut result = slot.write_files(&row).await;
         if let Some(secret) = secret
             && let Some(link) = slot.link()
@@ -291,10 +299,27 @@ impl Bindings {
         Ok(held)
     }
 
+    /// Puts a grant behind a name again that another one took the place of; programs are let in
+    /// all the while.
+    async fn put_back(self: &Arc<Self>, slot: Arc<Slot>, row: BindingRow) -> Result<(), Broken> {
+        let secret = match row.service.kind.as_str() {
+            deliver::KIND => {
+                let late = || Broken::new(code::UNREACHABLE, "the secret does not come");
+                let link = Link::new(&row, None);
+                let live = timeout(HANDOFF_TIMEOUT, self.live(&link)).await;
+                let live = live.map_err(|_| late())?.map_err(|_| late())?;
+                deliver::fetch(&live).await?
+            }
+            _ => None,
+        };
+        self.hold(slot, row, None, secret).await.map(drop)
+    }
+
     /// Gives a generation up, alone or with all before it: its streams are closed when this
-    /// returns. Returns whether another one is held, which stays.
+    /// returns. Returns whether another one is held, which stays: alone, one leaves the name to
+    /// the grant whose place it took.
     pub(crate) async fn unregister(
-        &self,
+        self: &Arc<Self>,
         given_up: Generation,
         span: Span,
     ) -> Result<bool, Broken> {
@@ -310,6 +335,18 @@ impl Bindings {
         let goes = span.has(&given_up, &link.generation);
         if !goes && span == Span::Alone {
             return Ok(true);
+        }
+        let before = lock(&slot.before).take();
+        if span == Span::Alone
+            && let Some(before) = before
+        {
+            match self.put_back(Arc::clone(&slot), before).await {
+                Ok(()) => {
+                    link.close().await;
+                    return Ok(true);
+                }
+                Err(error) => tracing::warn!(%name, %error, "what was before is not put back"),
+            }
         }
         let written = if goes {
             self.slots().remove(&name);

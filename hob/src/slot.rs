@@ -34,6 +34,9 @@ pub(crate) struct Slot {
     link: watch::Sender<Option<Arc<Link>>>,
     /// Generations before, whose streams may still drain.
     pub(crate) former: Mutex<Vec<Weak<Link>>>,
+    /// What the grant behind the name took the place of: it comes back if that is given up alone.
+    /// After a restart of the hob it does not.
+    pub(crate) before: Mutex<Option<BindingRow>>,
     /// Whether it was said that the sockets could not be made.
     pub(crate) is_failing: AtomicBool,
     /// Whether programs connect: not to a kind without streams, which is known with the grant.
@@ -66,6 +69,7 @@ impl Slot {
             sockets: Mutex::default(),
             link: watch::Sender::new(None),
             former: Mutex::default(),
+            before: Mutex::default(),
             is_failing: AtomicBool::new(false),
             has_sockets: AtomicBool::new(true),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),

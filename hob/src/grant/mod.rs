@@ -109,10 +109,10 @@ impl Grants {
         }
     }
 
-    /// Lets a service be granted that somebody on the machine offers; without `spec`, no more. An
-    /// error is a sentence.
+    /// Lets a service be granted that somebody on the machine offers; without `spec`, no more, and
+    /// what was given of it ends. An error is a sentence.
     pub(crate) async fn offer_here(
-        &self,
+        self: &Arc<Self>,
         service: String,
         spec: Option<ServiceSpec>,
     ) -> Result<(), String> {
@@ -136,17 +136,23 @@ impl Grants {
                 None => {
                     contents.offers.remove(&service);
                     contents.offered_here.remove(&service);
+                    let given = contents.grants.iter().map(|row| &row.grant);
+                    let given = given.filter(|grant| grant.service == service);
+                    return Ok(given.map(Grant::generation).collect());
                 }
                 Some(spec) => {
                     contents.offers.insert(service.clone(), spec);
                     contents.offered_here.insert(service);
                 }
             }
-            Ok(())
+            Ok(Vec::new())
         });
-        written
-            .await
-            .map_err(|error| Broken::from(error).to_string())?
+        let said = |error: Broken| error.to_string();
+        let given: Vec<Generation> = written.await.map_err(|error| said(error.into()))??;
+        for generation in given {
+            self.revoke(generation, Span::Alone).await.map_err(said)?;
+        }
+        Ok(())
     }
 
     /// Asks a service whether it answers its protocol.

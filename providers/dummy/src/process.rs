@@ -146,6 +146,18 @@ pub(crate) fn agent(dir: &Path, recorded: Option<&Agent>) -> Option<Process> {
         .or_else(|| locked_by(dir))
 }
 
+/// Returns the programs that the agent has written down, as far as they run. One that has written
+/// its title over its environment, as Redis does, is known by this alone once its agent is dead.
+fn kept_by_agent(dir: &Path) -> impl Iterator<Item = Process> {
+    let text = fs::read(dir.join("hob/state.json")).unwrap_or_default();
+    let state: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let programs = state.get("programs").and_then(|it| it.as_object()).cloned();
+    let programs = programs.unwrap_or_default().into_iter();
+    programs
+        .filter_map(|(_, program)| serde_json::from_value(program).ok())
+        .filter(|process| is_running(*process))
+}
+
 /// Returns the process that the agent's lock names: its number and its start, apart by a space.
 fn locked_by(dir: &Path) -> Option<Process> {
     let text = fs::read_to_string(dir.join("hob/lock")).ok()?;
@@ -304,9 +316,10 @@ fn ended_by(fd: &OwnedFd, deadline: Instant) -> bool {
     }
 }
 
-/// Returns what runs on a machine: its agent, what has its token, what is in a session that such
-/// a process leads or led, and the children of all these, so that a cleaned environment hides
-/// little: only a program that cleaned it, began a session and lost its parent is not seen.
+/// Returns what runs on a machine: its agent, what that has started and written down, what has its
+/// token, what is in a session that such a process leads or led, and the children of all these, so
+/// that a cleaned environment hides little: only what a program started that cleaned it, began a
+/// session and lost its parent is not seen.
 ///
 /// This process and its ancestors are left out: gobs may itself run on a machine.
 fn belonging(dir: &Path, token: &Token, sessions: &mut BTreeSet<i32>) -> Vec<Process> {
@@ -321,7 +334,8 @@ fn belonging(dir: &Path, token: &Token, sessions: &mut BTreeSet<i32>) -> Vec<Pro
     }
     // Not asked with getsid: in a container whose session began outside it is 0, no number to it.
     let own_session = stat(own).map_or(0, |it| it.session);
-    let mut pids: BTreeSet<i32> = locked_by(dir).map(|it| it.pid).into_iter().collect();
+    let known = locked_by(dir).into_iter().chain(kept_by_agent(dir));
+    let mut pids: BTreeSet<i32> = known.map(|it| it.pid).collect();
     for it in &all {
         if has_token(it.process, token) {
             pids.insert(it.process.pid);

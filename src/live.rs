@@ -1,15 +1,17 @@
 //! What hobs say to the reader of a plan, who may want to wait: how many streams go through the
-//! grants that it ends, and which hobs say nothing. No step depends on it.
+//! grants that it ends, which hobs say nothing, and which have bindings that the state has not. No
+//! step depends on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gobs_model::{Address, Diagnostic};
-use gobs_state::{RowKind, Snapshot};
+use gobs_model::{Address, Diagnostic, Value};
+use gobs_state::{Row, RowKind, Snapshot};
 use hob::protocol::HobStatus;
+use serde::Serialize;
 
 use crate::boss::{Boss, BossError, StatusReport, ask_status};
 use crate::plan::{Action, Held, Plan, Step};
-use crate::project::{Project, boss_error};
+use crate::project::{Project, boss_error, store_error};
 
 /// A machine of one incarnation.
 type Key = (Address, u64);
@@ -74,6 +76,10 @@ pub(crate) fn silence(
         })
     });
     let silent: Vec<_> = silent.map(|hob| hob.machine.as_str()).collect();
+    let is_binding = |address: &Address| matches!(address, Address::Binding(_));
+    if !snapshot.rows.keys().any(is_binding) {
+        return None;
+    }
     let (named, more) = silent.split_at(silent.len().min(NAMED_MAX));
     let named = named.join(", ");
     let of = match more.len() {
@@ -85,6 +91,124 @@ pub(crate) fn silence(
         format!("No answer from the hob of {of}: if it lost a binding, this plan is blind to it.");
     let hint = "gobs status shows every hob, and when it was last seen.";
     Some(Diagnostic::warning("Hobs do not answer", detail).hint(hint))
+}
+
+/// A binding that hobs have and the state has not: a state file that was restored from a backup
+/// knows nothing later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Unknown {
+    /// The binding's address.
+    pub(crate) binding: Address,
+    /// The machines that have it.
+    pub(crate) held_by: Vec<String>,
+    /// The machines that gave it.
+    pub(crate) given_by: Vec<String>,
+}
+
+impl Unknown {
+    /// What to do about one.
+    pub(crate) const MEND: &str = "What is declared is granted anew by the next apply. To end \
+                                   another one, declare it as it was, apply, take it out and \
+                                   apply again.";
+
+    /// Returns who has it and gave it, as a fragment.
+    pub(crate) fn whose(&self) -> String {
+        let said = |what: &str, machines: &[String]| match machines {
+            [] => None,
+            machines => Some(format!("{what} by {}", machines.join(", "))),
+        };
+        let said = [said("held", &self.held_by), said("given", &self.given_by)];
+        said.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Returns the bindings that hobs have and none of these snapshots has, but for those of which a
+/// step is not over. Nothing is done about them: no state brings back what it does not have.
+fn unknown(
+    report: &StatusReport,
+    snapshots: &[&Snapshot],
+    in_doubt: &BTreeSet<Address>,
+) -> Vec<Unknown> {
+    let mut found = BTreeMap::<Address, Unknown>::new();
+    let known = |binding: &Address, machine: &str, ends: &[&str]| {
+        let is_at = |row: &Row| {
+            let end = ends.iter().find_map(|it| row.wanted.get(it));
+            let end = end
+                .and_then(Value::as_ref_address)
+                .and_then(Address::as_machine);
+            end.is_some_and(|it| Address::Machine(it.clone()).to_string() == machine)
+        };
+        let mut rows = snapshots.iter().filter_map(|it| it.rows.get(binding));
+        in_doubt.contains(binding) || rows.any(|row| is_at(row))
+    };
+    for hob in report.hobs.iter().filter(|hob| !hob.locked) {
+        let Some(status) = &hob.status else { continue };
+        let machine = &hob.machine;
+        let held = status.bindings.iter().map(|it| (&it.binding, &["to"][..]));
+        let given = status.grants.iter();
+        let given = given.map(|it| (&it.binding, &["service", "from"][..]));
+        for (binding, ends) in held.chain(given) {
+            // What a person has opened is not the state's affair, and is no binding's address.
+            let Ok(binding @ Address::Binding(_)) = binding.parse() else {
+                continue;
+            };
+            if known(&binding, machine, ends) {
+                continue;
+            }
+            let unknown = found.entry(binding.clone()).or_insert_with(|| Unknown {
+                binding,
+                held_by: Vec::new(),
+                given_by: Vec::new(),
+            });
+            let machines = match ends {
+                ["to"] => &mut unknown.held_by,
+                _ => &mut unknown.given_by,
+            };
+            if !machines.contains(machine) {
+                machines.push(machine.clone());
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+/// Returns the bindings that hobs have and the state has not, neither before they were asked nor
+/// after: an apply may run meanwhile.
+///
+/// # Errors
+/// When the state cannot be read.
+pub(crate) fn unknown_since(
+    before: &Snapshot,
+    project: &Project,
+    report: &StatusReport,
+) -> Result<Vec<Unknown>, Box<Diagnostic>> {
+    let Some(reader) = project.reader()? else {
+        return Ok(Vec::new());
+    };
+    let unusable = |error| store_error(&error);
+    let doubts = reader.in_doubt().map_err(unusable)?;
+    let in_doubt = doubts.iter().map(|it| it.started.intent().address.clone());
+    let after = reader.snapshot().map_err(unusable)?;
+    Ok(unknown(report, &[before, &after], &in_doubt.collect()))
+}
+
+/// Says which bindings hobs have and the state has not.
+pub(crate) fn unknown_to(
+    snapshot: &Snapshot,
+    in_doubt: &BTreeSet<Address>,
+    report: &StatusReport,
+) -> Option<Diagnostic> {
+    let unknown = unknown(report, &[snapshot], in_doubt);
+    let (named, more) = unknown.split_at(unknown.len().min(NAMED_MAX));
+    let named = named.iter();
+    let named = named.map(|it| format!("{} ({})", it.binding, it.whose()));
+    let mut text = named.collect::<Vec<_>>().join("; ");
+    if !more.is_empty() {
+        text += &format!("; and {} more", more.len());
+    }
+    let detail = format!("Hobs have what this state has not: {text}.");
+    let warning = Diagnostic::warning("Bindings not in this state", detail);
+    (!unknown.is_empty()).then(|| warning.hint(Unknown::MEND))
 }
 
 /// Returns the grants that a plan ends: the binding, the grant's generation, and its exporter.

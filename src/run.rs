@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::apply::{self, Apply, Events, Providers, Recovered, Summary, recover};
 use crate::boss::{Boss, BossError, StatusReport};
 use crate::import;
-use crate::live::{count_streams, silence, streams_of};
+use crate::live::{count_streams, silence, streams_of, unknown_to};
 use crate::plan::{self, Action, Options, Plan, PlanFile, review};
 use crate::project::{Project, boss_error, store_error};
 use crate::refresh::{Refreshed, holdings, refresh};
@@ -75,6 +75,8 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
         }
     };
     let providers = project.providers(&snapshot).await?;
+    let in_doubt = doubts.iter().map(|it| it.started.intent().address.clone());
+    let in_doubt: BTreeSet<Address> = in_doubt.collect();
     let (snapshot, warnings) = apply::recover_in_memory(snapshot, doubts, &providers).await?;
     let mut refreshed = refreshed(&snapshot, &providers, choices).await?;
     let is_real = providers.values().any(|provider| !provider.is_simulated());
@@ -100,7 +102,7 @@ pub async fn plan_only(project: &Project, choices: Choices) -> Result<Planned, V
     refuse_impossible(project, &providers, &planned).await?;
     let Planned { plan, snapshot } = &mut planned;
     match &report {
-        Some(report) => look_at(plan, snapshot, report),
+        Some(report) => look_at(plan, (snapshot, &in_doubt), report),
         None if choices.refresh => count_streams(plan, project, snapshot, None).await,
         None => {}
     }
@@ -296,7 +298,8 @@ impl<'a> Run<'a> {
         refuse_impossible(self.project, &self.providers, &planned).await?;
         let Planned { plan, snapshot } = &mut planned;
         match (&report, &self.boss) {
-            (Some(report), _) => look_at(plan, snapshot, report),
+            // Nothing is in doubt any more.
+            (Some(report), _) => look_at(plan, (snapshot, &BTreeSet::new()), report),
             (None, Some(boss)) if choices.refresh => {
                 count_streams(plan, project, snapshot, Some(boss)).await;
             }
@@ -478,10 +481,19 @@ fn unclaimed(
     Ok(there.map(|(address, _)| address).chain(ended).collect())
 }
 
-/// Returns whether a plan can depend on what hobs have.
+/// Returns whether a plan can depend on what hobs have, or its reader would want to know.
 fn asks_hobs(snapshot: &Snapshot, choices: Choices) -> bool {
-    let is_binding = |address: &Address| matches!(address, Address::Binding(_));
-    choices.refresh && !choices.destroy && snapshot.rows.keys().any(is_binding)
+    let has_hob = |row: &Row| {
+        let is_machine = matches!(
+            &row.kind,
+            RowKind::Machine {
+                enrolled: Some(_),
+                ..
+            }
+        );
+        is_machine || matches!(row.kind, RowKind::Binding { .. })
+    };
+    choices.refresh && !choices.destroy && snapshot.rows.values().any(|row| has_hob(row))
 }
 
 /// Asks the hobs for what they have of the state's bindings. What cannot be asked is not drift.
@@ -506,9 +518,14 @@ async fn ask_hobs(project: &Project, snapshot: &Snapshot) -> Option<StatusReport
 }
 
 /// Adds to a plan what the hobs said that no step depends on.
-fn look_at(plan: &mut Plan, snapshot: &Snapshot, report: &StatusReport) {
+fn look_at(
+    plan: &mut Plan,
+    (snapshot, in_doubt): (&Snapshot, &BTreeSet<Address>),
+    report: &StatusReport,
+) {
     streams_of(plan, snapshot, report);
     plan.warnings.extend(silence(plan, snapshot, report));
+    plan.warnings.extend(unknown_to(snapshot, in_doubt, report));
 }
 
 async fn refreshed(

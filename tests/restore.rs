@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::support::{Project, eventually, free_port};
+use crate::support::{Project, check, eventually, free_port};
 
 const APPLY: &[&str] = &["apply", "--auto-approve"];
 
@@ -52,6 +52,17 @@ fn heard(port: u16) -> String {
     text
 }
 
+/// Puts the oldest backup in the place of the state.
+fn restore(project: &Project) {
+    let dot = project.path().join(".gobs");
+    let backups = std::fs::read_dir(dot.join("backups")).expect("backups");
+    let oldest = backups.map(|it| it.expect("an entry").path()).min();
+    for name in ["state.db-wal", "state.db-shm"] {
+        let _ = std::fs::remove_file(dot.join(name));
+    }
+    std::fs::copy(oldest.expect("a backup"), dot.join("state.db")).expect("a copy");
+}
+
 #[test]
 fn s5_x4_an_old_state_brings_nothing_back_and_the_project_goes_on() {
     let project = Project::empty();
@@ -72,13 +83,7 @@ fn s5_x4_an_old_state_brings_nothing_back_and_the_project_goes_on() {
     }
     assert_eq!(heard(ports[1]), "");
 
-    let dot = project.path().join(".gobs");
-    let backups = std::fs::read_dir(dot.join("backups")).expect("backups");
-    let oldest = backups.map(|it| it.expect("an entry").path()).min();
-    for name in ["state.db-wal", "state.db-shm"] {
-        let _ = std::fs::remove_file(dot.join(name));
-    }
-    std::fs::copy(oldest.expect("a backup"), dot.join("state.db")).expect("a copy");
+    restore(&project);
     write(declared);
 
     // The hobs have seen more than this state, as if there were two of each: as soon as they have
@@ -106,4 +111,61 @@ fn s5_x4_an_old_state_brings_nothing_back_and_the_project_goes_on() {
     assert_eq!(heard(ports[1]), "hello\n");
     project.gobs(&["plan", "--detailed-exitcode"]).ok();
     project.gobs(&["status"]).ok();
+}
+
+#[test]
+fn s5_x4_what_hobs_have_and_an_old_state_has_not_is_said_and_can_be_ended() {
+    let project = Project::empty();
+    let ports = [free_port(), free_port()];
+    let write = |binding: &str| {
+        project.write("main.gobs.hcl", &configuration(&project, ports, binding));
+    };
+    let declared = "attenuate { connections_max = 2 }";
+    project.write("hello.pl", HELLO);
+    write("");
+    project.gobs(APPLY).ok();
+    // The next run begins with a backup, of a state without the binding.
+    write(declared);
+    project.gobs(APPLY).ok();
+    assert_eq!(heard(ports[1]), "hello\n");
+    restore(&project);
+    write("");
+    let machines = ["machine.db", "machine.app"];
+    eventually("the hobs are locked", LOCKED_MAX, || {
+        let status = project.gobs(&["status"]).code(3).stdout;
+        let locked = |machine| status.contains(&format!("gobs unlock {machine} lets it back in"));
+        machines.into_iter().all(locked)
+    });
+    for machine in machines {
+        project.gobs(&["unlock", machine]).ok();
+    }
+    let whose = "held by machine.app, given by machine.db";
+    check(
+        project.gobs(&["status"]),
+        3,
+        &["not in this state", whose, "declare it as it was"],
+    );
+    check(
+        project.gobs(&["doctor"]),
+        3,
+        &["binding.hello is not in this state", whose],
+    );
+    let said = ["Bindings not in this state", whose, "declare it as it was"];
+    for command in [&["plan"][..], APPLY] {
+        check(project.gobs(command), 0, &said);
+    }
+    // Nothing was done about it.
+    assert_eq!(heard(ports[1]), "hello\n");
+
+    // What is said to do about it ends it.
+    for binding in [declared, ""] {
+        write(binding);
+        project.gobs(APPLY).ok();
+    }
+    assert_eq!(heard(ports[1]), "");
+    project.gobs(&["status"]).ok();
+    check(project.gobs(&["plan"]), 0, &["No changes."]);
+    let directory = project.machine("db").display().to_string();
+    let told = project.gobs(&["hob", "--dir", &directory, "status"]).ok();
+    assert!(told.stdout.contains("\"grants\": []"), "{told:?}");
 }

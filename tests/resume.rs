@@ -249,7 +249,10 @@ fn s5_a_grant_that_does_not_answer_gives_way_to_the_one_before() {
         heard(some) == "one\n"
     });
     let plan = project.gobs(&["plan"]).ok().stdout;
-    assert!(plan.contains("binding.some will be granted again"), "{plan}");
+    assert!(
+        plan.contains("binding.some will be granted again"),
+        "{plan}"
+    );
     project.gobs(APPLY).ok();
     eventually("so is the new one", WAIT_MAX, || heard(some) == "one\n");
     project.gobs(&["plan", "--detailed-exitcode"]).ok();

@@ -32,9 +32,13 @@ impl Doctor {
         {
             let now = std::time::UNIX_EPOCH.elapsed();
             let now_s = now.map_or(0, |since| since.as_secs());
-            if view::status::status(&report, &snapshot, now_s).1 {
+            if view::status::status((&report, &[]), &snapshot, now_s).1 {
                 let what = "A hob, a claim or a binding needs a person.";
                 found.push(Finding::problem(what, "`gobs status` says which, and why."));
+            }
+            for it in live::unknown_since(&snapshot, &project, &report)? {
+                let what = format!("{} is not in this state: {}.", it.binding, it.whose());
+                found.push(Finding::problem(what, live::Unknown::MEND));
             }
         }
         let needs_person = found.iter().any(|it| it.level == Level::Problem);

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use gobs_state::{Row, RowKind, Snapshot};
 
 use crate::boss::StatusReport;
-use crate::live::report;
+use crate::live::{report, unknown_since};
 
 use super::{Context, Outcome, exit, remembered, runtime, view};
 
@@ -23,7 +23,9 @@ impl Status {
         let report = runtime()?.block_on(report(&project, &snapshot))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_s = now.map_or(0, |since| since.as_secs());
-        let (text, needs_person) = view::status::status(&report, &snapshot, now_s);
+        let unknown = unknown_since(&snapshot, &project, &report)?;
+        let shown = (&report, unknown.as_slice());
+        let (text, needs_person) = view::status::status(shown, &snapshot, now_s);
         if self.json {
             let json = serde_json::json!({
                 "format_version": "1.0",
@@ -31,6 +33,7 @@ impl Status {
                 "hobs": report.hobs,
                 "alerts": report.alerts,
                 "unclaimed": unclaimed(&report, &snapshot),
+                "unknown_bindings": unknown,
             });
             context.terminal.out(&format!("{json:#}\n"));
         } else {

@@ -8,6 +8,7 @@ use gobs_state::{Phase, Row, RowKind, Snapshot};
 use hob::protocol::{HobStatus, UnitStatus};
 
 use crate::boss::{AlertReport, HobReport, StatusReport};
+use crate::live::Unknown;
 
 use super::text::{BOLD, DIM, GREEN, RED, YELLOW, printable_line, styled};
 
@@ -33,7 +34,12 @@ struct Line {
 /// Returns how everything that the state has is now, and whether something needs a person.
 ///
 /// `now_s` is in seconds since 1970.
-pub fn status(report: &StatusReport, snapshot: &Snapshot, now_s: u64) -> (String, bool) {
+/// `unknown` are bindings that hobs have and the state has not.
+pub(crate) fn status(
+    (report, unknown): (&StatusReport, &[Unknown]),
+    snapshot: &Snapshot,
+    now_s: u64,
+) -> (String, bool) {
     let hobs: BTreeMap<&str, &HobReport> = report
         .hobs
         .iter()
@@ -63,6 +69,15 @@ pub fn status(report: &StatusReport, snapshot: &Snapshot, now_s: u64) -> (String
             RowKind::Service { .. } => {}
         }
     }
+    bindings.extend(unknown.iter().map(|it| Line {
+        health: Health::Ill,
+        address: shown(&it.binding),
+        state: "not in this state".into(),
+        more: vec![
+            printable_line(&it.whose()).into_owned(),
+            Unknown::MEND.into(),
+        ],
+    }));
     let alerts: Vec<Line> = report.alerts.iter().map(|it| alert(it, now_s)).collect();
     let sections = [
         ("Machines", machines),
@@ -381,7 +396,7 @@ mod tests {
 
     #[track_caller]
     fn check(report: &StatusReport, snapshot: &Snapshot, needs_person: bool, expected: &str) {
-        let (text, needs) = status(report, snapshot, 1_300);
+        let (text, needs) = status((report, &[]), snapshot, 1_300);
         let text = anstream::adapter::strip_str(&text).to_string();
         assert_eq!((text.as_str(), needs), (expected, needs_person));
     }

@@ -5,15 +5,21 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FlockOperation;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::filesystem::{self, create_private_directory, parent};
 
 /// How long to look again for who holds the lock: the holder writes its name just after it got it.
 const HOLDER_WAIT: Duration = Duration::from_millis(200);
+/// How long a lock may outlive its holder, which is killed: a child that the holder had begun to
+/// start has the file, too, until it runs its own program.
+const ORPHAN_WAIT: Duration = Duration::from_secs(5);
+/// The pause between two tries of such a lock.
+const ORPHAN_PAUSE: Duration = Duration::from_millis(10);
 /// Longer than any holder's line; whatever else is in the file is not read.
 const HOLDER_BYTES_MAX: u64 = 4096;
 
@@ -74,7 +80,7 @@ pub enum LockError {
 }
 
 impl Lock {
-    /// Takes the lock, or says at once who has it.
+    /// Takes the lock, or says who has it: at once, unless its process on this host is gone.
     ///
     /// # Errors
     /// When it is held, on a network filesystem, or cannot be opened.
@@ -98,15 +104,22 @@ impl Lock {
             .mode(0o600)
             .open(path)
             .map_err(io)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+        let deadline = Instant::now() + ORPHAN_WAIT;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(errno) => return Err(io(errno.into())),
+            }
+            let holder = read_holder(&mut file);
+            let is_orphan = holder.as_ref().is_some_and(Holder::is_gone);
+            if !is_orphan || Instant::now() >= deadline {
                 return Err(LockError::Held {
                     path: path.into(),
-                    holder: read_holder(&mut file),
+                    holder,
                 });
             }
-            Err(errno) => return Err(io(errno.into())),
+            std::thread::sleep(ORPHAN_PAUSE);
         }
         let holder = Holder::this_process(command, since);
         let line = serde_json::to_string(&holder).map_err(|error| io(error.into()))?;
@@ -135,12 +148,24 @@ impl Drop for Lock {
     }
 }
 
+/// Returns this host's name.
+fn host() -> String {
+    let uname = rustix::system::uname();
+    uname.nodename().to_string_lossy().into_owned()
+}
+
 impl Holder {
+    /// Returns whether it was a process of this host that has ended.
+    fn is_gone(&self) -> bool {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let is_there = pid.map(rustix::process::test_kill_process);
+        self.host == host() && is_there == Some(Err(rustix::io::Errno::SRCH))
+    }
+
     fn this_process(command: &str, since: SystemTime) -> Self {
-        let uname = rustix::system::uname();
         Self {
             pid: std::process::id(),
-            host: uname.nodename().to_string_lossy().into_owned(),
+            host: host(),
             command: command.into(),
             since_ms: since
                 .duration_since(SystemTime::UNIX_EPOCH)
@@ -189,7 +214,7 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
 }
 
 fn read_holder(file: &mut File) -> Option<Holder> {
-    let deadline = std::time::Instant::now() + HOLDER_WAIT;
+    let deadline = Instant::now() + HOLDER_WAIT;
     loop {
         let mut text = String::new();
         file.rewind().ok()?;
@@ -198,7 +223,7 @@ fn read_holder(file: &mut File) -> Option<Holder> {
             .read_to_string(&mut text);
         match read.ok().and_then(|_| serde_json::from_str(&text).ok()) {
             Some(holder) => return Some(holder),
-            None if std::time::Instant::now() < deadline => std::thread::yield_now(),
+            None if Instant::now() < deadline => std::thread::yield_now(),
             None => return None,
         }
     }

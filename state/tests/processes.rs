@@ -129,6 +129,49 @@ fn a7_a_second_writer_is_told_who_the_first_is_and_a_killed_one_leaves_no_lock()
 }
 
 #[test]
+fn a7_a_lock_that_a_killed_writers_child_still_has_is_waited_for() {
+    if let Some(directory) = child_directory() {
+        let lock = Lock::acquire(&directory.join("lock"), "apply", at(0)).expect("free");
+        let holder = std::fs::read(lock.path()).expect("the holder's name");
+        drop(lock);
+        let file = std::fs::File::options()
+            .append(true)
+            .open(directory.join("lock"));
+        let mut file = file.expect("there");
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).expect("free");
+        file.write_all(&holder).expect("written");
+        // As a child is between its start and that of its own program.
+        let _child = Command::new("cat").stdout(file).spawn().expect("started");
+        writeln!(stdout(), "@locked").expect("written");
+        std::thread::park();
+        return;
+    }
+    let project = Project::new();
+    let path = project.path("lock");
+    let test = "processes::a7_a_lock_that_a_killed_writers_child_still_has_is_waited_for";
+    let mut holder = Worker::start(test, project.directory.path());
+    holder.next("@locked");
+    let keeps = holder.child.stdin.take();
+    holder.kill("@");
+    let lock = std::thread::scope(|scope| {
+        let next = scope.spawn(|| Lock::acquire(&path, "destroy", at(9)));
+        while !next.is_finished() && !has_open(&path) {
+            std::thread::yield_now();
+        }
+        drop(keeps);
+        next.join().expect("no panic")
+    });
+    drop(lock.expect("it ended with the child"));
+}
+
+/// Returns whether this process has a file open.
+fn has_open(path: &Path) -> bool {
+    let open = std::fs::read_dir("/proc/self/fd").expect("this process");
+    let mut files = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    files.any(|file| file == path)
+}
+
+#[test]
 fn a6_what_was_acknowledged_outlives_a_killed_writer() {
     if let Some(directory) = child_directory() {
         let lock = Lock::acquire(&directory.join("lock"), "apply", at(0)).expect("free");

@@ -141,9 +141,9 @@ fn a7_a_lock_that_a_killed_writers_child_still_has_is_waited_for() {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).expect("free");
         file.write_all(&holder).expect("written");
         // As a child is between its start and that of its own program.
-        let _child = Command::new("cat").stdout(file).spawn().expect("started");
+        let mut child = Command::new("cat").stdout(file).spawn().expect("started");
         writeln!(stdout(), "@locked").expect("written");
-        std::thread::park();
+        let _ = child.wait();
         return;
     }
     let project = Project::new();

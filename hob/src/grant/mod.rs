@@ -138,7 +138,12 @@ impl Grants {
                     contents.offered_here.remove(&service);
                     let given = contents.grants.iter().map(|row| &row.grant);
                     let given = given.filter(|grant| grant.service == service);
-                    return Ok(given.map(Grant::generation).collect());
+                    let given: Vec<_> = given.map(Grant::generation).collect();
+                    // At once with the offer: a hob that dies now has none of them when it is back.
+                    for generation in &given {
+                        contents.revoke(generation, Span::Alone);
+                    }
+                    return Ok(given);
                 }
                 Some(spec) => {
                     contents.offers.insert(service.clone(), spec);
@@ -149,10 +154,11 @@ impl Grants {
         });
         let said = |error: Broken| error.to_string();
         let given: Vec<Generation> = written.await.map_err(|error| said(error.into()))??;
-        for generation in given {
-            self.revoke(generation, Span::Alone).await.map_err(said)?;
-        }
-        Ok(())
+        // One that cannot be cut must not keep the others in use.
+        let given = given.into_iter();
+        let revoked = given.map(|generation| self.revoke(generation, Span::Alone));
+        let revoked = futures_util::future::join_all(revoked).await;
+        revoked.into_iter().collect::<Result<(), _>>().map_err(said)
     }
 
     /// Asks a service whether it answers its protocol.

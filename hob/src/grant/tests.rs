@@ -94,6 +94,36 @@ async fn s4_a_revocation_is_on_disk_before_it_cuts_and_cuts_before_it_is_acknowl
 }
 
 #[tokio::test]
+async fn s4_what_is_withdrawn_ends_at_once_for_all_who_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let grants = offering(&layout);
+    let offered_here =
+        |contents: &mut crate::store::Contents| contents.offered_here.insert("orders".into());
+    grants.store.update(offered_here).unwrap();
+    let (first, _) = made(&grants, 1).await;
+    let (second, _) = made(&grants, 2).await;
+    let places = [&first, &second].map(|it| grants.enter(it).unwrap());
+    let withdrawing = grants.offer_here("orders".into(), None);
+    tokio::pin!(withdrawing);
+    let mut marked = [&first, &second].map(|it| it.revoked.subscribe());
+    let [one, other] = &mut marked;
+    let both = async {
+        let _ = one.wait_for(|revoked| *revoked).await;
+        let read = std::fs::read(layout.hob().join("state.json")).unwrap();
+        let on_disk: serde_json::Value = serde_json::from_slice(&read).unwrap();
+        assert_eq!(on_disk["revoked"]["binding.db"], 2, "with the offer");
+        let _ = other.wait_for(|revoked| *revoked).await;
+    };
+    tokio::select! {
+        marked = timeout(PATIENCE, both) => marked.expect("one waits for the other"),
+        _ = &mut withdrawing => panic!("acknowledged while a stream is open"),
+    }
+    drop(places);
+    withdrawing.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_disk_that_fails_does_not_keep_a_stream_open() {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(dir.path());

@@ -2,9 +2,10 @@
 //! elsewhere.
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use crate::account::{Account, serve_line};
-use crate::support::{Project, free_port};
+use crate::support::{Project, Run, free_port};
 
 #[test]
 fn a_machine_that_cannot_call_is_called() {
@@ -113,4 +114,21 @@ fn b9_a_claim_from_elsewhere_is_refused_where_that_is_required() {
     let said = "a call from 127.0.0.1 was refused, which is none of its addresses";
     assert!(failed.stderr.contains(said), "{failed:?}");
     account.project.gobs(&["destroy", "--auto-approve"]).ok();
+}
+
+#[test]
+fn more_machines_call_than_a_shell_allows_files() {
+    let project = Project::new("machine \"one\" {\n  count = 30\n  provider = dummy\n}");
+    let ours = project.command(&[]);
+    // Enough for the program itself, and not for a session of each machine.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -S -n 48; exec \"$0\" \"$@\""])
+        .arg(ours.get_program())
+        .args(["apply", "--auto-approve"])
+        .current_dir(project.path())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    Run::of(command).ok();
 }

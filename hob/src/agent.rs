@@ -613,9 +613,9 @@ async fn listen_on(
         .map_err(failed)
 }
 
-/// Lets the hob open as many files as it may: each stream takes two. Returns the limit before,
-/// which its programs get.
-fn raise_files_max() -> Option<u64> {
+/// Lets this process open as many files as it may: in a hob each stream takes two, in the boss each
+/// hob one. Returns the limit before, where it was lower: a hob's programs get that.
+pub fn raise_files_max() -> Option<u64> {
     let before = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: before.maximum,

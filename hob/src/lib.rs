@@ -42,6 +42,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use crate::agent::raise_files_max;
+
 use crate::layout::{Layout, MachineError};
 use crate::local::Question;
 use crate::protocol::{ServiceKind, ServiceSpec};

@@ -219,6 +219,8 @@ impl Boss {
     /// When another process runs it, or an address or the socket cannot be had.
     pub async fn start(store: BossStore, options: BossOptions) -> Result<Self, BossError> {
         let socket = status::bind(&options.socket).await?;
+        // It may have more hobs to dial than a shell lets it open files.
+        let _ = hob::raise_files_max();
         let identity = Identity::from_seed(&*store.seed()?);
         let kept = store.port()?;
         let listen = listen_address(&options.listen, kept).await?;

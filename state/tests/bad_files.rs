@@ -332,7 +332,11 @@ fn a_directory_that_cannot_be_written_can_be_read_and_says_so_to_writers() {
     };
     // Root may write anything, so where this test is root, the child is nobody.
     let program = project.path("test");
-    fs::copy(std::env::current_exe().expect("this binary"), &program).expect("copied");
+    // By a process of its own: children of other tests would have it open to write for a moment.
+    let mut copy = std::process::Command::new("cp");
+    copy.arg(std::env::current_exe().expect("this binary"))
+        .arg(&program);
+    assert!(copy.status().expect("started").success());
     fs::remove_file(project.path("lock")).expect("removed");
     allow(program.clone(), 0o755);
     allow(project.state(), 0o444);

@@ -109,7 +109,7 @@ pub enum Event {
 pub struct Summary {
     /// What was done.
     pub counts: Counts,
-    /// Bindings that could not be revoked yet: the exporter is away.
+    /// Bindings that could not be revoked yet: a hob is away, or something is left at a server.
     pub revoke_pending: usize,
     /// Steps that failed.
     pub failed: usize,

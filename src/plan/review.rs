@@ -438,8 +438,9 @@ impl<'a> Review<'a> {
                 let what = format!("is made from a grant of {} that is not there", via.binding);
                 self.find(step, &what);
             }
+            // The one that makes it waits for the one that ends it, where both are there.
             let steps = self.steps.get(&via.binding).cloned().unwrap_or_default();
-            if steps.iter().any(|it| !step.after.contains(&it.id)) {
+            if steps.last().is_some_and(|it| !step.after.contains(&it.id)) {
                 self.find(step, &format!("does not wait for {}", via.binding));
             }
         }

@@ -10,6 +10,12 @@ use super::{edit, render, settles};
 /// Single machines, and one block with `count` after them.
 const SINGLE: usize = 4;
 
+/// Bindings that a project may have.
+const BINDINGS: usize = 4;
+
+/// What they are called: some come before what they are made from, and some after it.
+const LABELS: [&str; BINDINGS] = ["b1", "b3", "b0", "b2"];
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Size,
@@ -34,6 +40,8 @@ struct Binding {
     declared: bool,
     from: usize,
     service: usize,
+    /// The binding that it is made from, if that is there and is one.
+    parent: Option<usize>,
     to: usize,
     name: u8,
     connections: u8,
@@ -75,12 +83,14 @@ fn machine() -> impl Strategy<Value = Machine> {
 
 fn binding() -> impl Strategy<Value = Binding> {
     let needs = prop::option::weighted(0.2, 0..SINGLE);
-    let ends = (0..SINGLE, 0..2usize, 0..=SINGLE);
+    let parent = prop::option::weighted(0.5, 0..BINDINGS);
+    let ends = (0..SINGLE, 0..2usize, parent, 0..=SINGLE);
     (prop::bool::weighted(0.8), ends, 0..3u8, 0..2u8, needs).prop_map(
-        |(declared, (from, service, to), name, connections, needs)| Binding {
+        |(declared, (from, service, parent, to), name, connections, needs)| Binding {
             declared,
             from,
             service,
+            parent,
             to,
             name,
             connections,
@@ -91,7 +101,7 @@ fn binding() -> impl Strategy<Value = Binding> {
 
 fn project() -> impl Strategy<Value = Project> {
     let machines = prop::collection::vec(machine(), SINGLE);
-    let bindings = prop::collection::vec(binding(), 4);
+    let bindings = prop::collection::vec(binding(), BINDINGS);
     (
         machines,
         bindings,
@@ -158,27 +168,40 @@ impl Project {
             "machine \"many\" {{\n  count = {count}\n  provider = {provider}\n}}"
         );
         let mut names = std::collections::BTreeSet::new();
+        // The machines that serve those that others can be made from.
+        let mut parents = std::collections::BTreeMap::new();
         for (at, it) in self.bindings.iter().enumerate() {
-            let exported =
-                self.machines[it.from].declared && self.machines[it.from].services[it.service];
+            let parent = it.parent.and_then(|it| Some((it, *parents.get(&it)?)));
+            let root = parent.map_or(it.from, |(_, root)| root);
+            let exported = self.machines[root].declared
+                && (parent.is_some() || self.machines[root].services[it.service]);
             let many = it.to == SINGLE;
             let imported = many || self.machines[it.to].declared;
             let alone = names.insert((it.to, it.name));
-            let itself = it.from == it.to;
+            let itself = root == it.to;
             if !(it.declared && exported && imported && alone) || itself {
                 continue;
             }
-            let (from, service) = (it.from, it.service);
+            let from = match parent {
+                Some((parent, _)) => format!("binding.{}", LABELS[parent]),
+                None => format!("machine.m{root}.service.s{}", it.service),
+            };
+            if !many {
+                parents.insert(at, root);
+            }
+            let _ = writeln!(
+                out,
+                "binding \"{}\" {{\n  from = {from}\n  as = \"n{}\"",
+                LABELS[at], it.name
+            );
             let connections = match it.needs.filter(|on| self.machines[*on].declared) {
                 Some(on) => format!("length(machine.m{on}.id)"),
                 None => (it.connections + 1).to_string(),
             };
-            let _ = writeln!(
-                out,
-                "binding \"b{at}\" {{\n  from = machine.m{from}.service.s{service}\n  \
-                 as = \"n{}\"\n  attenuate {{ connections_max = {connections} }}",
-                it.name
-            );
+            // What is made from another one has what that has.
+            if parent.is_none() {
+                let _ = writeln!(out, "  attenuate {{ connections_max = {connections} }}");
+            }
             let to = match many {
                 true => "machine.many[count.index]".to_owned(),
                 false => format!("machine.m{}", it.to),
@@ -199,6 +222,7 @@ proptest! {
     fn whatever_was_left_the_next_apply_settles_it(
         projects in prop::collection::vec((project(), 0..40usize, any::<bool>()), 1..4),
         gone in prop::option::of(0..SINGLE),
+        pending in prop::collection::btree_set(prop::sample::select(&LABELS[..]), 0..BINDINGS),
     ) {
         let mut world = World::default();
         let last = projects.len() - 1;
@@ -212,6 +236,12 @@ proptest! {
                 let address = format!("machine.m{gone}");
                 if world.snapshot.rows.contains_key(&address.parse().expect("an address")) {
                     edit(&mut world, &format!("gone {address}"));
+                }
+            }
+            for label in pending.iter().filter(|_| at == last) {
+                let address = format!("binding.{label}");
+                if world.snapshot.rows.contains_key(&address.parse().expect("an address")) {
+                    edit(&mut world, &format!("revoke-pending {address}"));
                 }
             }
             let plan = world.plan(&config).map_err(wrong)?;

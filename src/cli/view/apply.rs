@@ -148,8 +148,8 @@ pub fn summary(summary: &Summary, destroy: bool) -> String {
     }
     if summary.revoke_pending > 0 {
         out += &format!(
-            "Bindings whose revocation is pending, since their exporter is away: {}. The next \
-             apply tries again.\n",
+            "Bindings whose revocation is pending, as told above: {}. The next apply tries \
+             again.\n",
             summary.revoke_pending
         );
     }
@@ -532,8 +532,7 @@ Stopping: nothing more is started, 2 steps still run. Ctrl-C again leaves at onc
             [
                 "Apply is not complete. Resources: 1 added, 0 changed, 0 destroyed.",
                 "1 step failed.",
-                "Bindings whose revocation is pending, since their exporter is away: 1. The next \
-                 apply tries again.",
+                "Bindings whose revocation is pending, as told above: 1. The next apply tries again.",
                 "22 steps were not started:",
                 "  - machine.web[0]",
             ]

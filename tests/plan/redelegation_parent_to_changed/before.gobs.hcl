@@ -1,0 +1,1 @@
+# with redelegation.gobs.hcl
